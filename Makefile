@@ -1,0 +1,30 @@
+# normlab: `make help` lists the targets
+PYTHON ?= python3
+VENV := .venv
+NORMLAB := $(VENV)/bin/normlab
+
+.PHONY: help setup train test check clean
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/installed  ## make the environment in .venv (versions pinned in constraints.txt)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "normlab needs Python 3.11 or newer; PYTHON=python3.12 make setup picks another")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: setup  ## train the default: norm=sn batch=8x2 on the embedded digits
+	$(NORMLAB) train norm=sn batch=8x2
+
+test: setup  ## run the tests
+	$(VENV)/bin/python -m pytest -n 2
+
+check: setup  ## lint and type check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:  ## remove the environment and caches (runs stay)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,23 @@
+"""What a user did wrong, said in one line. The command line prints it and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Input that cannot work. The message names the value, what is allowed and the nearest valid name."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`did you mean 'sn'?`, or the list of valid names when none is near."""
+    names = sorted(str(v) for v in valid)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"allowed: {shown}" if names else "nothing is allowed here"
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
+    """The error for a name that is not among the valid ones."""
+    return UserError(f"{what} '{name}' does not exist; {nearest(name, valid)}")

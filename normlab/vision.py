@@ -1,0 +1,37 @@
+"""The one place that imports torchvision and timm: `from normlab.vision import timm, torchvision`.
+
+torchvision's wheel holds operators compiled against one build of torch (CUDA or CPU). Beside the other build they do
+not load, and `import torchvision` then fails on fake kernels of two detection operators that nobody here calls.
+Declaring those two lets the rest of torchvision, and timm on top of it, work with any build of torch.
+"""
+
+import torch
+
+_DETECTION_OPERATORS = ("nms", "qnms")
+
+
+def _declare_missing_operators() -> torch.library.Library | None:
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        raise ImportError("torchvision is not installed")
+    for binary in Path(spec.origin).parent.glob("_C*.so"):
+        try:
+            torch.ops.load_library(str(binary))
+            return None
+        except OSError:
+            pass
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in _DETECTION_OPERATORS:
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+_operators = _declare_missing_operators()  # operators live as long as their library object
+
+import timm  # noqa: E402
+import torchvision  # noqa: E402
+
+__all__ = ["timm", "torchvision"]
