@@ -1,0 +1,87 @@
+"""Augmentation: the papers' recipes as torchvision transforms, and the randomness of one sample.
+
+torchvision is imported by the recipes and not by the module: the digits need none of it and start faster.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+# The ResNet recipe: crops of 8% to 100% of the area, sides in ratio 3:4 to 4:3; evaluation on the central 224 of 256.
+CROP_AREA = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CENTER_SHARE = 224 / 256
+
+
+@contextmanager
+def sample_rng(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """Inside, torch's CPU random numbers are a function of the triple alone; afterwards they go on as before.
+
+    Every transform of torchvision's v2 draws from them, so it becomes a function of the triple too, whatever the
+    worker, the order or the device.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(
+            mix_seed(seed, epoch, index)
+        )  # torch.manual_seed would reseed the GPUs as well
+        yield
+
+
+def pad_crop_flip(padding: int, size: int) -> torch.nn.Module:
+    """Zero padding on each side, a random size x size crop of the result, a random flip (seed 004, Sec. 4.1)."""
+    v2 = _transforms()
+    return v2.Compose([v2.RandomCrop(size, padding=padding), v2.RandomHorizontalFlip()])
+
+
+def resized_crop_flip(size: int) -> torch.nn.Module:
+    """The ResNet recipe for training: a random part of the image, resized to size x size, and a random flip.
+
+    It is what seeds 000 to 003 refer to and seed 004, Sec. 4.4 spells out.
+    """
+    v2 = _transforms()
+    crop = v2.RandomResizedCrop(size, scale=CROP_AREA, ratio=CROP_RATIO, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+
+def resize_center_crop(size: int) -> torch.nn.Module:
+    """The ResNet recipe for evaluation: the shorter side to 256/224 of size, then the central size x size pixels."""
+    v2 = _transforms()
+    return v2.Compose([v2.Resize(round(size / CENTER_SHARE), antialias=True), v2.CenterCrop(size)])
+
+
+def resize(size: int) -> torch.nn.Module:
+    """Bilinear resizing to size x size, both sides; an image of that size stays as it is."""
+    return _transforms().Resize((size, size), antialias=True)
+
+
+def normalize(mean: Sequence[float], std: Sequence[float]) -> torch.nn.Module:
+    """PIL image or uint8 (C, H, W) to float32 (C, H, W): scaled to [0, 1], minus mean, over std, per channel."""
+    v2 = _transforms()
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return v2.Compose([*to_float, v2.Normalize(list(mean), list(std)), v2.ToPureTensor()])
+
+
+def chain(*steps: torch.nn.Module) -> torch.nn.Module:
+    """The steps one after the other."""
+    return _transforms().Compose(list(steps))
+
+
+def random_shift(image_CHW: Tensor, pixels: int, background: float) -> Tensor:
+    """The image moved by up to `pixels` in each direction; what comes into view is `background`."""
+    _, height, width = image_CHW.shape
+    padded_CHW = pad(image_CHW, (pixels,) * 4, value=background)
+    top, left = torch.randint(2 * pixels + 1, (2,)).tolist()
+    return padded_CHW[:, top : top + height, left : left + width]
+
+
+def _transforms() -> ModuleType:
+    import normlab.vision  # noqa: F401, it makes torchvision importable
+
+    # isort: split
+    from torchvision.transforms import v2
+
+    return v2

@@ -1,0 +1,60 @@
+"""`normlab data prepare NAME` and `normlab data verify NAME`: the dataset's own class does the work."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from normlab.config import choices, conf_dir
+from normlab.errors import UserError, unknown
+
+
+def prepare(name: str, root: Path | None = None) -> str:
+    """Make a dataset ready: download it, or unpack the archives that the user put into root.
+
+    Args:
+        name: of a file in conf/data.
+        root: folder of this dataset; by default the one of its configuration.
+
+    Returns:
+        One line that says what there is. Data that can be read already are left as they are.
+
+    Raises:
+        UserError: no such dataset, no network, or archives are missing or damaged; says what to put where.
+    """
+    dataset, folder = _locate(name, root)
+    if folder is None:
+        return f"{name}: {_sizes(dataset)}, nothing to prepare"
+    try:
+        sizes = _sizes(dataset, root=str(folder))
+    except UserError:
+        dataset.prepare(folder)
+        sizes = _sizes(dataset, root=str(folder))
+    return f"{name}: {sizes} in {folder}"
+
+
+def verify(name: str, root: Path | None = None) -> list[str]:
+    """What is wrong with a dataset on disk, one line each; empty when all is well.
+
+    Looks at the layout, the counts of classes and images, the labels, and decodes every file.
+
+    Raises:
+        UserError: no such dataset.
+    """
+    dataset, folder = _locate(name, root)
+    return [] if folder is None else dataset.verify(folder)
+
+
+def _locate(name: str, root: Path | None) -> tuple[Any, Path | None]:
+    """The class of a dataset, and its folder unless the data come with the program."""
+    if name not in choices("data"):
+        raise unknown("dataset", name, choices("data"))
+    config = OmegaConf.load(conf_dir() / "data" / f"{name}.yaml")
+    dataset, default = get_class(OmegaConf.select(config, "_target_")), OmegaConf.select(config, "root")
+    return dataset, None if default is None else Path(root or default)
+
+
+def _sizes(dataset: Any, **options: str) -> str:
+    train, val = (len(dataset(split, 0, **options)) for split in ("train", "val"))
+    return f"{train} training and {val} validation images"

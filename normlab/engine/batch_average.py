@@ -1,0 +1,129 @@
+"""Batch average: the statistics that batch scopes use in evaluation, measured after training (seed 001, Sec. 2.1).
+
+All parameters frozen, training minibatches of the per-replica size pass through the network in training mode; each
+layer's batch means and variances are averaged. G replicas at a time, as in training, so that synchronized scopes see
+what they saw there.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from normlab.engine import devices
+from normlab.engine.loader import batches
+from normlab.engine.session import Session
+from normlab.norm.layer import Normalizer
+from normlab.replicas import Pass, passes, set_replicas
+from normlab.seeding import mix_seed
+from normlab.tasks.task import Batch
+
+State = dict[str, Tensor]  # buffer name in the model -> statistic
+
+
+class _Average:
+    """Mean of the batch means and of the batch variances of one scope, and the scatter of the means, in float64.
+
+    Batches join by Chan's rule: nothing is subtracted from a sum of squares.
+    """
+
+    def __init__(self) -> None:
+        self.count: float = 0
+        self.mean_W: Tensor | float = 0.0
+        self.var_W: Tensor | float = 0.0
+        self.scatter_W: Tensor | float = 0.0  # mean over batches of (batch mean - mean)^2
+
+    def add(self, count: float, mean_W: Tensor, var_W: Tensor, scatter_W: Tensor) -> None:
+        share = count / (self.count + count)
+        delta_W = mean_W - self.mean_W
+        self.scatter_W = (1 - share) * self.scatter_W + share * scatter_W + share * (1 - share) * delta_W**2
+        self.mean_W = self.mean_W + share * delta_W
+        self.var_W = self.var_W + share * (var_W - self.var_W)
+        self.count += count
+
+    def add_rows(self, mean_RW: Tensor, var_RW: Tensor) -> None:
+        mean_RW, var_RW = mean_RW.double(), var_RW.double()
+        self.add(len(mean_RW), mean_RW.mean(0), var_RW.mean(0), mean_RW.var(0, correction=0))
+
+    def join_ranks(self) -> None:
+        """Ranks measure equally many batches; join them in the order of their ranks."""
+        _, size = devices.rank_and_size()
+        if size == 1:
+            return
+        own = torch.stack([torch.as_tensor(t) for t in (self.mean_W, self.var_W, self.scatter_W)])
+        everyone = [torch.empty_like(own) for _ in range(size)]
+        dist.all_gather(everyone, own)
+        count, self.count = self.count, 0
+        for mean_W, var_W, scatter_W in everyone:
+            self.add(count, mean_W, var_W, scatter_W)
+
+
+@torch.no_grad()
+def estimate(
+    model: nn.Module, passes: Iterable[Any], forward: Callable[[Any], object], variance: str = "mean"
+) -> State:
+    """Batch-average statistics of all layers, by the names of their buffers; the model is left as it was.
+
+    Args:
+        model: holds the layers.
+        passes: what there is to run.
+        forward: runs one of them through the model.
+        variance: "mean" of the batch variances (the paper), or "population": that of all samples together, which
+            adds the scatter of the batch means.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Normalizer) and m.stored_names()}
+    averages = {(name, scope): _Average() for name, m in layers.items() for scope, _ in m.stored_names().values()}
+    was_training = model.training
+    updates = {name: layer.update_in_forward for name, layer in layers.items()}
+    model.train()
+    for layer in layers.values():
+        layer.update_in_forward = False
+    try:
+        for one in passes:
+            forward(one)
+            for (name, scope), average in averages.items():
+                statistics = layers[name].batch_statistics[scope]
+                average.add_rows(statistics.mean_RW, statistics.var_RW)
+    finally:
+        model.train(was_training)
+        for name, layer in layers.items():
+            layer.update_in_forward = updates[name]
+    for average in averages.values():
+        average.join_ranks()
+    state = {}
+    for name, layer in layers.items():
+        for buffer, (scope, what) in layer.stored_names().items():
+            average = averages[name, scope]
+            value = average.mean_W if what == "mean" else average.var_W
+            if what == "var" and variance == "population":
+                value = average.var_W + average.scatter_W
+            own = layer.get_buffer(buffer)
+            state[f"{name}.{buffer}"] = torch.as_tensor(value).to(own.device, own.dtype)
+    return state
+
+
+def measure(session: Session) -> State:
+    """`estimate` by the config's settings on the task's training data, shared by all ranks.
+
+    Whole iterations of G x N samples are measured, at least one, in an order of their own.
+    """
+    task, model, config, share = session.experiment.task, session.experiment.model, session.config, session.share
+    length = len(task.dataset("train"))  # type: ignore[arg-type]
+    wanted = min(config.batch_average.num_samples or length, length)
+    iterations = max(1, wanted // (share.replicas * share.per_replica))
+    seed = mix_seed(config.seed, *b"batch average")
+
+    def trips() -> Iterator[Pass]:
+        return passes(share, seed, length, iterations, 0, iterations, config.batch_average.augment)
+
+    def forward(trip: tuple[Pass, Batch]) -> None:
+        current, batch = trip
+        set_replicas(model, len(current.replicas), current.seeds(seed))
+        with devices.autocast(config, session.device):
+            task.losses(model, batch, len(current.replicas))
+        session.progress("measuring statistics", current.iteration + current.last, iterations)
+
+    loaded = batches(task, "train", trips, share.per_replica, session.device, config.workers)
+    return estimate(model, loaded, forward, config.batch_average.variance)

@@ -1,0 +1,49 @@
+"""Where and how precisely a rank computes."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from normlab.config import Config
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def this_device() -> torch.device:
+    """The GPU of this rank if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Threads and determinism: on the CPU the same command gives the same numbers, bit for bit."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        torch.cuda.set_device(device)
+
+
+def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager:
+    """Mixed precision for the forward pass, or nothing in fp32."""
+    if config.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[config.precision])
+
+
+def rank_and_size() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,233 @@
+"""The training loop: updates from where the last checkpoint left off to the run's end."""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from normlab.config import Config
+from normlab.dynamics import ratios
+from normlab.engine import checkpoint, devices
+from normlab.engine.evaluate import evaluate
+from normlab.engine.loader import batches
+from normlab.engine.record import append_jsonl, cut_jsonl
+from normlab.engine.session import Session, Stop
+from normlab.errors import UserError
+from normlab.replicas import Pass, RunningStatistics, passes, set_replicas
+from normlab.schema import bind
+from normlab.tasks.task import Batch
+from normlab.tracker import Tracker
+
+
+class Length:
+    """How long a run is, counted in updates; an update is `accumulate` iterations of G x N samples."""
+
+    def __init__(self, config: Config, num_samples: int) -> None:
+        """Raises UserError if the training set is smaller than one update."""
+        self.accumulate = config.accumulate
+        self.per_epoch = num_samples // config.update_samples
+        if self.per_epoch == 0:
+            raise UserError(
+                f"batch={config.batch} accumulate={config.accumulate} needs {config.update_samples} samples an update, "
+                f"and the training set has {num_samples}"
+            )
+        self.total = config.iterations or max(1, round(config.epochs * self.per_epoch))
+
+    def epoch(self, updates: int) -> float:
+        """Epochs done after so many updates."""
+        return updates / self.per_epoch
+
+
+class Fit:
+    """Trains the session's model. `run` returns "finished", "diverged" or "interrupted"."""
+
+    def __init__(self, session: Session, tracker: Tracker) -> None:
+        self.session, self.tracker, self.config = session, tracker, session.config
+        task, model = session.experiment.task, session.experiment.model
+        self.length = Length(self.config, len(task.dataset("train")))  # type: ignore[arg-type]
+        self.optimizer = bind(self.config.optim)(model, self.config.update_samples)
+        self.base_lr = self.optimizer.param_groups[0]["lr"]
+        self.schedule = bind(self.config.schedule)
+        self.scaler = torch.amp.GradScaler(session.device.type, enabled=self.config.precision == "fp16")
+        self.statistics = RunningStatistics(model)
+        self.forward_model = self._wrapped(model)
+        self.updates = 0
+        self.seconds = 0.0
+        self.signal = 0
+        self.diverged_at: int | None = None  # the first update whose loss was not finite
+        self._sums: dict[str, Tensor] = {}  # losses and measures of the update under way, summed over replicas
+        self._pending: list[tuple[dict[str, Tensor], float]] = []  # and learning rates of updates not looked at yet
+        self._epoch_sums: dict[str, float] = {}
+
+    def _wrapped(self, model: nn.Module) -> nn.Module:
+        wrapped = torch.compile(model) if self.config.compile else model
+        if not dist.is_initialized():
+            return wrapped  # type: ignore[return-value]
+        # Buffers are no replica's own: RunningStatistics averages them over all.
+        return DistributedDataParallel(wrapped, broadcast_buffers=False)  # type: ignore[arg-type]
+
+    def run(self) -> str:
+        self._resume()
+        start = time.monotonic() - self.seconds
+        if self.updates == 0:
+            self._record_ratios()
+        with Stop() as stop:
+            for _ in self._train():
+                self.seconds = time.monotonic() - start
+                self.session.progress("training", self.updates, self.length.total)
+                self.signal = stop.requested(self.session.device)
+                ends = self.updates == self.length.total
+                epoch_ends = ends or self.updates % self.length.per_epoch == 0
+                if epoch_ends or self.signal or self.updates % self.config.log_every == 0:
+                    self._look_at_losses()
+                    if self.diverged_at is not None:
+                        return "diverged"
+                if self.config.ratios_every != "epoch" and self.updates % self.config.ratios_every == 0:
+                    self._record_ratios()
+                if epoch_ends:
+                    self._end_epoch()
+                if ends or self.signal or self._checkpoint_is_due():
+                    self._save()
+                if self.signal and not ends:
+                    return "interrupted"
+        return "finished"
+
+    # ---- updates ---------------------------------------------------------------------------------------------------
+
+    def _train(self) -> Iterator[None]:
+        """Run this rank's passes over all epochs to come; yields after each update."""
+        share, task, A = self.session.share, self.session.experiment.task, self.config.accumulate
+        num_samples = len(task.dataset("train"))  # type: ignore[arg-type]
+        first = self.updates * A
+
+        def trips() -> Iterator[Pass]:
+            return passes(share, self.config.seed, num_samples, self.length.per_epoch * A, first, self.length.total * A)
+
+        self.session.experiment.model.train()
+        self._set_learning_rate()
+        for trip, batch in batches(task, "train", trips, share.per_replica, self.session.device, self.config.workers):
+            completes_update = trip.last and (trip.iteration + 1) % A == 0
+            self._pass(trip, batch, completes_update)
+            if completes_update:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.optimizer.zero_grad()
+                self._pending.append((self._sums, self.optimizer.param_groups[0]["lr"]))
+                self._sums = {}
+                self.updates += 1
+                yield
+                self._set_learning_rate()
+
+    def _set_learning_rate(self) -> None:
+        factor = self.schedule(self.updates, self.length.total, self.length.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base_lr * factor
+
+    def _pass(self, trip: Pass, batch: Batch, completes_update: bool) -> None:
+        """Forward and backward of some replicas; gradients meet over ranks in the last pass of an update."""
+        seeds = trip.seeds(self.config.seed)
+        torch.manual_seed(seeds[0])  # for what draws from the global generator inside a model
+        set_replicas(self.session.experiment.model, len(trip.replicas), seeds)
+        alone = not completes_update and isinstance(self.forward_model, DistributedDataParallel)
+        with self.forward_model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            with devices.autocast(self.config, self.session.device):
+                outcome = self.session.experiment.task.losses(self.forward_model, batch, len(trip.replicas))
+            objective_R = torch.stack(list(outcome.losses.values())).sum(0)
+            # The mean over all replicas and iterations: ranks' gradients are averaged, not added.
+            share = self.session.share.ranks / (self.config.replicas * self.config.accumulate)
+            self.scaler.scale(objective_R.sum() * share).backward()
+        parts = outcome.losses if len(outcome.losses) > 1 else {}
+        for name, values_R in ({"loss": objective_R} | parts | outcome.measures).items():
+            total = values_R.detach().sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self.statistics.collect()
+        if trip.last:
+            self.statistics.advance()
+
+    # ---- records ---------------------------------------------------------------------------------------------------
+
+    def _look_at_losses(self) -> None:
+        """Join what was measured since the last look over the ranks, write a row an update, find divergence."""
+        names = list(self._pending[0][0])
+        sums = torch.stack([torch.stack([row[name].double() for name in names]) for row, _ in self._pending])
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        means = (sums / (self.config.replicas * self.config.accumulate)).tolist()
+        rows: list[dict[str, Any]] = []
+        first = self.updates - len(means) + 1
+        for step, values, (_, lr) in zip(itertools.count(first), means, self._pending, strict=False):
+            measured = dict(zip(names, values, strict=True)) | {"lr": lr}
+            rows.append({"step": step, "epoch": self.length.epoch(step)} | _prefixed("batch", measured))
+            if not math.isfinite(measured["loss"]):
+                self.diverged_at = step
+                break
+            for name, value in measured.items():
+                self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + value
+        self._pending = []
+        self._write(rows)
+
+    def _end_epoch(self) -> None:
+        in_epoch = self.updates % self.length.per_epoch or self.length.per_epoch
+        means = {name: total / in_epoch for name, total in self._epoch_sums.items()}
+        self._epoch_sums = {}
+        measured = _prefixed("train", means) | _prefixed("val", evaluate(self.session))
+        self._write([{"step": self.updates, "epoch": self.length.epoch(self.updates)} | measured])
+        if self.config.ratios_every == "epoch":
+            self._record_ratios()
+
+    def _record_ratios(self) -> None:
+        experiment = self.session.experiment
+        rows = ratios.snapshot(experiment.model, experiment.sites)
+        if self.session.is_first and ratios.switchable(rows):
+            moment = {"epoch": self.length.epoch(self.updates), "step": self.updates}
+            append_jsonl(self.session.folder.ratios, [moment | {"layers": rows}])
+            self.tracker.log(ratios.flatten(rows), self.updates)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        if self.session.is_first:
+            append_jsonl(self.session.folder.metrics, rows)
+            for row in rows:
+                self.tracker.log({k: v for k, v in row.items() if k != "step"}, row["step"])
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _checkpoint_is_due(self) -> bool:
+        return self.updates % (self.length.per_epoch * self.config.checkpoint_every) == 0
+
+    def _save(self) -> None:
+        if self.session.is_first:
+            state = {
+                "id": self.session.folder.run()["id"],
+                "updates": self.updates,
+                "seconds": self.seconds,
+                "epoch_sums": self._epoch_sums,
+                "model": self.session.experiment.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+            checkpoint.save(self.session.folder.last, state)
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, if there is one; records after it are written again."""
+        folder = self.session.folder
+        if folder.last.is_file():
+            state = checkpoint.load(folder.last, folder.run()["id"])
+            self.session.experiment.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.updates, self.seconds = state["updates"], state["seconds"]
+            self._epoch_sums = state["epoch_sums"]
+        if self.session.is_first:
+            for file in (folder.metrics, folder.ratios):
+                cut_jsonl(file, self.updates if self.updates else -1)
+
+
+def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}

@@ -1,0 +1,71 @@
+"""Batches of a rank, in the order of its passes, for training, estimation and evaluation."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from normlab.replicas import Pass
+from normlab.tasks.task import Batch, Task
+
+
+class _Collate:
+    """The samples of a pass, replica by replica -> one stacked batch, or one a replica where the task cannot stack."""
+
+    def __init__(self, task: Task, per_replica: int) -> None:
+        self.task, self.per_replica = task, per_replica
+
+    def __call__(self, samples: list[Any]) -> list[Batch]:
+        starts = range(0, len(samples), self.per_replica)
+        replicas = [self.task.collate(samples[start : start + self.per_replica]) for start in starts]
+        stacked = self.task.stack(replicas)
+        return replicas if stacked is None else [stacked]
+
+
+class _Keys:
+    """A batch sampler: the keys of the samples of each pass."""
+
+    def __init__(self, passes: Callable[[], Iterator[Pass]]) -> None:
+        self.passes = passes
+
+    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
+        return (current.keys for current in self.passes())
+
+
+def batches(
+    task: Task,
+    split: str,
+    passes: Callable[[], Iterator[Pass]],
+    per_replica: int,
+    device: torch.device,
+    workers: int = 0,
+) -> Iterator[tuple[Pass, Batch]]:
+    """Each pass with its batch on the device; `workers` processes load ahead (0: none).
+
+    What the task cannot stack comes as passes of one replica each. `passes` is called twice: the keys it gives run
+    ahead of the data.
+    """
+    loader = DataLoader(
+        task.dataset(split),
+        batch_sampler=_Keys(passes),  # type: ignore[arg-type]
+        collate_fn=_Collate(task, per_replica),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    for current, loaded in zip(passes(), loader, strict=True):
+        trips = [current] if len(loaded) == 1 else current.one_by_one()
+        for trip, batch in zip(trips, loaded, strict=True):
+            yield trip, to_device(batch, device)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors in nested lists, tuples and dicts."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

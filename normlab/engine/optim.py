@@ -1,0 +1,60 @@
+"""Optimizers: torch's, with the learning rate scaled to the samples of an update and decay on the chosen parameters."""
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from normlab.errors import UserError
+from normlab.norm.layer import Normalizer
+
+
+def sgd(
+    model: nn.Module,
+    update_samples: int,
+    *,
+    lr: float = 0.1,
+    lr_batch: int = 256,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    decay: Literal["all", "not_norm"] = "all",
+) -> torch.optim.Optimizer:
+    """SGD with momentum (seed 001, Sec. 4.1); the learning rate is lr * update_samples / lr_batch (seed 000)."""
+    groups = _groups(model, weight_decay, decay)
+    return torch.optim.SGD(groups, _scaled(lr, lr_batch, update_samples), momentum=momentum, nesterov=nesterov)
+
+
+def rmsprop(
+    model: nn.Module,
+    update_samples: int,
+    *,
+    lr: float = 0.01,
+    lr_batch: int = 256,
+    momentum: float = 0.9,
+    alpha: float = 0.9,
+    eps: float = 1.0,
+    weight_decay: float = 1e-4,
+    decay: Literal["all", "not_norm"] = "all",
+) -> torch.optim.Optimizer:
+    """RMSProp (seed 000, Sec. 4.1); alpha is the kept fraction of the squared gradient's average."""
+    groups = _groups(model, weight_decay, decay)
+    return torch.optim.RMSprop(groups, _scaled(lr, lr_batch, update_samples), alpha=alpha, eps=eps, momentum=momentum)
+
+
+def _scaled(lr: float, lr_batch: int, update_samples: int) -> float:
+    if lr <= 0 or lr_batch <= 0:
+        raise UserError(f"optim.lr={lr:g} optim.lr_batch={lr_batch}: expected numbers above 0")
+    return lr * update_samples / lr_batch
+
+
+def _groups(model: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:
+    """Parameter groups; `not_norm` exempts gamma, beta and the logits of the ratios."""
+    norms = {id(p) for m in model.modules() if isinstance(m, Normalizer) for p in m.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if decay == "all":
+        return [{"params": trained, "weight_decay": weight_decay}]
+    return [
+        {"params": [p for p in trained if id(p) not in norms], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in norms], "weight_decay": 0.0},
+    ]

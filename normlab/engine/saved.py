@@ -1,0 +1,46 @@
+"""Work on runs that are over: evaluate their weights again, measure their statistics again."""
+
+import dataclasses
+from typing import Any
+
+from normlab.config import BatchAverage
+from normlab.engine import checkpoint
+from normlab.engine.batch_average import measure
+from normlab.engine.evaluate import evaluate, statistics
+from normlab.engine.record import RunFolder, append_jsonl
+from normlab.engine.session import Session, open_session
+from normlab.errors import UserError
+from normlab.report.progress import progress_bar
+
+Metrics = dict[str, dict[str, float]]
+
+
+def _open(folder: RunFolder, progress: Any) -> Session:
+    if not folder.weights.is_file():
+        raise UserError(f"run {folder.path.name} has no weights: it is {folder.status()['status']}")
+    session = open_session(folder, progress)
+    session.experiment.model.load_state_dict(checkpoint.load_tensors(folder.weights))
+    return session
+
+
+def evaluate_run(folder: RunFolder, split: str) -> Metrics:
+    """Metrics of a run's weights on a split under the statistics that it saved: moving and batch average."""
+    if split not in ("train", "val"):
+        raise UserError(f"split={split}: expected train or val")
+    with progress_bar() as progress:
+        session = _open(folder, progress)
+        moving_average = evaluate(session, split)
+        with statistics(session.experiment.model, checkpoint.load_tensors(folder.batch_average)):
+            return {"moving_average": moving_average, "batch_average": evaluate(session, split)}
+
+
+def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:
+    """Metrics under batch averages measured anew by `settings`; adds them to the run's estimates.jsonl."""
+    with progress_bar() as progress:
+        session = _open(folder, progress)
+        session.config.batch_average = settings
+        with statistics(session.experiment.model, measure(session)):
+            metrics = evaluate(session)
+    append_jsonl(folder.path / "estimates.jsonl", [dataclasses.asdict(settings) | metrics])
+    label = f"{settings.samples} samples, {settings.variance} variance, augment={str(settings.augment).lower()}"
+    return {label: metrics}

@@ -1,0 +1,61 @@
+"""Learning-rate schedules: what an update's learning rate is multiplied with.
+
+All take the update's number (from 0), the number of updates of the run and of an epoch. Lengths are in `unit`:
+fractions of the run, epochs or iterations (updates). `warmup` rises linearly from 0 over its length.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+Unit = Literal["fraction", "epochs", "iterations"]
+
+
+def step(
+    update: int,
+    total: int,
+    per_epoch: int,
+    *,
+    milestones: Sequence[float] = (0.3, 0.6, 0.9),
+    factor: float = 0.1,
+    unit: Literal["fraction", "epochs", "iterations"] = "fraction",
+    warmup: float = 0.0,
+) -> float:
+    """Multiply with `factor` at each milestone."""
+    passed = sum(update >= round(_updates(m, unit, total, per_epoch)) for m in milestones)
+    return _warmup(update, _updates(warmup, unit, total, per_epoch)) * factor**passed
+
+
+def cosine(
+    update: int,
+    total: int,
+    per_epoch: int,
+    *,
+    unit: Literal["fraction", "epochs", "iterations"] = "fraction",
+    warmup: float = 0.0,
+) -> float:
+    """Half a cosine from 1 to 0, after the warm-up."""
+    start = _updates(warmup, unit, total, per_epoch)
+    done = max(0.0, update - start) / max(1.0, total - start)
+    return _warmup(update, start) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def poly(
+    update: int,
+    total: int,
+    per_epoch: int,
+    *,
+    power: float = 0.9,
+    unit: Literal["fraction", "epochs", "iterations"] = "fraction",
+    warmup: float = 0.0,
+) -> float:
+    """(1 - done)^power; seed 003 leaves the power open, 0.9 is DeepLab's."""
+    return _warmup(update, _updates(warmup, unit, total, per_epoch)) * (1 - update / total) ** power
+
+
+def _updates(length: float, unit: Unit, total: int, per_epoch: int) -> float:
+    return length * {"fraction": total, "epochs": per_epoch, "iterations": 1}[unit]
+
+
+def _warmup(update: int, length: float) -> float:
+    return min(1.0, (update + 1) / length) if length > 0 else 1.0

@@ -1,0 +1,70 @@
+"""What one process holds while it works on a run: the config, its share of the replicas, the model on its device."""
+
+import signal
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from normlab.config import Config
+from normlab.engine import devices
+from normlab.engine.build import Experiment, build
+from normlab.engine.record import RunFolder
+from normlab.replicas import Share
+from normlab.report.progress import Progress, silent
+
+
+@dataclass
+class Session:
+    config: Config
+    folder: RunFolder
+    experiment: Experiment
+    device: torch.device
+    share: Share
+    progress: Progress
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes the records."""
+        return self.share.rank == 0
+
+
+def open_session(folder: RunFolder, progress: Progress = silent) -> Session:
+    """Build the run's experiment on this rank's device. Raises UserError on what only building can tell."""
+    config, device = folder.config(), devices.this_device()
+    devices.prepare(config, device)
+    experiment = build(config)
+    devices.place(experiment.model, config, device)
+    rank, ranks = devices.rank_and_size()
+    share = Share(config.replicas, config.per_replica, rank, ranks, config.replicas_per_pass)
+    return Session(config, folder, experiment, device, share, progress)
+
+
+class Stop:
+    """Set by SIGTERM or SIGINT (Ctrl-C): finish the update, save, and go. A second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> "Stop":
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._previous:
+            signal.signal(number, self._set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _set(self, number: int, _frame: object) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def requested(self, device: torch.device) -> int:
+        """The signal that any rank got, on all ranks alike; 0: none."""
+        if dist.is_initialized():
+            flag = torch.tensor(self.signal, device=device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            return int(flag)
+        return self.signal

@@ -1,0 +1,127 @@
+"""The life of a run on one rank: build, fit, measure statistics, evaluate under each estimator, draw, summarize."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from normlab.dynamics import ratios
+from normlab.engine import checkpoint, devices
+from normlab.engine.batch_average import measure
+from normlab.engine.evaluate import evaluate, statistics
+from normlab.engine.fit import Fit
+from normlab.engine.record import RunFolder, read_jsonl, write_json
+from normlab.engine.session import Session, open_session
+from normlab.replicas import normalizers
+from normlab.report import figures
+from normlab.report.progress import Progress, silent
+from normlab.schema import bind
+from normlab.tracker import NoTracker, Tracker
+
+
+def train(folder: RunFolder, progress: Progress = silent) -> str:
+    """Run or resume a run on this rank; returns its status, and leaves its records in the folder.
+
+    Raises UserError on what only building can tell; on any error status.json says failed, and why.
+    """
+    try:
+        session = open_session(folder, progress)
+        tracker = _tracker(session)
+        fit = Fit(session, tracker)
+        if session.is_first:
+            folder.set_status("running", updates=fit.length.total)
+        status = fit.run()
+        if status == "interrupted":
+            if session.is_first:
+                folder.set_status(status, updates=fit.updates, signal=fit.signal)
+                tracker.finish({"status": status})
+        else:
+            _conclude(session, fit, status, tracker)
+    except BaseException as error:
+        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        folder.set_status(ended, error=" ".join(str(error).split()) or type(error).__name__)
+        raise
+    return status
+
+
+def _conclude(session: Session, fit: Fit, status: str, tracker: Tracker) -> None:
+    start = time.monotonic()
+    metrics = {} if status == "diverged" else evaluate_estimators(session)
+    if session.is_first:
+        seconds = fit.seconds + time.monotonic() - start
+        summary = summarize(session, status, metrics) | {
+            "updates": fit.updates,
+            "diverged_at": fit.diverged_at,
+            "seconds": round(seconds, 2),
+        }
+        write_json(session.folder.summary_file, summary)
+        for path in draw(session.folder):
+            tracker.image(f"figures/{path.stem}", path, fit.updates)
+        tracker.finish(summary)
+        session.folder.set_status(status, updates=fit.updates)
+
+
+def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
+    """Metrics under each estimator of the statistics, from one set of weights; saves weights and statistics.
+
+    Where no layer stores statistics (LN, GN, IN) there is nothing to estimate, and both are the same.
+    """
+    model, folder = session.experiment.model, session.folder
+    moving_average = evaluate(session)
+    state = measure(session) if any(layer.stored_names() for layer in normalizers(model)) else {}
+    if session.is_first:
+        checkpoint.save_tensors(folder.weights, model.state_dict())
+        checkpoint.save_tensors(folder.batch_average, state)
+    with statistics(model, state):
+        return {"moving_average": moving_average, "batch_average": evaluate(session) if state else moving_average}
+
+
+def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What summary.json says of a run, but for its length."""
+    config, experiment, record = session.config, session.experiment, session.folder.run()
+    layers = normalizers(experiment.model)
+    estimator = config.estimator
+    if estimator == "paper":  # seed 001, Sec. 2.1 for SN; the others keep the moving average of their papers
+        mixes_batches = any(layer.is_switchable and layer.stored_names() for layer in layers)
+        estimator = "batch_average" if mixes_batches else "moving_average"
+    rows = ratios.snapshot(experiment.model, experiment.sites)
+    return {
+        "id": record["id"],
+        "name": record["name"],
+        "status": status,
+        **{group: config.choices[group] for group in ("norm", "weight", "model", "data", "task")},
+        **{key: getattr(config, key) for key in ("batch", "accumulate", "epochs", "iterations", "seed", "precision")},
+        "headline": {"metric": experiment.task.headline, "estimator": estimator}
+        | ({"value": metrics[estimator][experiment.task.headline]} if metrics else {"value": None}),
+        "metrics": metrics,
+        "ratios": ratios.average(rows) if ratios.switchable(rows) else None,
+        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "norm_layers": len(layers),
+        "not_used_of_init": experiment.unused,
+        "devices": session.share.ranks,
+        "device": devices.describe(session.device),
+        "versions": record["versions"],
+        "commit": record["commit"],
+    }
+
+
+def draw(folder: RunFolder) -> list[Path]:
+    """The figures of a run, from its records: training curves, and ratios where there are any."""
+    drawn = []
+    epochs = [row for row in read_jsonl(folder.metrics) if any(key.startswith("val/") for key in row)]
+    if epochs:
+        drawn.append(folder.path / "training.png")
+        figures.save(figures.training_figure(epochs), drawn[-1])
+    moments = read_jsonl(folder.ratios)
+    if moments:
+        drawn.append(folder.path / "ratios.png")
+        figures.save(figures.ratio_figure(moments), drawn[-1])
+    return drawn
+
+
+def _tracker(session: Session) -> Tracker:
+    folder, settings = session.folder, session.config.tracker
+    record = folder.run()
+    arguments = (folder.path, record["id"], record["name"], session.config.to_dict())
+    if settings is None or not session.is_first:
+        return NoTracker(*arguments)
+    return bind(settings)(*arguments)

@@ -1,0 +1,99 @@
+"""Any classifier of timm or torchvision, by name, for any image shape it can take."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normlab.errors import UserError
+from normlab.models.classifier import find_classifier
+from normlab.models.names import check_model_name
+
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+def timm_model(shape: tuple[int, int, int], num_classes: int, *, name: str, pretrained: bool = False) -> nn.Module:
+    """A timm classifier for images of shape (C, H, W). Untrained, all its gammas are 1.
+
+    Some of timm's networks would start the last gamma of each block at 0: a trick that the papers train without
+    (seed 000, Sec. 3; seed 001, Sec. 4.1).
+
+    Raises UserError if timm has no such name, the network cannot take the shape, or weights cannot be fetched.
+    """
+    check_model_name("timm", name)
+    from normlab.vision import timm
+
+    def build() -> nn.Module:
+        options: dict[str, Any] = {"in_chans": shape[0], "num_classes": num_classes, "pretrained": pretrained}
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is not None and cfg.fixed_input_size:
+            options["img_size"] = shape[1:]
+        model = timm.create_model(name, **options)
+        if not pretrained:
+            _start_gammas_at_one(model)
+        return model
+
+    return _checked(build, name, shape)
+
+
+def torchvision_model(
+    shape: tuple[int, int, int], num_classes: int, *, name: str, pretrained: bool = False
+) -> nn.Module:
+    """A torchvision classifier for images of shape (C, H, W), without auxiliary heads.
+
+    Where C is not 3 its first convolution is adapted as timm does: one channel stands for three equal ones.
+
+    Raises UserError if torchvision has no such name, the network cannot take the shape, or weights cannot be fetched.
+    """
+    check_model_name("torchvision", name)
+    from normlab.vision import torchvision
+
+    def build() -> nn.Module:
+        options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
+        if name in _WITH_AUXILIARY_HEADS:
+            options["aux_logits"] = False
+            if not pretrained:
+                options["init_weights"] = True  # the default, which warns where it is left unsaid
+        model = torchvision.models.get_model(name, **options)
+        if pretrained:
+            _renew_classifier(model, num_classes)
+        _adapt_first_convolution(model, shape[0])
+        return model
+
+    return _checked(build, name, shape)
+
+
+def _start_gammas_at_one(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, (_BatchNorm, nn.GroupNorm)) and module.affine:
+            nn.init.ones_(module.weight)
+
+
+def _renew_classifier(model: nn.Module, num_classes: int) -> None:
+    """A new last layer, unless the trained one has as many classes already."""
+    name = find_classifier(model)
+    trained = model.get_submodule(name)
+    if isinstance(trained, nn.Linear) and trained.out_features != num_classes:
+        model.set_submodule(name, nn.Linear(trained.in_features, num_classes))
+
+
+def _adapt_first_convolution(model: nn.Module, channels: int) -> None:
+    from normlab.vision import timm
+
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.in_channels = channels
+    first.weight = nn.Parameter(timm.models.adapt_input_conv(channels, first.weight.detach()))
+
+
+def _checked(build: Callable[[], nn.Module], name: str, shape: tuple[int, int, int]) -> nn.Module:
+    """The built model, in training mode, once it has classified a blank image."""
+    try:
+        model = build()
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *shape))
+    except (OSError, RuntimeError, ValueError, AssertionError, IndexError) as error:
+        size, reason = "x".join(map(str, shape)), str(error).partition("\n")[0]
+        raise UserError(f"model '{name}' cannot be built for images of {size} (C x H x W): {reason}") from error
+    return model.train()

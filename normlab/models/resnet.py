@@ -1,0 +1,133 @@
+"""Residual networks for small images, built with torch's batch norm like every model here (`convert` swaps it).
+
+Modules carry torchvision's names: conv1, bn1, layer1.0.conv1, layer1.0.downsample, ..., fc.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from normlab.errors import UserError
+
+Shortcut = Literal["projection", "pad"]
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al. 2016, Sec. 4.1: every stride-th pixel, new channels zero. No parameters, no norm."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
+        return nn.functional.pad(x_NCHW, (0, 0, 0, 0, 0, self.new_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, Fig. 2)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = (
+                nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+                if shortcut == "projection"
+                else PadShortcut(channels - in_channels, stride)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(residual + (x if self.downsample is None else self.downsample(x)))
+
+
+class SmallResNet(nn.Module):
+    """A 3x3 stem at full resolution and three stages of basic blocks; stages 2 and 3 halve the resolution.
+
+    (N, C, H, W) -> logits (N, num_classes). Convolutions start from He's normal, by fan-out.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, widths: Sequence[int], blocks: int, shortcut: Shortcut
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+
+        def stage(in_width: int, width: int, stride: int) -> nn.Sequential:
+            first = BasicBlock(in_width, width, stride, shortcut)
+            return nn.Sequential(first, *(BasicBlock(width, width, 1, shortcut) for _ in range(blocks - 1)))
+
+        self.layer1 = stage(widths[0], widths[0], stride=1)
+        self.layer2 = stage(widths[0], widths[1], stride=2)
+        self.layer3 = stage(widths[1], widths[2], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                _init_conv(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def _init_conv(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def digits_resnet(shape: tuple[int, int, int], num_classes: int, *, width: int = 16) -> nn.Module:
+    """The default network: one basic block per stage, of `width`, 2 and 4 times `width` channels, projections.
+
+    For images of 8 x 8 pixels; 9 norm layers. shape is (C, H, W) of an image.
+    """
+    return SmallResNet(shape[0], num_classes, (width, 2 * width, 4 * width), blocks=1, shortcut="projection")
+
+
+def resnet_cifar(
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    depth: int = 20,
+    shortcut: Literal["projection", "pad"] = "pad",
+) -> nn.Module:
+    """The CIFAR network of He et al. 2016, Sec. 4.2: 6n + 2 layers, widths 16, 32, 64.
+
+    shape is (C, H, W) of an image. Raises UserError if depth is not 6n + 2.
+    """
+    if depth < 8 or depth % 6 != 2:
+        raise UserError(
+            f"model.depth={depth} is not 6n + 2; allowed: 8, 14, 20, 32, 44, 56, 110, ..., nearest: "
+            f"{max(8, 6 * round((depth - 2) / 6) + 2)}"
+        )
+    return SmallResNet(shape[0], num_classes, (16, 32, 64), blocks=(depth - 2) // 6, shortcut=shortcut)
+
+
+def resnet_small(shape: tuple[int, int, int], num_classes: int, *, depth: Literal[18, 34, 50] = 18) -> nn.Module:
+    """torchvision's ResNet for small images: its stem becomes a 3x3 convolution of stride 1 without max-pooling.
+
+    shape is (C, H, W) of an image. Raises UserError for another depth.
+    """
+    from normlab.vision import torchvision
+
+    builders = {18: torchvision.models.resnet18, 34: torchvision.models.resnet34, 50: torchvision.models.resnet50}
+    if depth not in builders:
+        raise UserError(
+            f"model.depth={depth} does not exist; allowed: 18, 34, 50, "
+            f"nearest: {min(builders, key=lambda valid: abs(valid - depth))}"
+        )
+    model = builders[depth](num_classes=num_classes)
+    model.conv1 = nn.Conv2d(shape[0], model.conv1.out_channels, 3, padding=1, bias=False)
+    _init_conv(model.conv1)
+    model.maxpool = nn.Identity()
+    return model

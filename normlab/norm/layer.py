@@ -1,0 +1,287 @@
+"""The one layer: a normalizer declared by the scopes of its mean and of its variance, and how several are mixed.
+
+    Normalizer(64, mean=["bn"], var=["bn"])                           BN
+    Normalizer(64, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])   SN, seed 001 Eq. 3
+    Normalizer(64, mean=["bn"], var=["en"], groups=1)                 HN, seed 004 Eq. 5
+
+    y = weight * (x - sum_k ratio_k mean_k) / sqrt(sum_k ratio'_k var_k + eps) + bias
+
+Shapes: rows R*N (R virtual replicas of N samples, replica by replica), C channels, L positions; S scopes; W values of
+a scope's compact statistics (see scopes.py).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from normlab.errors import UserError
+from normlab.norm.pooling import num_ranks, spread, statistics
+from normlab.norm.primitives import accumulation_dtype, affine, moments
+from normlab.norm.scopes import Scope, check_declaration
+
+
+class BatchStatistics(NamedTuple):
+    """What one training pass measured in a batch scope: one row a replica (a single row when synchronized)."""
+
+    mean_RW: Tensor
+    var_RW: Tensor  # biased
+    size: int  # values in each pixel set
+
+
+class ScopeError(UserError, ValueError):
+    """A scope that holds a single value cannot give a statistic."""
+
+
+class Normalizer(nn.Module):
+    """Normalize (N, C), (N, C, L), (N, C, H, W) or (N, C, T, H, W) input; output of the same shape and dtype.
+
+    Args:
+        num_channels: C.
+        mean: scopes that give the mean: in, ln, bn, gn, en; a number sets the groups of gn and en, as in "gn16".
+        var: scopes that give the variance.
+        groups: groups of a bare gn or en (fitted to C, see scopes.fit_groups).
+        tied: one set of ratios for mean and variance (SNtied, seed 000); needs the same scopes in both.
+        mix: mix variances (seed 001, Eq. 3) or standard deviations (seed 000, Eq. 1).
+        ratio_groups: channel groups that have ratios of their own (group SN, seed 002, Sec. 3.2).
+        hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, seed 002).
+        sync: batch scopes pool over all replicas and ranks (SyncBN, SyncSN).
+        frozen: stored statistics, weight and bias are constants, in training too.
+        eps: added to the variance.
+        momentum: weight of the new value in the moving average, as in torch; None averages all steps equally.
+        affine: learn weight (gamma) and bias (beta), from 1 and 0.
+
+    Raises:
+        UserError: unknown scope, or a combination that has no meaning.
+        ScopeError: in forward, if all scopes of the mean or of the variance hold one value (1x1 maps under IN).
+        ValueError: in forward, if the rows are no multiple of `replicas`.
+
+    Attributes:
+        replicas: virtual replicas stacked in the rows of a training pass.
+        update_in_forward: advance the running statistics in each training pass, as torch does. Off, the caller does
+            it once a step from `batch_statistics`.
+        batch_statistics: scope name -> BatchStatistics of the last training pass.
+        mean_scopes, var_scopes: the scopes' names, as declared.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        mean: Sequence[str],
+        var: Sequence[str],
+        groups: int = 32,
+        tied: bool = False,
+        mix: Literal["var", "std"] = "var",
+        ratio_groups: int = 1,
+        hard: bool = False,
+        sync: bool = False,
+        frozen: bool = False,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        check_declaration(mean, var, groups, tied)
+        if mix not in ("var", "std"):
+            raise UserError(f"norm.mix={mix} does not exist; allowed: var, std")
+        if ratio_groups < 1 or num_channels % ratio_groups:
+            raise UserError(f"norm.ratio_groups={ratio_groups} does not divide a layer of {num_channels} channels")
+        self.num_channels = num_channels
+        self.mean_scopes, self.var_scopes = list(mean), list(var)
+        self._scopes = {name: Scope.parse(name, groups, num_channels) for name in (*mean, *var)}
+        self._batch_scopes = [s for s in self._scopes.values() if s.across_samples]
+        self.tied, self.mix, self.ratio_groups, self.hard = tied, mix, ratio_groups, hard
+        self.sync, self.frozen, self.eps, self.momentum = sync, frozen, eps, momentum
+        self.replicas = 1
+        self.update_in_forward = True
+        self.batch_statistics: dict[str, BatchStatistics] = {}
+
+        self.weight = nn.Parameter(torch.ones(num_channels), requires_grad=not frozen) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_channels), requires_grad=not frozen) if affine else None
+        self.mean_logits = self._new_logits(self.mean_scopes)
+        self.var_logits = None if tied else self._new_logits(self.var_scopes)
+        for scope in self._batch_scopes:
+            if scope.name in mean:
+                self.register_buffer(_buffer("mean", scope), torch.zeros(scope.width(num_channels)))
+            if scope.name in var:
+                self.register_buffer(_buffer("var", scope), torch.ones(scope.width(num_channels)))
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if self._batch_scopes else None)
+
+    def _new_logits(self, scopes: list[str]) -> nn.Parameter | None:
+        """Logits of 1, so all ratios start at 1/S (seed 001, Sec. 4.1); (S,), or (ratio_groups, S) for group SN."""
+        if len(scopes) == 1:
+            return None
+        shape = (len(scopes),) if self.ratio_groups == 1 else (self.ratio_groups, len(scopes))
+        return nn.Parameter(torch.ones(shape), requires_grad=not (self.hard or self.frozen))
+
+    @property
+    def is_switchable(self) -> bool:
+        """Whether it learns ratios."""
+        return len(self.mean_scopes) > 1 or len(self.var_scopes) > 1
+
+    def ratios(self) -> tuple[Tensor, Tensor]:
+        """Importance ratios of mean and variance, (S,) each, or (ratio_groups, S): softmax, or one-hot if hard."""
+        mean = self._ratio(self.mean_logits)
+        return mean, mean if self.tied else self._ratio(self.var_logits)
+
+    def _ratio(self, logits: Tensor | None) -> Tensor:
+        if logits is None:
+            return torch.ones(1)
+        if self.hard:
+            return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return logits.softmax(-1)
+
+    # ---- forward -----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != self.num_channels:
+            raise ValueError(f"expected (N, {self.num_channels}, ...), got {tuple(x.shape)}")
+        if x.numel() == 0:
+            return x.clone()
+        return self._normalize(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 2 else self._normalize(x)
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        measures_batch = self.training and not self.frozen
+        rows, C = x.shape[:2]
+        R = self.replicas if measures_batch else 1
+        if rows % R:
+            raise ValueError(f"{rows} rows cannot be {R} replicas of equal size")
+        N, num_positions = rows // R, math.prod(x.shape[2:])
+        self._refuse_single_values(N, num_positions, measures_batch)
+
+        stored = {} if measures_batch else self._stored_statistics(accumulation_dtype(x))
+        pooled, anchor_RNC = dict(stored), None
+        if len(stored) < len(self._scopes):
+            mean_RNC, var_RNC = (t_NC.view(R, N, C) for t_NC in moments(x))
+            anchor_RNC = mean_RNC.detach()
+            for name, scope in self._scopes.items():
+                if name not in stored:
+                    pooled[name] = statistics(scope, mean_RNC, var_RNC, self.sync)
+        mean_RNC, rstd_RNC = self._correct(*self._mix(pooled))
+        if anchor_RNC is None:
+            anchor_RNC = mean_RNC
+
+        scale_RNC = rstd_RNC if self.weight is None else rstd_RNC * self.weight
+        shift_RNC = (anchor_RNC - mean_RNC) * scale_RNC
+        if self.bias is not None:
+            shift_RNC = shift_RNC + self.bias
+        if measures_batch:
+            self._observe(pooled, N, num_positions)
+        to_rows = lambda t: t.expand(R, N, C).reshape(rows, C)  # noqa: E731
+        return affine(x, to_rows(anchor_RNC), to_rows(scale_RNC), to_rows(shift_RNC))
+
+    def _mix(self, pooled: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The mixed mean and 1 / standard deviation, both broadcastable to (R, N, C)."""
+        mean_ratio, var_ratio = self.ratios()
+        means = [spread(pooled[name][0], self.num_channels) for name in self.mean_scopes]
+        variances = [spread(pooled[name][1], self.num_channels) for name in self.var_scopes]
+        mean_RNC = self._weighted_sum(means, mean_ratio)
+        if self.mix == "var":
+            return mean_RNC, torch.rsqrt(self._weighted_sum(variances, var_ratio) + self.eps)
+        deviations = [torch.sqrt(variance + self.eps) for variance in variances]
+        return mean_RNC, 1 / self._weighted_sum(deviations, var_ratio)
+
+    def _weighted_sum(self, terms: list[Tensor], ratio: Tensor) -> Tensor:
+        if len(terms) == 1:
+            return terms[0]
+        if ratio.ndim == 2:  # group SN: a ratio per channel group -> per channel
+            ratio = ratio.repeat_interleave(self.num_channels // self.ratio_groups, dim=0)
+        total = ratio[..., 0] * terms[0]
+        for k, term in enumerate(terms[1:], start=1):
+            total = total + ratio[..., k] * term
+        return total
+
+    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor]:
+        """A place for methods that correct the statistics they normalize with (Batch Renormalization)."""
+        return mean_RNC, rstd_RNC
+
+    def _refuse_single_values(self, N: int, num_positions: int, measures_batch: bool) -> None:
+        """A pixel set of one value has no variance, and is its own mean: its scope alone erases the input."""
+        sizes = {
+            name: self._size(scope, N, num_positions)
+            for name, scope in self._scopes.items()
+            if measures_batch or not scope.across_samples
+        }
+        for what, names in (("mean", self.mean_scopes), ("variance", self.var_scopes)):
+            if all(sizes.get(name) == 1 for name in names):
+                raise ScopeError(
+                    f"scope '{'+'.join(names)}' cannot give the {what} of a layer of {self.num_channels} channels: "
+                    f"with {N} sample(s) a replica and {num_positions} position(s) each of its pixel sets holds one "
+                    "value; use a scope with more samples or channels (bn with a larger batch, ln, gn), or none here"
+                )
+
+    def _size(self, scope: Scope, N: int, num_positions: int) -> int:
+        joined = self.replicas * num_ranks() if self.sync and scope.across_samples else 1
+        return joined * scope.size(N, self.num_channels, num_positions)
+
+    # ---- statistics across samples -----------------------------------------------------------------------------
+
+    def _observe(self, pooled: dict[str, tuple[Tensor, Tensor]], N: int, num_positions: int) -> None:
+        for scope in self._batch_scopes:
+            mean, var = pooled[scope.name]
+            size = self._size(scope, N, num_positions)
+            self.batch_statistics[scope.name] = BatchStatistics(mean.detach()[:, 0], var.detach()[:, 0], size)
+        if self.update_in_forward and self._batch_scopes:
+            self.update_running(
+                {
+                    name: BatchStatistics(s.mean_RW.mean(0), s.var_RW.mean(0), s.size)
+                    for name, s in self.batch_statistics.items()
+                }
+            )
+
+    @torch.no_grad()
+    def update_running(self, batch: Mapping[str, BatchStatistics]) -> None:
+        """Advance the moving averages by one step: scope name -> statistics (W,), already averaged over replicas.
+
+        As in torch, the running variance takes the unbiased estimate.
+        """
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        for scope in self._batch_scopes:
+            mean_W, var_W, size = batch[scope.name]
+            for buffer, new in (("mean", mean_W), ("var", var_W * (size / max(size - 1, 1)))):
+                running = self._buffers.get(_buffer(buffer, scope))
+                if running is not None:
+                    running.lerp_(new.to(running.dtype), weight)
+
+    def stored_names(self) -> dict[str, tuple[str, str]]:
+        """Buffer name -> (scope name, "mean" or "var"): what evaluation uses in place of batch statistics."""
+        return {
+            _buffer(what, scope): (scope.name, what)
+            for scope in self._batch_scopes
+            for what in ("mean", "var")
+            if _buffer(what, scope) in self._buffers
+        }
+
+    def _stored_statistics(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+        """As Scope.statistics gives them, (1, 1, W); a half that no list asks for is left empty."""
+        absent = torch.empty(0)
+        stored = {}
+        for scope in self._batch_scopes:
+            pair = (self._buffers.get(_buffer(what, scope)) for what in ("mean", "var"))
+            mean, var = (absent if t_W is None else t_W.to(dtype).view(1, 1, -1) for t_W in pair)
+            stored[scope.name] = (mean, var)
+        return stored
+
+    def extra_repr(self) -> str:
+        groups = {s.name: s.groups for s in self._scopes.values() if s.kind in ("gn", "en")}
+        flags = [name for name in ("tied", "hard", "sync", "frozen") if getattr(self, name)]
+        parts = [
+            str(self.num_channels),
+            f"mean={'+'.join(self.mean_scopes)}",
+            f"var={'+'.join(self.var_scopes)}",
+        ]
+        return ", ".join(parts + [f"groups={groups}"] * bool(groups) + flags)
+
+
+def _buffer(what: str, scope: Scope) -> str:
+    """bn keeps torch's names (running_mean, running_var); en adds its own (running_var_en32)."""
+    return f"running_{what}" if scope.name == "bn" else f"running_{what}_{scope.name}"

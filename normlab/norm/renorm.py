@@ -1,0 +1,58 @@
+"""Batch Renormalization (Ioffe 2017), compared with SN in seed 001, Sec. 4.1 (r_max 1.5, d_max 0.5)."""
+
+import torch
+from torch import Tensor
+
+from normlab.errors import UserError
+from normlab.norm.layer import Normalizer
+
+
+class BatchRenorm(Normalizer):
+    """BN whose training output is corrected towards the running statistics, within bounds:
+
+        y = weight * ((x - mean) / std * r + d) + bias
+        r = clip(std / running_std, 1/r_max, r_max),  d = clip((mean - running_mean) / running_std, -d_max, d_max)
+
+    r and d are constants in the backward pass. Shapes, errors and attributes are those of Normalizer.
+
+    Args:
+        num_channels: C.
+        r_max: bound of the ratio of standard deviations, at least 1.
+        d_max: bound of the shift of the mean, at least 0.
+        warmup: steps of plain BN at the start, while the running statistics settle.
+        eps, momentum, affine: as in Normalizer.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        r_max: float = 1.5,
+        d_max: float = 0.5,
+        warmup: int = 0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+    ) -> None:
+        super().__init__(num_channels, mean=["bn"], var=["bn"], eps=eps, momentum=momentum, affine=affine)
+        if r_max < 1:
+            raise UserError(f"norm.r_max={r_max} is below 1; allowed: 1 (plain BN) or more")
+        if d_max < 0:
+            raise UserError(f"norm.d_max={d_max} is negative; allowed: 0 or more")
+        self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
+
+    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training or (self.num_batches_tracked is not None and self.num_batches_tracked < self.warmup):
+            return mean_RNC, rstd_RNC
+        with torch.no_grad():
+            running_rstd_C = torch.rsqrt(self.running_var.to(rstd_RNC.dtype) + self.eps)
+            r = (running_rstd_C / rstd_RNC).clamp(1 / self.r_max, self.r_max)
+            d = ((mean_RNC - self.running_mean) * running_rstd_C).clamp(-self.d_max, self.d_max)
+        corrected_rstd_RNC = rstd_RNC * r
+        return mean_RNC - d / corrected_rstd_RNC, corrected_rstd_RNC
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"

@@ -1,0 +1,80 @@
+"""Scopes: the pixel sets that statistics are taken over. Declarations only, no tensors (pooling.py has those).
+
+| scope   | pools over                                | across samples | the papers' name |
+|---------|-------------------------------------------|----------------|------------------|
+| in      | nothing                                   | no             | IN               |
+| ln      | all channels of a sample                  | no             | LN               |
+| gn, gnG | the channels of one of G groups           | no             | GN               |
+| bn      | the samples of a replica                  | yes            | BN               |
+| en, enG | samples of a replica, channels of a group | yes            | EN, EN_Gn        |
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from normlab.errors import UserError
+
+KINDS = ("in", "ln", "bn", "gn", "en")
+
+
+def fit_groups(groups: int, num_channels: int) -> int:
+    """The largest number of equal groups, at most `groups`, that leaves two channels or more in each.
+
+    A group of one channel would turn GN into IN and EN into BN. On the papers' networks, of 64 channels and more,
+    32 groups stay 32.
+    """
+    return max((g for g in range(1, min(groups, num_channels // 2) + 1) if num_channels % g == 0), default=1)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One pixel set. `name` is as declared ("gn", "en32"); `groups` is what fits the layer's channels."""
+
+    name: str
+    kind: str
+    groups: int
+
+    @classmethod
+    def parse(cls, name: str, groups: int, num_channels: int) -> "Scope":
+        """`groups` serves a bare "gn" or "en". Raises UserError on a name that is no scope."""
+        match = re.fullmatch(r"(in|ln|bn|gn|en)([1-9]\d*)?", name)
+        if match is None or (match[2] and match[1] not in ("gn", "en")):
+            raise UserError(
+                f"scope '{name}' does not exist; allowed: {', '.join(KINDS)}, and gn or en with a number of groups, "
+                "as in gn16"
+            )
+        kind = match[1]
+        wanted = int(match[2]) if match[2] else groups
+        return cls(name, kind, fit_groups(wanted, num_channels) if kind in ("gn", "en") else 1)
+
+    @property
+    def across_samples(self) -> bool:
+        return self.kind in ("bn", "en")
+
+    def width(self, num_channels: int) -> int:
+        """Statistics that a row holds: C (in, bn), 1 (ln) or the number of groups (gn, en)."""
+        return num_channels if self.kind in ("in", "bn") else self.groups
+
+    def size(self, num_samples: int, num_channels: int, num_positions: int) -> int:
+        """Values in one pixel set, of a replica of `num_samples`."""
+        samples = num_samples if self.across_samples else 1
+        return samples * num_positions * (num_channels // self.width(num_channels))
+
+
+def check_declaration(mean: Sequence[str], var: Sequence[str], groups: int = 1, tied: bool = False) -> None:
+    """Refuse (UserError) what no number of channels could make a normalizer of."""
+    for what, names in (("mean", mean), ("var", var)):
+        listed = f"norm.{what}=[{','.join(names)}]"
+        if not names:
+            raise UserError(f"{listed} names no scope; allowed: {', '.join(KINDS)}")
+        if len(set(names)) < len(names):
+            raise UserError(f"{listed} names a scope twice; allowed: each scope once")
+        for name in names:
+            Scope.parse(name, 1, 1)
+    if groups < 1:
+        raise UserError(f"norm.groups={groups} is no number of groups; allowed: 1 or more")
+    if tied and list(mean) != list(var):
+        raise UserError(
+            f"norm.tied=true needs the same scopes in norm.mean=[{','.join(mean)}] and norm.var=[{','.join(var)}]"
+        )

@@ -1,0 +1,41 @@
+"""The outcome of a run on the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from normlab.engine.record import RunFolder
+
+ESTIMATORS = {"moving_average": "moving average", "batch_average": "batch average"}
+
+
+def print_summary(folder: RunFolder) -> None:
+    """A run's accuracy under each estimator, its ratios, and where its records are."""
+    console = Console()
+    if not folder.summary_file.is_file():
+        status = folder.status()
+        console.print(f"{folder.path.name}: {status['status']} {status.get('error', '')}".rstrip())
+        return
+    summary = folder.summary()
+    settings = " ".join(f"{key}={summary[key]}" for key in ("norm", "weight", "model", "data", "batch", "seed"))
+    console.print(f"{summary['status']} after {summary['updates']} updates, {summary['seconds']:.0f} s: {settings}")
+    if summary["status"] == "diverged":
+        console.print(f"The loss was not finite at update {summary['diverged_at']}.")
+    if summary["metrics"]:
+        print_metrics("validation", summary["metrics"], headline=summary["headline"]["estimator"])
+    if summary["ratios"]:
+        for moment, ratios in summary["ratios"].items():
+            shares = "  ".join(f"{scope} {ratio:.3f}" for scope, ratio in ratios.items())
+            console.print(f"ratios of the {moment:<4} (mean over layers):  {shares}")
+    console.print(f"records: {folder.path}", soft_wrap=True)
+    for figure in sorted(folder.path.glob("*.png")):
+        console.print(f"figure:  {figure}", soft_wrap=True)
+
+
+def print_metrics(title: str, metrics: dict[str, dict[str, float]], headline: str | None = None) -> None:
+    """A row an estimator, a column a metric; the headline's row is bold."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    table = Table("statistics", *names, title=title, title_justify="left")
+    for estimator, values in metrics.items():
+        cells = [f"{values[name]:.2f}" for name in names]
+        table.add_row(ESTIMATORS.get(estimator, estimator), *cells, style="bold" if estimator == headline else None)
+    Console().print(table)

@@ -1,0 +1,201 @@
+"""The schema of a config group is the signature of its `_target_`: positional parameters come from the engine,
+keyword-only ones are the configuration.
+
+Signatures are read from the source with `ast`, so that a config is checked before torch is imported. Top-level settings
+are checked the same way against a dataclass (config.Config).
+"""
+
+import ast
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from normlab.errors import UserError, nearest, unknown
+
+_REQUIRED = object()
+_ANNOTATIONS: dict[str, Any] = {
+    "__builtins__": {},
+    **{t.__name__: t for t in (bool, int, float, str, list, dict, tuple)},
+    **{"Any": Any, "Literal": Literal, "Mapping": Mapping, "Sequence": Sequence, "None": None},
+}
+
+
+class Parameter(NamedTuple):
+    hint: Any
+    default: Any = _REQUIRED
+
+
+@cache
+def signature(target: str) -> dict[str, Parameter]:
+    """Keyword-only parameters of a class or function named by its real path ("package.module.name").
+
+    Raises UserError if there is no such module or name.
+    """
+    module, _, name = target.rpartition(".")
+    tree = ast.parse(_source(module, target))
+    definitions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    if name not in definitions:
+        raise unknown(f"_target_={target}:", name, definitions)
+    found = definitions[name]
+    if isinstance(found, ast.ClassDef):
+        inside = {n.name: n for n in found.body if isinstance(n, ast.FunctionDef)}
+        if "__init__" not in inside:
+            return {}
+        found = inside["__init__"]
+    arguments = found.args
+    return {
+        argument.arg: Parameter(_hint(argument.annotation), _default(default))
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    }
+
+
+def parameters_of(settings: type) -> dict[str, Parameter]:
+    """Fields of a dataclass of settings; all required, since their values stand in conf/config.yaml."""
+    hints = typing.get_type_hints(settings)
+    return {field.name: Parameter(hints[field.name]) for field in dataclasses.fields(settings)}
+
+
+def _source(module: str, target: str) -> str:
+    """Source of a module; its packages are found without importing them (importing one may import torch)."""
+    top, *rest = module.split(".")
+    spec = find_spec(top) if top else None
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(root, *rest)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file.read_text(encoding="utf-8")
+    if spec and spec.origin and not rest:
+        return Path(spec.origin).read_text(encoding="utf-8")
+    raise UserError(f"_target_={target}: there is no module '{module}'")
+
+
+def _hint(annotation: ast.expr | None) -> Any:
+    return Any if annotation is None else eval(ast.unparse(annotation), dict(_ANNOTATIONS))
+
+
+def _default(node: ast.expr | None) -> Any:
+    return _REQUIRED if node is None else ast.literal_eval(node)
+
+
+def check_target(node: Any, path: str) -> dict[str, Any] | None:
+    """A group's node, checked against the signature of its `_target_` and with all defaults filled in.
+
+    `_target_: null` means nothing (None). Raises UserError in one line naming the key, the value and what is allowed.
+    """
+    if not isinstance(node, Mapping):
+        raise UserError(f"{path}={node}: expected settings with a _target_")
+    if "_target_" not in node:
+        raise UserError(f"{path}: no _target_ says what builds it")
+    settings = {key: value for key, value in node.items() if key != "_target_"}
+    target = node["_target_"]
+    if target is None:
+        if settings:
+            raise UserError(f"{path}.{next(iter(settings))}: '{path}' is none here and has no settings")
+        return None
+    return {"_target_": target} | check(settings, signature(target), path)
+
+
+def check(settings: Mapping[str, Any], parameters: Mapping[str, Parameter], path: str = "") -> dict[str, Any]:
+    """The settings in the order of the parameters, types coerced, defaults filled in. Raises UserError."""
+    prefix = f"{path}." if path else ""
+    for key in settings:
+        if key not in parameters:
+            raise UserError(f"{prefix}{key}: there is no such setting; {nearest(key, parameters)}")
+    checked = {}
+    for key, parameter in parameters.items():
+        value = settings.get(key, parameter.default)
+        if value is _REQUIRED:
+            raise UserError(f"{prefix}{key}: this setting has no default; expected {describe(parameter.hint)}")
+        if dataclasses.is_dataclass(parameter.hint) and isinstance(value, Mapping):
+            settings_class: Any = parameter.hint
+            checked[key] = settings_class(**check(value, parameters_of(settings_class), prefix + key))
+        else:
+            checked[key] = coerce(value, parameter.hint, prefix + key)
+    return checked
+
+
+def coerce(value: Any, hint: Any, path: str) -> Any:
+    """`value` as `hint` asks: an int for a float becomes one, a tuple a list. Raises UserError on a mismatch."""
+    try:
+        return _coerce(value, hint)
+    except TypeError:
+        shown = "null" if value is None else value
+        allowed = _choices(hint)
+        near = f" ({nearest(value, allowed)})" if allowed and isinstance(value, str) else ""
+        raise UserError(f"{path}={shown}: expected {describe(hint)}{near}") from None
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for choice in sorted(arguments, key=lambda t: t is str):  # a string accepts numbers, so it comes last
+            try:
+                return _coerce(value, choice)
+            except TypeError:
+                pass
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif hint in (None, type(None)):
+        if value is None:
+            return None
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is str:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+    elif origin is tuple and Ellipsis not in arguments:
+        if isinstance(value, list | tuple) and len(value) == len(arguments):
+            return [_coerce(v, t) for v, t in zip(value, arguments, strict=True)]
+    elif origin in (Sequence, list, tuple):
+        if isinstance(value, list | tuple):
+            return [_coerce(v, arguments[0]) for v in value]
+    elif origin in (Mapping, dict):
+        if isinstance(value, Mapping):
+            return {str(k): _coerce(v, arguments[1]) for k, v in value.items()}
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise TypeError
+
+
+def describe(hint: Any) -> str:
+    """A type in a user's words: "a whole number", "var or std"."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", type(None): "null"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return "settings with names"
+    if hint in words:
+        return words[hint]
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(t) for t in arguments)
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
+    if origin in (Sequence, list, tuple):
+        return f"a list, each {describe(arguments[0])}"
+    if origin in (Mapping, dict):
+        return "settings with names"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _choices(hint: Any) -> list[str]:
+    if typing.get_origin(hint) is Literal:
+        return [str(a) for a in typing.get_args(hint)]
+    return [choice for argument in typing.get_args(hint) for choice in _choices(argument)]
+
+
+def bind(node: Mapping[str, Any]) -> Any:
+    """The target of a checked node, imported, with its settings bound: call it with the positional arguments."""
+    module, _, name = node["_target_"].rpartition(".")
+    settings = {key: value for key, value in node.items() if key != "_target_"}
+    return partial(getattr(import_module(module), name), **settings)

@@ -1,0 +1,232 @@
+"""Conversion: which layers are swapped, what they keep, and that the models still work."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from normlab.models.library import timm_model, torchvision_model
+from normlab.norm.convert import NormAct, convert
+from normlab.norm.layer import Normalizer
+from normlab.norm.weight import weight_normalization, weight_standardization
+from normlab.vision import timm, torchvision
+
+BN = partial(Normalizer, mean=["bn"], var=["bn"])
+SN = partial(Normalizer, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])
+LN = partial(Normalizer, mean=["ln"], var=["ln"])
+HN = partial(Normalizer, mean=["bn"], var=["en"])
+
+# Library, name, norm layers, convolutions, counted by hand from the architectures.
+MODELS = [
+    (torchvision_model, "resnet18", 20, 20),  # 1 + 8 blocks x 2 + 3 shortcuts
+    (torchvision_model, "resnet50", 53, 53),  # 1 + 16 blocks x 3 + 4 shortcuts
+    (torchvision_model, "resnet101", 104, 104),  # 1 + 33 blocks x 3 + 4 shortcuts
+    (torchvision_model, "resnext50_32x4d", 53, 53),
+    (timm_model, "resnet18", 20, 20),
+    (timm_model, "resnet50", 53, 53),
+    (timm_model, "resnet101", 104, 104),
+    (timm_model, "resnext50_32x4d", 53, 53),
+    (timm_model, "mobilenetv2_035", 52, 52),  # 1 + 2 in the first block + 16 blocks x 3 + 1
+    (timm_model, "mobilenetv2_100", 52, 52),
+    (torchvision_model, "shufflenet_v2_x1_5", 56, 56),  # 1 + 3 units x 5 + 13 units x 3 + 1
+    (torchvision_model, "densenet121", 121, 120),  # 1 + 58 layers x 2 + 3 transitions + 1 behind the last block
+    (torchvision_model, "inception_v3", 94, 94),  # 5 + 3 x 7 + 4 + 4 x 10 + 6 + 2 x 9
+]
+
+
+def shape_of(name: str) -> tuple[int, int, int]:
+    return (3, 75, 75) if name == "inception_v3" else (3, 32, 32)
+
+
+@pytest.mark.parametrize("build,name,norms,convolutions", MODELS)
+def test_models_of_both_libraries(build, name, norms, convolutions):
+    torch.manual_seed(0)
+    model = build(shape_of(name), 10, name=name)
+    conversion = convert(model, SN, weight_standardization)
+
+    assert len(conversion.norms) == norms
+    assert len(conversion.weights) == convolutions
+    assert all(isinstance(model.get_submodule(name), Normalizer) for name in conversion.norms)
+    assert all(is_parametrized(model.get_submodule(name), "weight") for name in conversion.weights)
+    old = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+    assert not any(isinstance(module, old) for module in model.modules())
+
+    scores = model(torch.randn(2, *shape_of(name)))
+    scores.logsumexp(1).sum().backward()
+    assert scores.shape == (2, 10)
+    assert scores.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def scramble(model: nn.Module) -> None:
+    """Norm layers as after training: no gamma, beta or running statistic at its start value."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (module.bias, module.running_mean):
+                nn.init.normal_(tensor, std=0.1)
+
+
+@pytest.mark.parametrize("build,name", [(b, n) for b, n, *_ in MODELS if n not in ("resnet101", "resnet50")])
+def test_bn_to_bn_changes_nothing(build, name):
+    torch.manual_seed(0)
+    model = build(shape_of(name), 10, name=name).double()
+    scramble(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    converted = copy.deepcopy(model)
+    eps = next(m.eps for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    convert(converted, partial(BN, eps=eps))
+
+    x = torch.randn(3, *shape_of(name), dtype=torch.float64)
+    for mode in (False, True, False):  # the last one sees the statistics that the training pass left behind
+        with torch.no_grad():
+            torch.testing.assert_close(converted.train(mode)(x), model.train(mode)(x), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "layer,shape",
+    [
+        (nn.BatchNorm1d(6), (4, 6)),
+        (nn.BatchNorm1d(6), (4, 6, 5)),
+        (nn.BatchNorm2d(6), (4, 6, 3, 2)),
+        (nn.BatchNorm3d(6), (4, 6, 2, 3, 2)),
+        (nn.SyncBatchNorm(6), (4, 6, 3, 2)),
+        (nn.GroupNorm(3, 6), (4, 6, 3, 2)),
+        (nn.InstanceNorm1d(6, affine=True), (4, 6, 5)),
+        (nn.InstanceNorm2d(6), (4, 6, 3, 2)),
+        (nn.InstanceNorm3d(6), (4, 6, 2, 3, 2)),
+        (timm.layers.GroupNorm1(6), (4, 6, 3, 2)),
+    ],
+)
+def test_every_kind_of_layer(layer, shape):
+    model = nn.Sequential(layer)
+    assert convert(model, LN).norms == ["0"]
+    x = torch.randn(shape)
+    torch.testing.assert_close(model(x), nn.functional.group_norm(x, 1))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LayerNorm(6),
+        timm.layers.LayerNorm2d(6),
+        torchvision.ops.FrozenBatchNorm2d(6),
+        timm.layers.FrozenBatchNormAct2d(6),
+    ],
+)
+def test_layers_without_moments_to_choose_are_left_alone(layer):
+    model = nn.Sequential(layer)
+    assert convert(model, SN).norms == []
+    assert model[0] is layer
+
+
+def trained(layer: nn.Module) -> nn.Module:
+    layer(torch.randn(8, 6, 3, 3) * 2 + 1)
+    nn.init.uniform_(layer.weight)
+    nn.init.uniform_(layer.bias)
+    return layer
+
+
+def test_keeps_what_means_the_same():
+    old = trained(nn.BatchNorm2d(6))
+    model = nn.Sequential(old)
+    convert(model, SN)
+    for name, tensor in old.state_dict().items():
+        assert torch.equal(model[0].state_dict()[name], tensor), name
+
+
+def test_statistics_of_another_scope_start_afresh():
+    old = trained(nn.BatchNorm2d(6))
+    model = nn.Sequential(old)
+    convert(model, HN)  # the mean is still over samples, the variance over samples and channels
+    assert torch.equal(model[0].running_mean, old.running_mean)
+    assert not any(torch.equal(b, old.running_var) for b in model[0].buffers())
+    assert model[0].num_batches_tracked == 0
+
+    instance = trained(nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
+    model = nn.Sequential(instance)
+    convert(model, BN)
+    assert torch.equal(model[0].weight, instance.weight)
+    assert model[0].running_mean.eq(0).all() and model[0].running_var.eq(1).all()
+
+
+def test_keeps_dtype_mode_and_requires_grad():
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)).double()
+    model[0].eval()
+    model[0].weight.requires_grad_(False)
+    convert(model, SN)
+    first, second = model
+    assert first.weight.dtype == second.weight.dtype == first.running_var.dtype == torch.float64
+    assert (first.training, second.training) == (False, True)
+    assert (first.weight.requires_grad, first.bias.requires_grad) == (False, True)
+    convert(model := nn.Sequential(nn.BatchNorm2d(4)), partial(BN, frozen=True))
+    assert not model[0].weight.requires_grad
+
+
+def test_keeps_the_device():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.InstanceNorm2d(4))
+    convert(model, BN)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def test_a_shared_layer_stays_shared():
+    shared = nn.BatchNorm2d(4)
+    model = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared))
+    assert convert(model, SN).norms == ["0"]
+    assert model[0] is model[1][1]
+    assert isinstance(model[0], Normalizer)
+
+
+@pytest.mark.parametrize(
+    "fused",
+    [
+        lambda **kw: timm.layers.BatchNormAct2d(8, **kw),
+        lambda **kw: timm.layers.GroupNormAct(8, num_groups=2, **kw),
+        lambda **kw: timm.layers.convert_sync_batchnorm(timm.layers.BatchNormAct2d(8, **kw)),
+    ],
+)
+def test_the_activation_inside_a_fused_layer_stays(fused):
+    layer = fused(act_layer=nn.SiLU, drop_layer=partial(nn.Dropout, p=0.0))
+    model = nn.Sequential(layer)
+    assert convert(model, LN).norms == ["0.norm"]
+    assert model[0].act is layer.act and model[0].drop is layer.drop
+    x = torch.randn(3, 8, 4, 4)
+    torch.testing.assert_close(model(x), nn.functional.silu(nn.functional.group_norm(x, 1)))
+
+
+def test_none_removes_the_norms_and_keeps_activations():
+    model = nn.Sequential(nn.BatchNorm2d(4), timm.layers.BatchNormAct2d(4))
+    assert convert(model, None).norms == ["0", "1.norm"]
+    assert isinstance(model[0], nn.Identity) and isinstance(model[1], NormAct)
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(model(x), x.relu())
+
+
+def test_select_limits_both_swaps():
+    model = torchvision_model((3, 32, 32), 10, name="resnet18")
+    conversion = convert(model, SN, weight_normalization, select=lambda name: name.startswith("layer4.0.downsample"))
+    assert conversion.norms == ["layer4.0.downsample.1"]
+    assert conversion.weights == ["layer4.0.downsample.0"]
+    assert isinstance(model.bn1, nn.BatchNorm2d)
+
+
+def test_transposed_convolutions_and_linear_layers_keep_their_weights():
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Linear(4, 4), nn.Conv1d(4, 4, 3))
+    assert convert(model, None, weight_standardization).weights == ["2"]
+
+
+def test_state_dict_loads_into_the_same_conversion(tmp_path):
+    model, other = (torchvision_model((3, 32, 32), 10, name="resnet18") for _ in range(2))
+    for network in (model, other):
+        convert(network, SN, weight_standardization)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(x), other.eval()(x))

@@ -1,0 +1,190 @@
+"""W&B offline files are read back from their on-disk format: a LevelDB log of protobuf records."""
+
+import json
+import secrets
+import struct
+from pathlib import Path
+
+import pytest
+
+from normlab.tracker import NoTracker, WandB, _attempt_id
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    """No key of the developer's leaks into the tests."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-config"))
+
+
+def records(folder: Path):
+    """All records of the one .wandb file: a 7-byte header, then blocks of 32 KiB that hold chunks, each with a
+    checksum, a length and a type (1 whole, 2 first, 3 middle, 4 last)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("*.wandb")
+    data, position, payload, found = path.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        payload += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            found.append(Record.FromString(payload))
+            payload = b""
+    return found
+
+
+@pytest.fixture
+def run_id():
+    """Unlike any other test's: W&B's service, shared by the process, keeps ids whose start failed."""
+    return secrets.token_hex(4)
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What the tracker said so far, W&B's own log left out."""
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "normlab.tracker"]
+
+
+def key(item) -> str:
+    return item.key or "/".join(item.nested_key)
+
+
+def offline_folders(run: Path) -> list[Path]:
+    return sorted((run / "wandb").glob("offline-run-*"))
+
+
+@pytest.fixture
+def png(tmp_path):
+    from matplotlib.figure import Figure
+
+    path = tmp_path / "figure.png"
+    Figure().savefig(path)
+    return path
+
+
+def test_an_offline_run_holds_all_that_was_logged(tmp_path, run_id, png, capfd):
+    config = {"norm": {"name": "sn", "eps": 1e-5}, "batch": "8x2"}
+    tracker = WandB(tmp_path, run_id, "resnet-sn", config, tags=("digits",))
+    tracker.log({"train/loss": 1.5, "val/top1": 90.0}, step=10)
+    tracker.log({"train/loss": 0.5, "ratios_rf/mean/bn/<49": 0.25}, step=20)
+    tracker.image("ratios", png, step=20)
+    tracker.finish({"status": "finished", "top1": 98.5})
+
+    (folder,) = offline_folders(tmp_path)
+    found = records(folder)
+    (run,) = [r.run for r in found if r.HasField("run")]
+    assert (run.run_id, run.display_name, run.project, list(run.tags)) == (
+        run_id,
+        "resnet-sn",
+        "normlab",
+        ["digits"],
+    )
+    logged = {key(u): json.loads(u.value_json) for u in run.config.update}
+    assert logged["norm"] == {"name": "sn", "eps": 1e-5} and logged["batch"] == "8x2"
+
+    history = [{key(i): json.loads(i.value_json) for i in r.history.item} for r in found if r.HasField("history")]
+    steps = {row["_step"]: row for row in history}
+    assert steps[10]["train/loss"] == 1.5 and steps[10]["val/top1"] == 90.0
+    assert steps[20]["train/loss"] == 0.5 and steps[20]["ratios_rf/mean/bn/<49"] == 0.25
+    assert (folder / "files" / steps[20]["ratios/path"]).read_bytes() == png.read_bytes()
+
+    summary = {key(u): json.loads(u.value_json) for r in found for u in r.summary.update}
+    assert summary["top1"] == 98.5 and summary["status"] == "finished"
+    assert not list(folder.rglob("code/*"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_offline_attempts_do_not_share_an_id(tmp_path, run_id):
+    for loss in (2.0, 1.0):
+        tracker = WandB(tmp_path, run_id, "resnet-sn", {})
+        tracker.log({"train/loss": loss}, step=int(10 / loss))
+        tracker.finish({"status": "finished"})
+    runs = [next(r.run for r in records(folder) if r.HasField("run")) for folder in offline_folders(tmp_path)]
+    assert {(r.run_id, r.display_name, r.run_group) for r in runs} == {
+        (run_id, "resnet-sn", ""),
+        (f"{run_id}-2", "resnet-sn-2", run_id),
+    }
+
+
+@pytest.mark.parametrize(
+    ("earlier", "online", "offline"),
+    [
+        ([], "x-1", "x-1"),
+        (["offline-run-20250101_000000-x-1"], "x-1-2", "x-1-2"),
+        (["run-20250101_000000-x-1", "latest-run"], "x-1", "x-1-2"),
+        (["offline-run-20250101_000000-x-1", "run-20250102_000000-x-1-2"], "x-1-2", "x-1-3"),
+        (["run-20250101_000000-x-1", "offline-run-20250102_000000-x-1-2"], "x-1", "x-1-3"),
+    ],
+)
+def test_attempt_id(tmp_path, earlier, online, offline):
+    for name in earlier:
+        (tmp_path / name).mkdir()
+    assert _attempt_id(tmp_path, "x-1", offline=False) == online
+    assert _attempt_id(tmp_path, "x-1", offline=True) == offline
+
+
+@pytest.mark.parametrize("api_key", ["malformed", "0123456789" * 4])
+def test_what_cannot_start_online_is_kept_offline(tmp_path, run_id, monkeypatch, warnings, api_key):
+    monkeypatch.setenv("WANDB_API_KEY", api_key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setattr("normlab.tracker._INIT_SECONDS", 1.0)
+    tracker = WandB(tmp_path, run_id, "resnet-sn", {})
+    tracker.log({"train/loss": 1.5}, step=10)
+    tracker.finish({"status": "finished"})
+    (folder,) = offline_folders(tmp_path)
+    assert any(key(i) == "train/loss" for r in records(folder) for i in r.history.item)
+    (warning,) = warnings()
+    assert warning.startswith("W&B could not start, keeping its data offline: ")
+
+
+def test_a_broken_wandb_stops_nothing(tmp_path, run_id, monkeypatch, warnings, png):
+    import wandb
+
+    def broken(**_):
+        raise RuntimeError("the service is gone\nwith details")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    tracker = WandB(tmp_path, run_id, "resnet-sn", {})
+    tracker.log({"train/loss": 1.5}, step=10)
+    tracker.image("ratios", png, step=10)
+    tracker.finish({})
+    assert warnings()[-1] == "W&B could not start offline either, going on without: the service is gone"
+
+
+def test_a_failure_while_training_is_reported_once(tmp_path, run_id, monkeypatch, warnings):
+    tracker = WandB(tmp_path, run_id, "resnet-sn", {}, mode="offline")
+    run = tracker._run
+
+    def broken(*_, **__):
+        raise BrokenPipeError("no service")
+
+    monkeypatch.setattr(run, "log", broken)
+    tracker.log({"train/loss": 1.5}, step=1)
+    tracker.log({"train/loss": 1.5}, step=2)
+    tracker.finish({})
+    assert warnings() == ["W&B stopped, going on without: no service"]
+    run.finish()
+
+
+def test_wandb_mode_is_obeyed(tmp_path, run_id, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = WandB(tmp_path, run_id, "resnet-sn", {})
+    tracker.log({"train/loss": 1.5}, step=10)
+    tracker.finish({})
+    assert offline_folders(tmp_path) == []
+
+
+def test_no_tracker_writes_nothing(tmp_path, run_id):
+    tracker = NoTracker(tmp_path, run_id, "resnet-sn", {})
+    tracker.log({"train/loss": 1.5}, step=10)
+    tracker.image("ratios", tmp_path / "missing.png", step=10)
+    tracker.finish({})
+    assert list(tmp_path.iterdir()) == []
