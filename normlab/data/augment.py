@@ -25,9 +25,7 @@ def sample_rng(seed: int, epoch: int, index: int) -> Iterator[None]:
     worker, the order or the device.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            mix_seed(seed, epoch, index)
-        )  # torch.manual_seed would reseed the GPUs as well
+        torch.default_generator.manual_seed(mix_seed(seed, epoch, index))  # torch.manual_seed reseeds GPUs too
         yield
 
 
