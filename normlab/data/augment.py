@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from normlab.seeding import mix_seed
+
 # The ResNet recipe: crops of 8% to 100% of the area, sides in ratio 3:4 to 4:3; evaluation on the central 224 of 256.
 CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
