@@ -96,7 +96,7 @@ class Config:
     epochs: float
     iterations: int | None
     seed: int
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "bf16", "fp16", "fp64"]
     init: str
     parts: dict[str, Any]
     norm_dropout: float

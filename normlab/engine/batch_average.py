@@ -125,5 +125,5 @@ def measure(session: Session) -> State:
             task.losses(model, batch, len(current.replicas))
         session.progress("measuring statistics", current.iteration + current.last, iterations)
 
-    loaded = batches(task, "train", trips, share.per_replica, session.device, config.workers)
+    loaded = batches(session, "train", trips, share.per_replica)
     return estimate(model, loaded, forward, config.batch_average.variance)

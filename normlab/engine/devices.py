@@ -9,7 +9,7 @@ from torch import nn
 
 from normlab.config import Config
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def this_device() -> torch.device:
@@ -31,14 +31,19 @@ def prepare(config: Config, device: torch.device) -> None:
 
 def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return model.to(device, dtype(config), memory_format=layout)  # type: ignore[call-overload]
+
+
+def dtype(config: Config) -> torch.dtype:
+    """Of parameters and inputs."""
+    return torch.float64 if config.precision == "fp64" else torch.float32
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
-    """Mixed precision for the forward pass, or nothing in fp32."""
-    if config.precision == "fp32":
+    """Mixed precision for the forward pass, or nothing."""
+    if config.precision not in AUTOCAST:
         return nullcontext()
-    return torch.autocast(device.type, DTYPES[config.precision])
+    return torch.autocast(device.type, AUTOCAST[config.precision])
 
 
 def rank_and_size() -> tuple[int, int]:

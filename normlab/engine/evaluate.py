@@ -27,8 +27,7 @@ def evaluate(session: Session, split: str = "val") -> dict[str, float]:
     metric = task.metric().to(session.device)
     was_training = model.training
     model.eval()
-    loaded = batches(task, split, passes, SAMPLES_AT_ONCE, session.device, session.config.workers)
-    for current, batch in loaded:
+    for current, batch in batches(session, split, passes, SAMPLES_AT_ONCE):
         with devices.autocast(session.config, session.device):
             predictions = task.predict(model, batch)
         task.update(metric, predictions, batch)

@@ -112,7 +112,7 @@ class Fit:
 
         self.session.experiment.model.train()
         self._set_learning_rate()
-        for trip, batch in batches(task, "train", trips, share.per_replica, self.session.device, self.config.workers):
+        for trip, batch in batches(self.session, "train", trips, share.per_replica):
             completes_update = trip.last and (trip.iteration + 1) % A == 0
             self._pass(trip, batch, completes_update)
             if completes_update:

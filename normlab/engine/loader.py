@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from normlab.engine import devices
+from normlab.engine.session import Session
 from normlab.replicas import Pass
 from normlab.tasks.task import Batch, Task
 
@@ -35,37 +37,33 @@ class _Keys:
 
 
 def batches(
-    task: Task,
-    split: str,
-    passes: Callable[[], Iterator[Pass]],
-    per_replica: int,
-    device: torch.device,
-    workers: int = 0,
+    session: Session, split: str, passes: Callable[[], Iterator[Pass]], per_replica: int
 ) -> Iterator[tuple[Pass, Batch]]:
-    """Each pass with its batch on the device; `workers` processes load ahead (0: none).
+    """Each pass with its batch on the session's device.
 
     What the task cannot stack comes as passes of one replica each. `passes` is called twice: the keys it gives run
     ahead of the data.
     """
+    task, device, dtype = session.experiment.task, session.device, devices.dtype(session.config)
     loader = DataLoader(
         task.dataset(split),
         batch_sampler=_Keys(passes),  # type: ignore[arg-type]
         collate_fn=_Collate(task, per_replica),
-        num_workers=workers,
+        num_workers=session.config.workers,
         pin_memory=device.type == "cuda",
     )
     for current, loaded in zip(passes(), loader, strict=True):
         trips = [current] if len(loaded) == 1 else current.one_by_one()
         for trip, batch in zip(trips, loaded, strict=True):
-            yield trip, to_device(batch, device)
+            yield trip, to_device(batch, device, dtype)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors in nested lists, tuples and dicts."""
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Move the tensors in nested lists, tuples and dicts; those of floating point become `dtype`."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device, dtype) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
+        return type(batch)(to_device(value, device, dtype) for value in batch)
     return batch
