@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return VERBS[words[0]](words[1:])
     except UserError as error:
-        print(f"normlab: {error}", file=sys.stderr)
+        print(f"normlab: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -147,18 +147,28 @@ def _list(words: list[str]) -> int:
     from normlab.config import GROUPS, choices
 
     known = {**{f"{group}s": group for group in GROUPS}, **{group: group for group in GROUPS}}
-    for word in words or ["norms"]:
-        if word == "runs":
-            for path in sorted(Path(DEFAULT_OUT).glob("*/run.json")):
-                print(path.parent.name)
-            continue
-        if word not in known:
+    plain, options = _split(words, {"out": DEFAULT_OUT})
+    for word in plain or ["norms"]:
+        if word not in (*known, "runs"):
             raise UserError(f"list {word}: there is no such group; {nearest(word, [*known, 'runs'])}")
-        described = choices(known[word])
-        width = max(map(len, described))
+        described = _describe_runs(Path(options["out"])) if word == "runs" else choices(known[word])
+        width = max(map(len, described), default=0)
         for name, comment in described.items():
             print(f"{name:<{width}}  {comment}")
     return 0
+
+
+def _describe_runs(out: Path) -> dict[str, str]:
+    """Name of each run in a folder -> its status, and what it reached."""
+    from normlab.engine.record import RunFolder
+
+    described = {}
+    for folder in (RunFolder(path.parent) for path in sorted(out.glob("*/run.json"))):
+        described[folder.path.name] = folder.status()["status"]
+        headline = folder.summary()["headline"] if folder.summary_file.is_file() else {"value": None}
+        if headline["value"] is not None:
+            described[folder.path.name] += f", {headline['metric']} {headline['value']:.2f}"
+    return described
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
@@ -181,7 +191,7 @@ def _take_cfg(words: list[str]) -> bool:
         return False
     at = words.index("--cfg")
     if words[at + 1 : at + 2] != ["job"]:
-        raise UserError(f"--cfg {' '.join(words[at + 1 : at + 2])}: expected --cfg job")
+        raise UserError(f"{' '.join(words[at : at + 2])}: expected --cfg job")
     del words[at : at + 2]
     return True
 

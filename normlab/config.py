@@ -14,19 +14,14 @@ from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from normlab import schema
-from normlab.errors import UserError, nearest, unknown
-from normlab.models.names import Library, check_model_name
-from normlab.norm.scopes import check_declaration
-
-_MODEL_LIBRARIES: dict[str, Library] = {
-    "normlab.models.library.timm_model": "timm",
-    "normlab.models.library.torchvision_model": "torchvision",
-}
+from normlab.checks import check_values
+from normlab.errors import UserError, nearest
 
 GROUPS = ("norm", "weight", "model", "data", "task", "optim", "schedule", "tracker", "launch")
 
@@ -137,6 +132,9 @@ class Config:
         return Batch(self.batch).total * self.accumulate
 
 
+SETTINGS = tuple(field.name for field in dataclasses.fields(Config) if field.name != "choices")
+
+
 def conf_dir() -> Path:
     """conf/ of the repository, or of the installed package."""
     here = Path(__file__).resolve().parent
@@ -151,18 +149,18 @@ def choices(group: str) -> dict[str, str]:
 
 def load(overrides: list[str]) -> Config:
     """Compose, check and resolve. Raises UserError, in one line, on anything that cannot run."""
-    composed = _compose(_normalize(overrides))
-    chosen = composed.pop("choices")
+    composed, chosen = _compose(overrides)
     config = _check_types(composed)
     config.choices = chosen
     config.parts = {part: _resolve_part(part, value) for part, value in config.parts.items()}
-    _check_values(config)
+    check_values(config)
     return config
 
 
 def identity(config: Config) -> str:
     """Eight hex digits of what makes this another experiment: all but EXECUTION, names and folders."""
     scientific = {k: v for k, v in config.to_dict().items() if k not in (*EXECUTION, "choices")}
+    scientific["batch_average"]["samples"] = config.batch_average.num_samples  # 50k and 50000 are the same
     scientific["data"] = {k: v for k, v in config.data.items() if k != "root"}
     if config.init != "none":
         scientific["init"] = _init_identity(Path(config.init))
@@ -182,47 +180,76 @@ def run_name(config: Config) -> str:
 # ---- composing ---------------------------------------------------------------------------------------------------
 
 
-def _normalize(overrides: list[str]) -> list[str]:
-    """Check every override's form and key; values of settings become `++key=value`, since the schema is ours."""
-    parser, normalized = OverridesParser.create(), []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            reason = str(error).splitlines()[0].strip()
-            raise UserError(f"{text}: expected KEY=VALUE ({reason})") from None
-        key = override.key_or_group
-        top = key.split(".")[0]
-        if override.is_delete():
-            raise UserError(f"{text}: settings cannot be removed; set {top}=none or another value")
-        if top not in Config.__dataclass_fields__ or top == "choices":
-            raise UserError(f"{key}: there is no such setting; {nearest(top, set(Config.__dataclass_fields__))}")
-        if override.is_sweep_override():
-            raise UserError(f"{text}: one run takes one value; quote it if the comma belongs to the value")
-        if key in GROUPS:
-            value = override.value()
-            if not isinstance(value, str | int | None):
-                raise UserError(f"{text}: expected the name of a {key}; {nearest('', choices(key))}")
-            name = "none" if value is None else str(value)
-            if name not in choices(key):
-                raise unknown(key, name, choices(key))
-            normalized.append(f"{key}={name}")
-        else:
-            normalized.append(f"++{text.lstrip('+')}")
-    return normalized
-
-
-def _compose(overrides: list[str]) -> dict[str, Any]:
+def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings as plain containers, interpolations resolved, and the file chosen in each group. Raises UserError."""
+    overrides = [_parse(word) for word in words]
+    chosen = [o for o in overrides if o.key_or_group in GROUPS]
+    files = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        composed = compose("config", files, return_hydra_config=True)
+    names = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
+    settings = OmegaConf.masked_copy(composed, list(SETTINGS))
+    OmegaConf.set_struct(settings, False)
+    for override in overrides:
+        if override not in chosen:
+            _set(settings, override)
     try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-            composed = compose("config", overrides, return_hydra_config=True)
-        chosen = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
-        settings = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-        container = OmegaConf.to_container(settings, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from None
-    assert isinstance(container, dict)
-    return {str(k): v for k, v in container.items()} | {"choices": chosen}
+        container = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from None
+    return {str(key): value for key, value in dict(container).items()}, names  # type: ignore[arg-type]
+
+
+def _parse(word: str) -> Override:
+    """A word of the command line as Hydra reads it. Raises UserError unless it sets an existing key to one value."""
+    if word.startswith("-"):
+        raise UserError(f"{word}: there is no such option; allowed: --cfg job, --help")
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        raise UserError(f"'{word}': expected KEY=VALUE; quotes hold any character, as in 'out=\"my runs\"'") from None
+    key = override.get_key_element().lstrip("+~")
+    top = key.split(".")[0]
+    if top not in SETTINGS or override.package is not None:
+        inside = [f"{outer}.{key}" for outer, settings in _nested_settings().items() if key in settings]
+        hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else nearest(top, SETTINGS)
+        raise UserError(f"{key}: there is no such setting; {hint}")
+    if override.is_delete():
+        raise UserError(f"{word}: a setting cannot be removed; give it another value")
+    if override.is_sweep_override():
+        raise UserError(f"{word}: one run takes one value of {key}; a list stands in brackets, as [a,b]")
+    return override
+
+
+def _nested_settings() -> dict[str, set[str]]:
+    """Group -> the settings that any of its files has."""
+    nested = {"batch_average": set(schema.parameters_of(BatchAverage))}
+    for group in GROUPS:
+        files = [OmegaConf.load(conf_dir() / group / f"{name}.yaml") for name in choices(group)]
+        targets = [file._target_ for file in files if file._target_ is not None]
+        nested[group] = {name for target in targets for name in schema.signature(target)}
+    return nested
+
+
+def _choice(group: str, value: Any, path: str) -> str:
+    """The name of a group's file; null stands for none. Raises UserError."""
+    name = "none" if value is None else schema.shown(value)
+    if not isinstance(value, str | int | None) or name not in choices(group):
+        raise UserError(f"{path}={name}: there is no such {group}; {nearest(name, choices(group))}")
+    return name
+
+
+def _set(settings: DictConfig, override: Override) -> None:
+    try:
+        OmegaConf.update(settings, override.key_or_group, override.value(), merge=True, force_add=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(
+            f"{override.input_line}: {_first_line(error)}; `normlab train --cfg job` shows what can be set"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _check_types(composed: dict[str, Any]) -> Config:
@@ -240,82 +267,14 @@ def _resolve_part(part: str, value: Any) -> dict[str, Any]:
     for key in chosen:
         if key not in ("norm", "weight"):
             raise UserError(f"parts.{part}.{key}: there is no such setting; {nearest(key, ('norm', 'weight'))}")
-    chosen = {group: "none" if name is None else str(name) for group, name in chosen.items()}
-    composed = _compose(_normalize([f"{group}={name}" for group, name in chosen.items()]))
-    return {group: schema.check_target(composed[group], group) for group in chosen}
-
-
-# ---- checking ----------------------------------------------------------------------------------------------------
-
-
-def _check_values(config: Config) -> None:
-    batch = Batch(config.batch)
-    _at_least("accumulate", config.accumulate, 1)
-    _at_least("seed", config.seed, 0)
-    _at_least("workers", config.workers, 0)
-    for key in ("checkpoint_every", "log_every", "threads", "replicas_per_pass"):
-        if getattr(config, key) is not None:
-            _at_least(key, getattr(config, key), 1)
-    if not 0 <= config.norm_dropout < 1:
-        raise UserError(f"norm_dropout={config.norm_dropout:g}: expected a number from 0 to below 1")
-    if config.iterations is not None:
-        _at_least("iterations", config.iterations, 1)
-    elif config.epochs <= 0:
-        raise UserError(f"epochs={config.epochs:g}: expected a number above 0")
-    if config.ratios_every != "epoch":
-        _at_least("ratios_every", config.ratios_every, 1)
-    _ = config.batch_average.num_samples
-    _check_devices(config, batch)
-    for node in (config.norm, *(part.get("norm") for part in config.parts.values())):
-        _check_norm(node, config)
-    _check_model(config.model)
-    root = (config.data or {}).get("root")
-    if root is not None and not Path(root).is_dir():
-        name = config.choices["data"]
-        raise UserError(f"data.root={root}: there is no such folder; `normlab data prepare {name}` makes it")
-    if config.init != "none" and not Path(config.init).exists():
-        raise UserError(f"init={config.init}: there is no such run or file; allowed: none, a run's folder, a file")
-    for group in ("model", "data", "task", "optim", "schedule", "launch"):
-        if getattr(config, group) is None:
-            raise UserError(f"{group}=none: a run needs a {group}; {nearest('', choices(group))}")
-
-
-def _at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{key}={value}: expected a whole number of {least} or more")
-
-
-def _check_devices(config: Config, batch: Batch) -> None:
-    if config.devices != "auto":
-        shares = [d for d in range(1, batch.replicas + 1) if batch.replicas % d == 0]
-        if config.devices not in shares:
-            raise UserError(
-                f"devices={config.devices} cannot share the {batch.replicas} replicas of batch={batch} equally; "
-                f"allowed: {', '.join(map(str, shares))}"
-            )
-
-
-def _check_norm(node: dict[str, Any] | None, config: Config) -> None:
-    if node is None:
-        return
-    if "mean" in node and "var" in node:
-        check_declaration(node["mean"], node["var"], node.get("groups", 1), node.get("tied", False))
-    if node.get("sync") and config.replicas_per_pass is not None:
-        raise UserError(
-            f"replicas_per_pass={config.replicas_per_pass}: norm.sync=true needs all replicas of a device in one pass; "
-            "leave it out, or use more devices"
-        )
-
-
-def _check_model(node: dict[str, Any]) -> None:
-    if node is not None and node["_target_"] in _MODEL_LIBRARIES:
-        check_model_name(_MODEL_LIBRARIES[node["_target_"]], node["name"])
+    names = {group: _choice(group, name, f"parts.{part}.{group}") for group, name in chosen.items()}
+    composed, _ = _compose([f"{group}={name}" for group, name in names.items()])
+    return {group: schema.check_target(composed[group], group) for group in names}
 
 
 def _init_identity(path: Path) -> str:
     """A run stands for itself by its id, a file by its bytes."""
-    record = path / "run.json"
-    if record.is_file():
-        return json.loads(record.read_text(encoding="utf-8"))["id"]
+    if path.is_dir():
+        return json.loads((path / "run.json").read_text(encoding="utf-8"))["id"]
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

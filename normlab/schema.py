@@ -7,6 +7,8 @@ are checked the same way against a dataclass (config.Config).
 
 import ast
 import dataclasses
+import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -35,7 +37,7 @@ class Parameter(NamedTuple):
 def signature(target: str) -> dict[str, Parameter]:
     """Keyword-only parameters of a class or function named by its real path ("package.module.name").
 
-    Raises UserError if there is no such module or name.
+    Raises UserError if there is no such module or name, or if a parameter is not plain enough to be read.
     """
     module, _, name = target.rpartition(".")
     tree = ast.parse(_source(module, target))
@@ -49,10 +51,15 @@ def signature(target: str) -> dict[str, Parameter]:
             return {}
         found = inside["__init__"]
     arguments = found.args
-    return {
-        argument.arg: Parameter(_hint(argument.annotation), _default(default))
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    }
+    parameters = {}
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        try:
+            parameters[argument.arg] = Parameter(_hint(argument.annotation), _default(default))
+        except (NameError, TypeError, ValueError):
+            raise UserError(
+                f"_target_={target}: '{argument.arg}' needs a plain type, as float or Literal, and a literal default"
+            ) from None
+    return parameters
 
 
 def parameters_of(settings: type) -> dict[str, Parameter]:
@@ -70,9 +77,9 @@ def _source(module: str, target: str) -> str:
         for file in (path.with_suffix(".py"), path / "__init__.py"):
             if file.is_file():
                 return file.read_text(encoding="utf-8")
-    if spec and spec.origin and not rest:
-        return Path(spec.origin).read_text(encoding="utf-8")
-    raise UserError(f"_target_={target}: there is no module '{module}'")
+    if spec and not rest and str(spec.origin).endswith(".py"):
+        return Path(str(spec.origin)).read_text(encoding="utf-8")
+    raise UserError(f"_target_={target}: there is no Python module '{module}'; expected package.module.name")
 
 
 def _hint(annotation: ast.expr | None) -> Any:
@@ -89,7 +96,7 @@ def check_target(node: Any, path: str) -> dict[str, Any] | None:
     `_target_: null` means nothing (None). Raises UserError in one line naming the key, the value and what is allowed.
     """
     if not isinstance(node, Mapping):
-        raise UserError(f"{path}={node}: expected settings with a _target_")
+        raise UserError(f"{path}={shown(node)}: expected settings with a _target_")
     if "_target_" not in node:
         raise UserError(f"{path}: no _target_ says what builds it")
     settings = {key: value for key, value in node.items() if key != "_target_"}
@@ -98,6 +105,8 @@ def check_target(node: Any, path: str) -> dict[str, Any] | None:
         if settings:
             raise UserError(f"{path}.{next(iter(settings))}: '{path}' is none here and has no settings")
         return None
+    if not isinstance(target, str):
+        raise UserError(f"{path}._target_={shown(target)}: expected package.module.name or null")
     return {"_target_": target} | check(settings, signature(target), path)
 
 
@@ -124,11 +133,28 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
     """`value` as `hint` asks: an int for a float becomes one, a tuple a list. Raises UserError on a mismatch."""
     try:
         return _coerce(value, hint)
-    except TypeError:
-        shown = "null" if value is None else value
-        allowed = _choices(hint)
-        near = f" ({nearest(value, allowed)})" if allowed and isinstance(value, str) else ""
-        raise UserError(f"{path}={shown}: expected {describe(hint)}{near}") from None
+    except (TypeError, OverflowError):
+        raise UserError(f"{path}={shown(value)}: expected {describe(hint)}{_suggestion(value, hint)}") from None
+
+
+def _suggestion(value: Any, hint: Any) -> str:
+    """`; did you mean ...?` where a list lacks its brackets, or where a choice is near; else nothing."""
+    try:
+        near = [shown(_coerce([value], hint))]
+    except (TypeError, OverflowError):
+        near = difflib.get_close_matches(shown(value), _choices(hint), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """A value as a command line spells it: true, null, [in,ln]."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{shown(v)}' for key, v in value.items())}}}"
+    return str(value)
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -148,7 +174,7 @@ def _coerce(value: Any, hint: Any) -> Any:
         if value is None:
             return None
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     elif hint is str:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -169,7 +195,7 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 def describe(hint: Any) -> str:
     """A type in a user's words: "a whole number", "var or std"."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", type(None): "null"}
+    words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return "settings with names"

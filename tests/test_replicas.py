@@ -36,7 +36,7 @@ def reference(settings: Config, accumulate: int = 1) -> State:
     """One rank of plain DDP; every rank hosts one replica."""
     rank, dtype = dist.get_rank(), torch.float64 if settings.precision == "fp64" else torch.float32
     experiment = build(settings)
-    model = DistributedDataParallel(experiment.model.to(dtype), broadcast_buffers=False)
+    model = DistributedDataParallel(experiment.model.to(dtype), forward_sync_buffers=False)
     lr = 0.1 * G * N * accumulate / 256
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     data = experiment.task.dataset("train")

@@ -71,7 +71,7 @@ class Fit:
         if not dist.is_initialized():
             return wrapped  # type: ignore[return-value]
         # Buffers are no replica's own: RunningStatistics averages them over all.
-        return DistributedDataParallel(wrapped, broadcast_buffers=False)  # type: ignore[arg-type]
+        return DistributedDataParallel(wrapped, forward_sync_buffers=False)  # type: ignore[arg-type]
 
     def run(self) -> str:
         self._resume()

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from normlab.engine import devices
 from normlab.engine.session import Session
-from normlab.replicas import Pass
+from normlab.errors import UserError
+from normlab.replicas import Pass, normalizers
 from normlab.tasks.task import Batch, Task
 
 
@@ -54,6 +55,11 @@ def batches(
     )
     for current, loaded in zip(passes(), loader, strict=True):
         trips = [current] if len(loaded) == 1 else current.one_by_one()
+        if len(trips) > 1 and any(layer.sync for layer in normalizers(session.experiment.model)):
+            raise UserError(
+                f"norm.sync=true needs the {len(trips)} replicas of a device in one pass, which this task cannot stack; "
+                f"use devices={session.config.replicas}"
+            )
         for trip, batch in zip(trips, loaded, strict=True):
             yield trip, to_device(batch, device, dtype)
 

@@ -182,7 +182,9 @@ class Normalizer(nn.Module):
         mean_ratio, var_ratio = self.ratios()
         means = [spread(pooled[name][0], self.num_channels) for name in self.mean_scopes]
         variances = [spread(pooled[name][1], self.num_channels) for name in self.var_scopes]
-        mean_RNC = self._weighted_sum(means, mean_ratio)
+        # The ratios sum to 1, so a constant can be taken out: what is left keeps the digits in which means differ.
+        first = means[0].detach()
+        mean_RNC = first + self._weighted_sum([mean - first for mean in means], mean_ratio)
         if self.mix == "var":
             return mean_RNC, torch.rsqrt(self._weighted_sum(variances, var_ratio) + self.eps)
         deviations = [torch.sqrt(variance + self.eps) for variance in variances]

@@ -1,0 +1,90 @@
+"""What a setting's type cannot tell: values out of range, and settings that do not go together. No torch here."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normlab.errors import UserError
+from normlab.models.names import Library, check_model_name
+from normlab.norm.scopes import check_declaration
+
+if TYPE_CHECKING:
+    from normlab.config import Config
+
+_AT_LEAST = {
+    **{"seed": 0, "workers": 0},
+    **{"accumulate": 1, "iterations": 1, "replicas_per_pass": 1, "threads": 1},
+    **{"checkpoint_every": 1, "log_every": 1, "ratios_every": 1},
+}
+_MODEL_LIBRARIES: dict[str, Library] = {
+    "normlab.models.library.timm_model": "timm",
+    "normlab.models.library.torchvision_model": "torchvision",
+}
+_MAX_SEED = 2**63 - 1  # torch's generators take 64 bits
+_MANY_DEVICES = 4096  # shares of the replicas are listed up to here
+
+
+def check_values(config: "Config") -> None:
+    """Raise UserError, in one line, on the first value that cannot work."""
+    for key, least in _AT_LEAST.items():
+        value = getattr(config, key)
+        if isinstance(value, int) and value < least:
+            raise UserError(f"{key}={value}: expected a whole number of {least} or more")
+    if config.seed > _MAX_SEED:
+        raise UserError(f"seed={config.seed}: expected a whole number up to {_MAX_SEED}")
+    if config.iterations is None and config.epochs <= 0:
+        raise UserError(f"epochs={config.epochs:g}: expected a number above 0")
+    if not 0 <= config.norm_dropout < 1:
+        raise UserError(f"norm_dropout={config.norm_dropout:g}: expected a number from 0 to below 1")
+    _ = config.batch_average.num_samples
+    _check_devices(config)
+    _check_needed(config)
+    for node in (config.norm, *(part.get("norm") for part in config.parts.values())):
+        _check_norm(node, config)
+    if config.model["_target_"] in _MODEL_LIBRARIES:
+        check_model_name(_MODEL_LIBRARIES[config.model["_target_"]], config.model["name"])
+    _check_paths(config)
+
+
+def _check_devices(config: "Config") -> None:
+    replicas, devices = config.replicas, config.devices
+    if devices != "auto" and (devices < 1 or replicas % devices):
+        shares = [str(d) for d in range(1, min(replicas, _MANY_DEVICES) + 1) if replicas % d == 0]
+        raise UserError(
+            f"devices={devices} cannot share the {replicas} replicas of batch={config.batch} equally; "
+            f"allowed: {', '.join(shares)}"
+        )
+
+
+def _check_needed(config: "Config") -> None:
+    for group in ("model", "data", "task", "optim", "schedule", "launch"):
+        if getattr(config, group) is None:
+            raise UserError(f"{group}._target_=null: a run needs a {group}; `normlab list {group}` names them")
+
+
+def _check_norm(node: dict[str, Any] | None, config: "Config") -> None:
+    if node is None:
+        return
+    if "mean" in node and "var" in node:
+        check_declaration(node["mean"], node["var"], node.get("groups", 1), node.get("tied", False))
+    if node.get("sync") and config.replicas_per_pass is not None:
+        raise UserError(
+            f"replicas_per_pass={config.replicas_per_pass}: norm.sync=true needs all replicas of a device in one pass; "
+            "leave it out, or use more devices"
+        )
+
+
+def _check_paths(config: "Config") -> None:
+    root = config.data.get("root")
+    if root is not None and not os.path.isdir(root):
+        name = config.choices["data"]
+        raise UserError(f"data.root={root}: there is no such folder; `normlab data prepare {name}` makes it")
+    init = config.init
+    if init != "none" and not (os.path.isfile(init) or os.path.isfile(os.path.join(init, "run.json"))):
+        raise UserError(f"init={init}: there is no such run or file; allowed: none, a run's folder, a file")
+    if not config.out:
+        raise UserError("out=: expected the folder of the runs")
+    out = Path(config.out).absolute()
+    exists = next(folder for folder in (out, *out.parents) if os.path.exists(folder))
+    if not os.path.isdir(exists) or not os.access(exists, os.W_OK):
+        raise UserError(f"out={config.out}: {exists} is no folder that can be written to")
