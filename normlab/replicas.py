@@ -111,7 +111,7 @@ class RunningStatistics:
     """Advances the moving averages of all layers once an iteration, however many passes and ranks it took."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = [layer for layer in normalizers(model) if layer.num_batches_tracked is not None]
+        self.layers = [layer for layer in normalizers(model) if layer.tracks_statistics]
         for layer in self.layers:
             layer.update_in_forward = False
         self._sums: list[Tensor] = []

@@ -40,9 +40,7 @@ def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return (x * (1 + scale[corner].abs()) + shift[corner]).to(dtype)
 
 
-def gradients(
-    function: Callable[[Tensor], Tensor], x: Tensor, parameters: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def gradients(function: Callable[[Tensor], Tensor], x: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     """The output "y", and the gradients of "x" and of each parameter, for one fixed random gradient of the output."""
     x = x.detach().requires_grad_()
     y = function(x)

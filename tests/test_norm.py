@@ -42,9 +42,7 @@ GRID = list(itertools.product(["in", "ln", "gn3", "bn", "en", "en3"], repeat=2))
 
 def assert_equal_to_formula(layer: Normalizer, x: Tensor, **formula) -> None:
     """The layer's output and gradients, of x and all it learns, are the formula's with the same parameters."""
-    parameters = {
-        name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in layer.named_parameters()
-    }
+    parameters = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in layer.named_parameters()}
     shared = parameters | ({"var_logits": parameters["mean_logits"]} if layer.tied else {})
     ours = gradients(layer, x, learned(layer))
     plain = gradients(
@@ -60,6 +58,12 @@ def random_layer(*arguments, **options) -> Normalizer:
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_equals_the_formula(name, kind):
     assert_equal_to_formula(randomize(build(name, 16)).double(), images(*SHAPES[kind]), **FORMULAS[name])
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_channels_last_inputs(name):
+    x = images(4, 16, 3, 2).contiguous(memory_format=torch.channels_last)
+    assert_equal_to_formula(randomize(build(name, 16)).double(), x, **FORMULAS[name])
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
@@ -151,9 +155,7 @@ def test_running_statistics_move_by_the_mean_over_replicas_of_unbiased_variances
         which = 0 if "mean" in buffer else 1
         per_channel = torch.stack([pixel_set_statistics(b, scope)[which][0, :, 0] for b in blocks]).mean(0)
         new = per_channel[:: 6 // len(old[buffer])] * (size / (size - 1) if which else 1)
-        torch.testing.assert_close(
-            getattr(layer, buffer), 0.8 * old[buffer] + 0.2 * new, rtol=1e-12, atol=1e-12
-        )
+        torch.testing.assert_close(getattr(layer, buffer), 0.8 * old[buffer] + 0.2 * new, rtol=1e-12, atol=1e-12)
     assert {name for name in old if "running" in name} == {
         "running_mean", "running_var", "running_mean_en", "running_var_en3"
     }  # fmt: skip
@@ -188,9 +190,7 @@ def test_frozen_statistics_and_affine_are_constants_in_training():
     x = images(4, 6, 3, 2).requires_grad_()
     y = layer.train()(x)
     y.sum().backward()
-    mean, var, weight, bias = (
-        old[name].view(1, 6, 1, 1) for name in ("running_mean", "running_var", "weight", "bias")
-    )
+    mean, var, weight, bias = (old[name].view(1, 6, 1, 1) for name in ("running_mean", "running_var", "weight", "bias"))
     torch.testing.assert_close(y, (x - mean) / (var + 1e-5).sqrt() * weight + bias)
     torch.testing.assert_close(x.grad, (weight / (var + 1e-5).sqrt()).expand_as(x))
     torch.testing.assert_close(dict(layer.state_dict()), old, rtol=0, atol=0)
@@ -204,9 +204,7 @@ def test_frozen_ratios_are_constants_too():
     assert_equal_to_formula(layer, images(4, 6, 3), mean=THREE, var=THREE, stored=stored)
 
 
-SCOPES = st.lists(
-    st.sampled_from(["in", "ln", "gn", "gn2", "bn", "en", "en3"]), min_size=1, max_size=4, unique=True
-)
+SCOPES = st.lists(st.sampled_from(["in", "ln", "gn", "gn2", "bn", "en", "en3"]), min_size=1, max_size=4, unique=True)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -230,7 +228,5 @@ def test_stacked_replicas_equal_one_pass_each(replicas, per_replica, channels, h
         with pytest.raises(ScopeError):
             alone(x[:per_replica])
         return
-    one_by_one = gradients(
-        lambda x: torch.cat([alone(block) for block in x.split(per_replica)]), x, learned(alone)
-    )
+    one_by_one = gradients(lambda x: torch.cat([alone(block) for block in x.split(per_replica)]), x, learned(alone))
     torch.testing.assert_close(together, one_by_one, rtol=1e-9, atol=1e-9)

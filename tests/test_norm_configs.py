@@ -30,10 +30,8 @@ def test_runs_forward_and_backward(name, shape, training):
 
 
 def test_none_takes_the_layer_out():
-    assert (
-        schema.check_target(OmegaConf.to_container(OmegaConf.load(conf_dir() / "norm" / "none.yaml")), "norm")
-        is None
-    )
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "norm" / "none.yaml"))
+    assert schema.check_target(node, "norm") is None
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -86,9 +84,7 @@ def with_distant_running_statistics(layer: Normalizer) -> Normalizer:
 
 
 @MODES
-@pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
-)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NORMS)
 def test_the_input_is_all_that_is_kept_of_its_size(name, dtype, layout, training):

@@ -77,6 +77,17 @@ def test_a_whole_layer_in_a_narrow_dtype(name, dtype):
     torch.testing.assert_close(y.float(), wide(x.float()), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_autocast_changes_nothing_inside_the_layer(name, dtype):
+    inside, outside = (randomize(build(name, 8)) for _ in range(2))
+    x = images(4, 8, 6, 6, dtype=dtype)
+    with torch.autocast("cpu", dtype):
+        y = inside(x)
+    assert torch.equal(y, outside(x))
+    torch.testing.assert_close(inside.state_dict(), outside.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(0, 6, 3, 3), (0, 6), (2, 6, 0)], ids=str)
 @pytest.mark.parametrize("name", NORMS)
 def test_an_empty_input_gives_an_empty_output_and_no_statistics(name, shape):
@@ -107,8 +118,7 @@ def test_a_scope_of_one_value_is_refused_in_one_line(mean, var, shape, said):
     assert "\n" not in str(error.value)
     assert "one value; use a scope with more samples or channels" in str(error.value)
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(layer.buffers(), Normalizer(6, mean=mean, var=var).buffers(), strict=True)
+        torch.equal(a, b) for a, b in zip(layer.buffers(), Normalizer(6, mean=mean, var=var).buffers(), strict=True)
     )
 
 

@@ -36,9 +36,7 @@ def test_moments_of_hand_counted_numbers():
 def test_affine_scales_the_distance_from_the_anchor(shape):
     x = images(*shape)
     anchor_NC, scale_NC, shift_NC = images(3, *shape[:2], seed=1)
-    anchor, scale, shift = (
-        t.view(*shape[:2], *(1 for _ in shape[2:])) for t in (anchor_NC, scale_NC, shift_NC)
-    )
+    anchor, scale, shift = (t.view(*shape[:2], *(1 for _ in shape[2:])) for t in (anchor_NC, scale_NC, shift_NC))
     torch.testing.assert_close(
         affine(x, anchor_NC, scale_NC, shift_NC), (x - anchor) * scale + shift, rtol=1e-13, atol=1e-13
     )

@@ -90,9 +90,7 @@ def test_a_constant_input_keeps_only_the_shift():
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
-@pytest.mark.parametrize(
-    ("options", "said"), [({"r_max": 0.9}, "norm.r_max=0.9"), ({"d_max": -1}, "norm.d_max=-1")]
-)
+@pytest.mark.parametrize(("options", "said"), [({"r_max": 0.9}, "norm.r_max=0.9"), ({"d_max": -1}, "norm.d_max=-1")])
 def test_bounds_without_meaning_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         BatchRenorm(C, **options)

@@ -75,9 +75,7 @@ def test_a_declaration_without_meaning_is_refused(mean, var, options, said):
 
 def test_pooling_by_hand():
     t_RNC = torch.tensor([[[1.0, 3.0, 5.0, 7.0], [3.0, 5.0, 7.0, 9.0]]])  # 1 replica, 2 samples, 4 channels
-    pooled = {
-        name: pool(Scope.parse(name, 2, 4), t_RNC).tolist() for name in ("in", "ln", "gn", "bn", "en", "en1")
-    }
+    pooled = {name: pool(Scope.parse(name, 2, 4), t_RNC).tolist() for name in ("in", "ln", "gn", "bn", "en", "en1")}
     assert pooled == {
         "in": t_RNC.tolist(),
         "ln": [[[4.0], [6.0]]],

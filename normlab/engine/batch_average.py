@@ -73,7 +73,7 @@ def estimate(
         variance: "mean" of the batch variances (the paper), or "population": that of all samples together, which
             adds the scatter of the batch means.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Normalizer) and m.stored_names()}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Normalizer) and m.tracks_statistics}
     averages = {(name, scope): _Average() for name, m in layers.items() for scope, _ in m.stored_names().values()}
     was_training = model.training
     updates = {name: layer.update_in_forward for name, layer in layers.items()}

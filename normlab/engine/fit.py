@@ -52,6 +52,8 @@ class Fit:
         self.session, self.tracker, self.config = session, tracker, session.config
         task, model = session.experiment.task, session.experiment.model
         self.length = Length(self.config, len(task.dataset("train")))  # type: ignore[arg-type]
+        if len(task.dataset("val")) == 0:  # type: ignore[arg-type]
+            raise UserError(f"data={self.config.choices['data']}: its validation split is empty")
         self.optimizer = bind(self.config.optim)(model, self.config.update_samples)
         self.base_lr = self.optimizer.param_groups[0]["lr"]
         self.schedule = bind(self.config.schedule)

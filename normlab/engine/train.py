@@ -67,7 +67,7 @@ def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
     """
     model, folder = session.experiment.model, session.folder
     moving_average = evaluate(session)
-    state = measure(session) if any(layer.stored_names() for layer in normalizers(model)) else {}
+    state = measure(session) if any(layer.tracks_statistics for layer in normalizers(model)) else {}
     if session.is_first:
         checkpoint.save_tensors(folder.weights, model.state_dict())
         checkpoint.save_tensors(folder.batch_average, state)
@@ -81,7 +81,7 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
     layers = normalizers(experiment.model)
     estimator = config.estimator
     if estimator == "paper":  # seed 001, Sec. 2.1 for SN; the others keep the moving average of their papers
-        mixes_batches = any(layer.is_switchable and layer.stored_names() for layer in layers)
+        mixes_batches = any(layer.is_switchable and layer.tracks_statistics for layer in layers)
         estimator = "batch_average" if mixes_batches else "moving_average"
     rows = ratios.snapshot(experiment.model, experiment.sites)
     return {

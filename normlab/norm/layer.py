@@ -126,6 +126,11 @@ class Normalizer(nn.Module):
         """Whether it learns ratios."""
         return len(self.mean_scopes) > 1 or len(self.var_scopes) > 1
 
+    @property
+    def tracks_statistics(self) -> bool:
+        """Whether training passes measure statistics that evaluation uses later."""
+        return bool(self._batch_scopes) and not self.frozen
+
     def ratios(self) -> tuple[Tensor, Tensor]:
         """Importance ratios of mean and variance, (S,) each, or (ratio_groups, S): softmax, or one-hot if hard."""
         mean = self._ratio(self.mean_logits)

@@ -9,6 +9,7 @@ from normlab.engine.fit import Length
 from normlab.engine.launch import num_devices
 from normlab.engine.record import RunFolder
 from normlab.replicas import normalizers
+from normlab.schema import bind
 
 
 def print_plan(config: Config) -> None:
@@ -16,6 +17,7 @@ def print_plan(config: Config) -> None:
     experiment = build(config)
     train, val = (len(experiment.task.dataset(split)) for split in ("train", "val"))  # type: ignore[arg-type]
     length, devices = Length(config, train), num_devices(config)
+    optimizer = bind(config.optim)(experiment.model, config.update_samples)
     layers = normalizers(experiment.model)
     fields = [site.receptive_field for site in experiment.sites]
     folder = RunFolder.of(config)
@@ -25,6 +27,7 @@ def print_plan(config: Config) -> None:
         "length": f"{length.total} updates, {length.epoch(length.total):g} epochs of {length.per_epoch} updates",
         "update": f"{config.update_samples} samples: {config.replicas} replicas x {config.per_replica}"
         + (f" x {config.accumulate} iterations" if config.accumulate > 1 else ""),
+        "learning rate": f"{optimizer.param_groups[0]['lr']:g}, before the schedule",
         "devices": f"{devices}, each hosting {config.replicas // devices} replicas",
         "parameters": f"{sum(p.numel() for p in experiment.model.parameters()):,}",
         "norm layers": f"{len(layers)}"
@@ -34,4 +37,4 @@ def print_plan(config: Config) -> None:
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table)
+    Console(markup=False).print(table)

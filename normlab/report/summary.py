@@ -10,7 +10,7 @@ ESTIMATORS = {"moving_average": "moving average", "batch_average": "batch averag
 
 def print_summary(folder: RunFolder) -> None:
     """A run's accuracy under each estimator, its ratios, and where its records are."""
-    console = Console()
+    console = Console(markup=False)  # brackets are lists here
     if not folder.summary_file.is_file():
         status = folder.status()
         console.print(f"{folder.path.name}: {status['status']} {status.get('error', '')}".rstrip())
@@ -38,4 +38,4 @@ def print_metrics(title: str, metrics: dict[str, dict[str, float]], headline: st
     for estimator, values in metrics.items():
         cells = [f"{values[name]:.2f}" for name in names]
         table.add_row(ESTIMATORS.get(estimator, estimator), *cells, style="bold" if estimator == headline else None)
-    Console().print(table)
+    Console(markup=False).print(table)

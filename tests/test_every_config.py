@@ -1,0 +1,114 @@
+"""Every file in conf/ in a real, small run through the command line."""
+
+import os
+from pathlib import Path
+
+import data_files
+import pytest
+
+from normlab.cli import main
+from normlab.config import GROUPS, choices, load
+from normlab.engine.record import RunFolder
+
+QUICK = {
+    "digits": ("model.width=4", "data.fraction=0.1"),
+    "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
+}
+RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data"}  # groups with a test of their own below
+
+
+def train(out: Path, *words: str) -> dict:
+    overrides = ["tracker=none", f"out={out}", *words]
+    assert main(["train", *overrides]) == 0
+    summary = RunFolder.of(load(overrides)).summary()
+    assert summary["status"] == "finished"
+    return summary
+
+
+@pytest.mark.parametrize("norm", choices("norm"))
+def test_every_norm(tmp_path, norm):
+    summary = train(tmp_path, f"norm={norm}", "batch=4x4", "epochs=1", *QUICK["digits"])
+    assert summary["norm_layers"] == (0 if norm == "none" else 9)
+
+
+@pytest.mark.parametrize("weight", choices("weight"))
+def test_every_weight(tmp_path, weight):
+    summary = train(tmp_path, "norm=gn", f"weight={weight}", "batch=4x4", "epochs=1", *QUICK["digits"])
+    assert summary["weight"] == weight
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_every_model(tmp_path, model):
+    size = 96 if model == "inception_v3" else 64
+    settings = ("data.num_classes=4", f"data.size={size}") if model not in ("mlp", "resnet20") else ()
+    summary = train(tmp_path, f"model={model}", "norm=sn_ln_bn", *QUICK["synthetic"], *settings)
+    assert summary["norm_layers"] > 0
+
+
+@pytest.mark.parametrize("data", choices("data"))
+def test_every_dataset(tmp_path, data):
+    root = tmp_path / "data" / data
+    if data == "mnist":
+        data_files.write_mnist(root)
+    elif data == "cifar10":
+        data_files.write_cifar10(root)
+    elif data == "cifar100":
+        data_files.write_cifar(root / "cifar-100-python", {"train": 40, "test": 10}, "fine_labels", 100)
+    elif data == "caltech256":
+        folders = [f"{k:03}.class" for k in range(1, 257)] + ["257.clutter"]
+        data_files.write_class_folders(root / "256_ObjectCategories", folders, 5)
+    elif data == "imagenet":
+        for split in ("train", "val"):
+            data_files.write_class_folders(root / split, ["n01440764", "n01443537"], 4, ".JPEG")
+    on_disk = (f"data.root={root}",) if root.exists() else ()
+    size = ("data.size=32",) if data in ("caltech256", "imagenet") else ()
+    model = ("model=resnet20", "model.depth=8")
+    summary = train(tmp_path / "runs", f"data={data}", *model, *on_disk, *size, "batch=2x2", "iterations=2")
+    assert summary["updates"] == 2
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS if g not in RUN_BY_OTHER_TESTS for n in choices(g)])
+def test_every_other_file(tmp_path, monkeypatch, group, name):
+    monkeypatch.setitem(os.environ, "WANDB_MODE", "offline")
+    train(tmp_path, f"{group}={name}", "batch=4x4", "epochs=1", *QUICK["digits"])
+
+
+def test_two_devices_through_the_elastic_launcher(tmp_path, capfd):
+    """The ranks read the resolved run and never compose; the summary tells how many there were."""
+    summary = train(tmp_path, "devices=2", "threads=1", "batch=4x4", "epochs=1", *QUICK["digits"])
+    assert summary["devices"] == 2
+    one = train(tmp_path / "one", "batch=4x4", "epochs=1", *QUICK["digits"])
+    assert one["id"] == summary["id"]
+    assert one["metrics"]["batch_average"] == pytest.approx(summary["metrics"]["batch_average"], abs=1.0)
+
+
+def test_what_a_rank_finds_wrong_is_one_line(tmp_path, capfd):
+    words = ["train", "devices=2", "batch=4x50", "tracker=none", f"out={tmp_path}", *QUICK["digits"]]
+    assert main(words) == 2
+    assert "needs 200 samples an update, and the training set has 143" in capfd.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, capsys):
+    words = ["train", "batch=4x4", "epochs=1", "tracker=none", f"out={tmp_path}", *QUICK["digits"]]
+    assert main(words) == 0
+    run = next(tmp_path.iterdir())
+    written = (run / "summary.json").stat().st_mtime_ns
+    assert main(words) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert (run / "summary.json").stat().st_mtime_ns == written
+    assert main([*words, "rerun=true"]) == 0
+    assert (run / "summary.json").stat().st_mtime_ns > written
+    assert main(["show", run.name.rpartition("-")[2], f"out={tmp_path}"]) == 0
+    assert "finished after 8 updates" in capsys.readouterr().out
+    assert main(["estimate", run.name, f"out={tmp_path}", "samples=64", "variance=population"]) == 0
+    assert main(["eval", str(run)]) == 0
+
+
+def test_a_scope_that_cannot_work_is_one_line_and_leaves_nothing(tmp_path, capsys):
+    """One sample a replica and maps of 1x1 under BN: known before the first update is done."""
+    words = ["train", "norm=bn", "model=mlp", "batch=8x1", "tracker=none", f"out={tmp_path}"]
+    assert main(words) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "scope 'bn' cannot give the mean" in errors[0]
+    assert not list(tmp_path.iterdir())
