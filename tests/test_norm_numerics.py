@@ -36,8 +36,8 @@ def test_a_constant_that_float32_cannot_sum_exactly_gives_nearly_the_bias(name):
 
 @pytest.mark.parametrize("name", MEASURING)
 def test_a_mean_of_ten_thousand_deviations(name):
-    """A float32 mean of 1e4 deviations is off by up to EPS_32 * 1e4 of one, and so is y: the float64 result of the
-    same input is met to that, gradients included; those of logits are differences, which lose another factor."""
+    """A float32 mean of 1e4 deviations is itself off by up to EPS_32 * 1e4 of one. The float64 result for the same
+    input is met to that, relative to its largest value; logits learn from differences, which lose another factor."""
     single, double = randomize(build(name, 8)), randomize(build(name, 8)).double()
     x = (images(4, 8, 9, 7) + 1e4).float()
     found, exact = gradients(single, x, learned(single)), gradients(double, x.double(), learned(double))
@@ -93,11 +93,13 @@ def test_autocast_changes_nothing_inside_the_layer(name, dtype):
 def test_an_empty_input_gives_an_empty_output_and_no_statistics(name, shape):
     layer = randomize(build(name, 6))
     before = {key: value.clone() for key, value in layer.state_dict().items()}
-    x = torch.empty(shape, requires_grad=True)
+    x = torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
     y = layer(x)
     assert y.shape == shape
+    assert y.dtype == x.dtype
     y.sum().backward()
     assert x.grad.shape == shape
+    assert all(not parameter.grad.any() for parameter in learned(layer).values())  # zeros, for DDP, and not None
     torch.testing.assert_close(dict(layer.state_dict()), before, rtol=0, atol=0)
 
 

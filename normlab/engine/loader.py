@@ -57,8 +57,8 @@ def batches(
         trips = [current] if len(loaded) == 1 else current.one_by_one()
         if len(trips) > 1 and any(layer.sync for layer in normalizers(session.experiment.model)):
             raise UserError(
-                f"norm.sync=true needs the {len(trips)} replicas of a device in one pass, which this task cannot stack; "
-                f"use devices={session.config.replicas}"
+                f"norm.sync=true needs the {len(trips)} replicas of a device in one pass, and this task cannot stack "
+                f"them; use devices={session.config.replicas}"
             )
         for trip, batch in zip(trips, loaded, strict=True):
             yield trip, to_device(batch, device, dtype)

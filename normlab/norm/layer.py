@@ -148,8 +148,8 @@ class Normalizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[1] != self.num_channels:
             raise ValueError(f"expected (N, {self.num_channels}, ...), got {tuple(x.shape)}")
-        if x.numel() == 0:
-            return x.clone()
+        if x.numel() == 0:  # joined to the parameters: their gradients are zeros then, not missing, which DDP waits for
+            return x + sum(parameter.sum() for parameter in self.parameters())
         return self._normalize(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 2 else self._normalize(x)
 
     def _normalize(self, x: Tensor) -> Tensor:
