@@ -169,12 +169,15 @@ class Normalizer(nn.Module):
             for name, scope in self._scopes.items():
                 if name not in stored:
                     pooled[name] = statistics(scope, mean_RNC, var_RNC, self.sync)
-        mean_RNC, rstd_RNC = self._correct(*self._mix(pooled))
+        mean_RNC, rstd_RNC = self._mix(pooled)
+        rstd_RNC, offset_RNC = self._correct(mean_RNC, rstd_RNC)
         if anchor_RNC is None:
             anchor_RNC = mean_RNC
 
         scale_RNC = rstd_RNC if self.weight is None else rstd_RNC * self.weight
         shift_RNC = (anchor_RNC - mean_RNC) * scale_RNC
+        if offset_RNC is not None:
+            shift_RNC = shift_RNC + (offset_RNC if self.weight is None else offset_RNC * self.weight)
         if self.bias is not None:
             shift_RNC = shift_RNC + self.bias
         if measures_batch:
@@ -205,9 +208,12 @@ class Normalizer(nn.Module):
             total = total + ratio[..., k] * term
         return total
 
-    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor]:
-        """A place for methods that correct the statistics they normalize with (Batch Renormalization)."""
-        return mean_RNC, rstd_RNC
+    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor | None]:
+        """For methods that correct what they normalize with (Batch Renormalization).
+
+        Returns 1 / standard deviation, and what is added to the normalized input before gamma and beta (None: nothing).
+        """
+        return rstd_RNC, None
 
     def _refuse_single_values(self, N: int, num_positions: int, measures_batch: bool) -> None:
         """A pixel set of one value has no variance, and is its own mean: its scope alone erases the input."""

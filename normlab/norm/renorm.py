@@ -44,15 +44,14 @@ class BatchRenorm(Normalizer):
             raise UserError(f"norm.d_max={d_max} is negative; allowed: 0 or more")
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 
-    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor]:
+    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.training or (self.num_batches_tracked is not None and self.num_batches_tracked < self.warmup):
-            return mean_RNC, rstd_RNC
+            return rstd_RNC, None
         with torch.no_grad():
             running_rstd_C = torch.rsqrt(self.running_var.to(rstd_RNC.dtype) + self.eps)
             r = (running_rstd_C / rstd_RNC).clamp(1 / self.r_max, self.r_max)
             d = ((mean_RNC - self.running_mean) * running_rstd_C).clamp(-self.d_max, self.d_max)
-        corrected_rstd_RNC = rstd_RNC * r
-        return mean_RNC - d / corrected_rstd_RNC, corrected_rstd_RNC
+        return rstd_RNC * r, d
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
