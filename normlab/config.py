@@ -182,7 +182,7 @@ def run_name(config: Config) -> str:
 
 def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings as plain containers, interpolations resolved, and the file chosen in each group. Raises UserError."""
-    overrides = [_parse(word) for word in words]
+    overrides = [parse(word) for word in words]
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     files = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
@@ -200,8 +200,11 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     return {str(key): value for key, value in dict(container).items()}, names  # type: ignore[arg-type]
 
 
-def _parse(word: str) -> Override:
-    """A word of the command line as Hydra reads it. Raises UserError unless it sets an existing key to one value."""
+def parse(word: str, sweep: bool = False) -> Override:
+    """A word of the command line as Hydra reads it.
+
+    Raises UserError unless it sets an existing key, to one value if it is not for a sweep.
+    """
     if word.startswith("-"):
         raise UserError(f"{word}: there is no such option; allowed: --cfg job, --help")
     try:
@@ -216,7 +219,7 @@ def _parse(word: str) -> Override:
         raise UserError(f"{key}: there is no such setting; {hint}")
     if override.is_delete():
         raise UserError(f"{word}: a setting cannot be removed; give it another value")
-    if override.is_sweep_override():
+    if override.is_sweep_override() and not sweep:
         raise UserError(f"{word}: one run takes one value of {key}; a list stands in brackets, as [a,b]")
     return override
 

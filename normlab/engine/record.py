@@ -30,6 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.run_file = path / "run.json"
         self.metrics, self.ratios = path / "metrics.jsonl", path / "ratios.jsonl"
         self.summary_file, self.status_file = path / "summary.json", path / "status.json"
         self.checkpoints = path / "checkpoints"
@@ -65,12 +66,12 @@ class RunFolder:
             "versions": {package: _version(package) for package in PACKAGES},
             "commit": _commit(),
         }
-        write_json(self.path / "run.json", record)
+        write_json(self.run_file, record)
         write_text(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     def run(self) -> dict[str, Any]:
         """run.json."""
-        return read_json(self.path / "run.json")
+        return read_json(self.run_file)
 
     def config(self) -> Config:
         return Config.from_dict(self.run()["config"])
@@ -78,6 +79,11 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """status.json; {"status": "new"} before the run was started."""
         return read_json(self.status_file) if self.status_file.is_file() else {"status": "new"}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has its outcome: finished, or diverged, which is one too."""
+        return self.status()["status"] in ("finished", "diverged")
 
     def set_status(self, status: str, **details: Any) -> None:
         write_json(self.status_file, {"status": status} | details)

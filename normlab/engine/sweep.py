@@ -1,0 +1,239 @@
+"""Many runs: each in a process of its own, several side by side; what happens to one costs no other.
+
+Processes fork from a server that has imported torch, so that a cell starts in milliseconds. A cell tells how far it is
+through a pipe of its own: a killed process cannot hold up the others.
+"""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing import connection, get_context
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from normlab.config import Config, identity
+from normlab.engine.launch import num_devices
+from normlab.engine.record import RunFolder
+from normlab.engine.start import start
+from normlab.errors import UserError
+from normlab.report.progress import progress_bar
+
+LOG = "log.txt"
+Pipe = connection.Connection
+
+
+@dataclass
+class Cell:
+    """One run of a sweep."""
+
+    config: Config
+    folder: RunFolder
+    weight: float = 1.0  # expected share of the sweep's time, relative
+    done: float = 0.0  # 0 to 1
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+
+@dataclass
+class _Job:
+    """A cell under way."""
+
+    cell: Cell
+    process: Any
+    pipe: Pipe
+    gpus: list[int] = field(default_factory=list)
+
+
+def sweep(configs: list[Config], jobs: int = 0, on_failure: str = "continue", console: Console | None = None) -> int:
+    """Run what is not finished yet, `jobs` cells at a time; returns the exit status.
+
+    Args:
+        configs: a cell each, checked.
+        jobs: cells side by side; 0: one a core, or as many as the GPUs allow.
+        on_failure: "continue" with the other cells, or "stop" starting them.
+        console: to print on.
+
+    Raises:
+        UserError: an option is none of the allowed.
+    """
+    if on_failure not in ("continue", "stop"):
+        raise UserError(f"on_failure={on_failure}: expected continue or stop")
+    if jobs < 0:
+        raise UserError(f"jobs={jobs}: expected a whole number of 0 or more")
+    console = console or Console(stderr=True)
+    cells = plan(configs)
+    waiting = [cell for cell in cells if not cell.folder.is_over or cell.config.rerun]
+    console.print(f"{len(cells)} cells: {len(cells) - len(waiting)} finished already, {len(waiting)} to run")
+    interrupted = False
+    if waiting:
+        interrupted = _Pool(waiting, jobs, on_failure).run(console)
+    return conclude(cells, interrupted, console)
+
+
+def plan(configs: list[Config]) -> list[Cell]:
+    """A cell for each different experiment; the same one given twice runs once."""
+    cells = {identity(config): Cell(config, RunFolder.of(config), _expected_time(config)) for config in configs}
+    return list(cells.values())
+
+
+def _expected_time(config: Config) -> float:
+    """Relative: iterations cost their samples, and as much again as some samples for each pass."""
+    samples = config.replicas * config.per_replica
+    iterations = config.iterations * config.accumulate if config.iterations else config.epochs * 1000 / samples
+    return iterations * (samples + 32)
+
+
+def conclude(cells: list[Cell], interrupted: bool, console: Console) -> int:
+    """Say what failed, each with its own error, and how to go on; returns the exit status."""
+    statuses = [cell.folder.status() for cell in cells]
+    failed = [(c, s) for c, s in zip(cells, statuses, strict=True) if s["status"] == "failed"]
+    counts = {name: sum(s["status"] == name for s in statuses) for name in dict.fromkeys(s["status"] for s in statuses)}
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    for cell, status in failed:
+        console.print(f"failed: {cell.name}: {status['error']} (log: {cell.folder.path / LOG})", soft_wrap=True)
+    if interrupted:
+        console.print("Interrupted; the same command goes on from there.")
+        return 128 + signal.SIGINT
+    return 1 if failed or len(counts.keys() - {"finished", "diverged"}) else 0
+
+
+def status_table(cells: list[Cell]) -> Table:
+    """Name, status, progress and headline of each cell."""
+    table = Table("run", "status", "updates", "value")
+    for cell in cells:
+        status = cell.folder.status()
+        value = ""
+        if cell.folder.summary_file.is_file():
+            headline = cell.folder.summary()["headline"]
+            value = "-" if headline["value"] is None else f"{headline['value']:.2f} {headline['metric']}"
+        table.add_row(cell.name, status["status"], str(status.get("updates", "")), value)
+    return table
+
+
+class _Pool:
+    """Starts cells while there is room, and watches them."""
+
+    def __init__(self, waiting: list[Cell], jobs: int, on_failure: str) -> None:
+        self.waiting, self.on_failure = list(waiting), on_failure
+        self.cells = list(waiting)
+        self.free_gpus = list(range(torch.cuda.device_count()))
+        self.jobs = min(jobs or len(self.free_gpus) or os.cpu_count() or 1, len(waiting))
+        self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        self.running: list[_Job] = []
+        self.stopping = False
+        self.context = get_context("forkserver")
+        self.context.set_forkserver_preload(["normlab.engine.train", "normlab.tasks.classification"])
+
+    def run(self, console: Console) -> bool:
+        """Run all cells; returns whether Ctrl-C or SIGTERM cut them short."""
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        total = sum(cell.weight for cell in self.cells)
+        interrupted = False
+        try:
+            with progress_bar(console) as progress:
+                while self.running or (self.waiting and not self.stopping):
+                    while self.waiting and not self.stopping and self._has_room(self.waiting[0]):
+                        self._launch(self.waiting.pop(0))
+                    self._watch()
+                    done = sum(cell.weight * cell.done for cell in self.cells)
+                    over = len(self.cells) - len(self.waiting) - len(self.running)
+                    progress(f"{over} of {len(self.cells)} cells", round(1000 * done / total), 1000)
+        finally:
+            interrupted = self._interrupted
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return interrupted
+
+    _interrupted = False
+
+    def _stop(self, number: int, _frame: object) -> None:
+        """Stop starting cells, and let the running ones save and end; asked again, end them at once."""
+        for job in self.running:
+            if job.process.is_alive():
+                os.kill(job.process.pid, signal.SIGKILL if self._interrupted else signal.SIGTERM)
+        self._interrupted = self.stopping = True
+
+    def _has_room(self, cell: Cell) -> bool:
+        if len(self.running) >= self.jobs:
+            return False
+        return not torch.cuda.device_count() or len(self.free_gpus) >= num_devices(cell.config) or not self.running
+
+    def _launch(self, cell: Cell) -> None:
+        here, there = self.context.Pipe(duplex=False)
+        gpus = [self.free_gpus.pop(0) for _ in range(min(num_devices(cell.config), len(self.free_gpus)))]
+        if cell.config.threads is None and not gpus:
+            cell.config.threads = max(1, self.threads // num_devices(cell.config))
+        process = self.context.Process(target=_run_cell, args=(cell.config, gpus, there), name=cell.name)
+        process.start()
+        there.close()
+        self.running.append(_Job(cell, process, here, gpus))
+
+    def _watch(self) -> None:
+        """Wait for news or an end, and take note of it."""
+        connection.wait([*(job.pipe for job in self.running), *(job.process.sentinel for job in self.running)], 0.5)
+        for job in list(self.running):
+            job.cell.done = max(job.cell.done, *_news(job.pipe), 0.0)
+            if not job.process.is_alive():
+                self.running.remove(job)
+                self.free_gpus = sorted(self.free_gpus + job.gpus)
+                job.cell.done = 1.0
+                self._note_end(job)
+
+    def _note_end(self, job: _Job) -> None:
+        job.process.join()
+        code, folder = job.process.exitcode, job.cell.folder
+        status = folder.status()["status"]
+        if status in ("new", "running"):
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.set_status("failed", error=f"the process was {reason}" if code < 0 else f"the process {reason}")
+            status = "failed"
+        if status == "failed" and self.on_failure == "stop":
+            self.stopping = True
+
+
+def _news(pipe: Pipe) -> list[float]:
+    received = [0.0]
+    try:
+        while pipe.poll():
+            received.append(pipe.recv())
+    except (EOFError, OSError):
+        pass
+    return received
+
+
+def _run_cell(config: Config, gpus: list[int], pipe: Pipe) -> None:
+    """In the cell's process: its output goes to its log, its progress into the pipe."""
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    last = 0.0
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if what == "training" and (time.monotonic() - last > 0.5 or done == total):
+            last = time.monotonic()
+            try:
+                pipe.send(0.95 * done / total)
+            except OSError:
+                pass
+
+    try:
+        start(config, folder, report)
+    except UserError as error:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.set_status("failed", error=str(error))
+        sys.exit(2)

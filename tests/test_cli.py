@@ -1,0 +1,297 @@
+"""The command line: what is printed, exit statuses, and that nothing imports torch before it must."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import normlab
+from normlab.cli import VERBS, main
+from normlab.config import GROUPS, Config, choices, conf_dir, identity, load
+from normlab.engine.record import RunFolder, append_jsonl, write_json
+
+SOURCE = Path(normlab.__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Another working directory, without data or runs; tables as wide as they need."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NORMLAB_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def refusal(capsys, *words: str) -> str:
+    """The one line on stderr of a command that is refused."""
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("normlab: ") and err.endswith("\n") and err.count("\n") == 1, err
+    return err
+
+
+def imports_no_torch(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which exits with 77 if it has imported torch."""
+    script = "import sys; from normlab.cli import main; rc = main(sys.argv[1:]); sys.exit(77 if 'torch' in sys.modules else rc)"
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode != 77, f"{words} imported torch"
+    return done
+
+
+# ---- without torch -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", *GROUPS, "runs"], ["train", "--cfg", "job"], ["--version"]])
+def test_answers_without_torch(words: list[str]) -> None:
+    done = imports_no_torch(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "norm=snn"], "norm=snn: there is no such norm; did you mean 'sn'?"),
+        (["train", "model=timm", "model.name=resnet5O"], "did you mean 'resnet50'?"),
+        (["plan", "batch=8x2", "devices=3"], "allowed: 1, 2, 4, 8"),
+        (["show", "nope"], "nope"),
+    ],
+)
+def test_refuses_without_torch(words: list[str], message: str) -> None:
+    done = imports_no_torch(*words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("normlab: ") and message in done.stderr
+
+
+# ---- verbs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], ["train", "--help"], ["plan", "-h"]])
+def test_help_names_all_verbs(words: list[str], capsys) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in VERBS)
+    assert all(group in out for group in GROUPS)
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"normlab {normlab.__version__}\n"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_list_describes_every_file(group: str, capsys) -> None:
+    assert main(["list", group]) == main(["list", f"{group}s"]) == 0
+    once = {name: comment for name, comment in (line.split(None, 1) for line in capsys.readouterr().out.splitlines())}
+    assert once == choices(group)
+    assert once.keys() == {path.stem for path in (conf_dir() / group).iterdir() if path.suffix == ".yaml"}
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_cfg_job_prints_what_loads_back(verb: str, capsys) -> None:
+    words = ["norm=group_sn", "weight=ws", "parts.head=none", "batch=4x1", "optim.lr=0.3", "tracker=none"]
+    assert main([verb, *words, "--cfg", "job"]) == 0
+    printed = Config.from_dict(yaml.safe_load(capsys.readouterr().out))
+    assert printed == load(words) and identity(printed) == identity(load(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["trian"], ["'trian'", "did you mean 'train'?"]),
+        (["norm=sn"], ["'norm=sn'", "allowed: data, eval,"]),
+        (["--cfg", "job"], ["'--cfg'", "allowed: data, eval,"]),
+        (["train", "--cfg", "foo"], ["--cfg foo", "--cfg job"]),
+        (["train", "--cfg"], ["--cfg", "--cfg job"]),
+        (["train", "-m", "norm=bn,gn"], ["-m", "--cfg job"]),
+        (["train", "norm=bn,gn"], ["norm=bn,gn", "one value"]),
+        (["plan", "norm=snn"], ["norm=snn", "did you mean 'sn'?"]),
+        (["plan", "norm='a\nb'"], ["norm=a b", "allowed: bn,"]),
+        (["list", "normz"], ["normz", "did you mean 'norms'?"]),
+        (["list", "norms", "uot=x"], ["uot=x", "did you mean 'out'?"]),
+        (["show"], ["expected a run", "normlab list runs"]),
+        (["show", "no\npe"], ["'no pe'", "results/runs"]),
+        (["eval", "nope"], ["'nope'", "results/runs"]),
+        (["eval", "nope", "spilt=val"], ["spilt=val", "did you mean 'split'?"]),
+        (["estimate", "nope", "out=there"], ["'nope'", "there"]),
+        (["data"], ["expected prepare or verify"]),
+        (["data", "prepair", "mnist"], ["prepair mnist", "prepare or verify"]),
+        (["data", "verify", "minst"], ["'minst'", "did you mean 'mnist'?"]),
+        (["data", "verify", "mnist", "rot=x"], ["rot=x", "did you mean 'root'?"]),
+    ],
+)
+def test_refuses(words: list[str], messages: list[str], capsys) -> None:
+    err = refusal(capsys, *words)
+    assert all(message in err for message in messages), err
+
+
+# Only building can tell that these do not work: one line all the same, and no run is left behind.
+RANGES = [
+    ("data.size=0", "data.size=0"),
+    ("data.fraction=2", "data.fraction=2"),
+    ("task.dropout=1.5", "task.dropout=1.5"),
+    ("optim.lr=-1", "optim.lr=-1"),
+    ("norm.ratio_groups=7", "norm.ratio_groups=7"),
+    ("parts.haed=none", "did you mean 'head'?"),
+    ("batch=1000x1000", "the training set has 1438"),
+]
+
+
+@pytest.mark.parametrize(("word", "message"), RANGES)
+def test_values_that_building_refuses(word: str, message: str, capsys, tmp_path: Path) -> None:
+    assert message in refusal(capsys, "plan", word)
+    assert not list(tmp_path.iterdir())
+    assert message in refusal(capsys, "train", word, "tracker=none")
+    assert not list(tmp_path.glob("results/runs/*"))
+
+
+def test_plan(capsys, tmp_path: Path) -> None:
+    words = ["norm=sn", "batch=8x4", "accumulate=2", "epochs=3", "devices=4", "norm.mean=[in,bn]"]
+    assert main(["plan", *words]) == 0
+    out, err = capsys.readouterr()
+    rows = dict(line.rstrip().split("  ", 1) for line in out.splitlines())
+    rows = {name.strip(): value.strip() for name, value in rows.items()}
+    config = load(words)
+    assert err == "" and not list(tmp_path.iterdir())
+    assert rows["run"].endswith(f"digits-digits_resnet-sn-8x4x2-s0-{identity(config)} ({identity(config)}, new)")
+    assert rows["samples"] == "1438 for training, 359 for validation, each 1x8x8"
+    assert rows["length"] == "66 updates, 3 epochs of 22 updates"  # 1438 // (8 * 4 * 2) = 22
+    assert rows["update"] == "64 samples: 8 replicas x 4 x 2 iterations"
+    assert rows["learning rate"].startswith("0.025,")  # 0.1 * 64 / 256
+    assert rows["devices"] == "4, each hosting 2 replicas"
+    assert rows["norm layers"].startswith("9, receptive fields 3 to 25 pixels")
+    assert int(rows["parameters"].replace(",", "")) > 10_000
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def fabricate(out: Path, status: str, **summary) -> RunFolder:
+    """A run's folder, without training; a summary if it ended."""
+    config = load([f"out={out}", f"seed={len(list(out.glob('*')))}"])
+    folder = RunFolder.of(config)
+    folder.create(config)
+    folder.set_status(status, updates=1780, **({"error": "no [memory] left"} if status == "failed" else {}))
+    append_jsonl(folder.metrics, [{"step": 1, "loss": 2.3}])
+    if summary:
+        names = {**config.choices, "batch": config.batch, "seed": config.seed}
+        write_json(folder.summary_file, names | {"status": status, "updates": 1780, "seconds": 20.4} | summary)
+    return folder
+
+
+METRICS = {
+    "moving_average": {"top1": 98.05, "top5": 100.0},
+    "batch_average": {"top1": 99.164, "top5": 99.9},
+}
+RATIOS = {"mean": {"in": 0.25, "ln": 0.25, "bn": 0.5}, "var": {"in": 0.1, "ln": 0.3, "bn": 0.6}}
+HEADLINE = {"metric": "top1", "estimator": "batch_average", "value": 99.164}
+
+
+def test_show_finished(tmp_path: Path, capsys) -> None:
+    folder = fabricate(tmp_path / "runs", "finished", metrics=METRICS, ratios=RATIOS, headline=HEADLINE)
+    (folder.path / "ratios.png").touch()
+    shown = []
+    for name in (str(folder.path), folder.path.name, folder.run()["id"]):
+        assert main(["show", name, f"out={tmp_path / 'runs'}"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+    for text in (
+        *("finished after 1780 updates, 20 s", "norm=sn", "model=digits_resnet", "batch=8x2", "seed=0"),
+        *("moving average", "98.05", "batch average", "99.16", "99.90", "in 0.250  ln 0.250  bn 0.500", "bn 0.600"),
+        *(str(folder.path), str(folder.path / "ratios.png")),
+    ):
+        assert text in shown[0], text
+
+
+def test_show_others(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "runs"
+    diverged = {"metrics": {}, "ratios": None, "headline": HEADLINE | {"value": None}, "diverged_at": 12}
+    runs = [fabricate(out, "running"), fabricate(out, "failed"), fabricate(out, "diverged", **diverged)]
+    assert main(["show", *(str(run.path) for run in runs)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{runs[0].path.name}: running\n" in shown
+    assert f"{runs[1].path.name}: failed no [memory] left\n" in shown
+    assert "not finite at update 12" in shown
+
+
+def test_list_runs(tmp_path: Path, capsys) -> None:
+    assert main(["list", "runs"]) == 0
+    assert capsys.readouterr().out == ""
+    out = tmp_path / "results" / "runs"  # the default, seen from here
+    finished = fabricate(out, "finished", metrics=METRICS, ratios=None, headline=HEADLINE)
+    diverged = fabricate(out, "diverged", metrics={}, ratios=None, headline=HEADLINE | {"value": None})
+    running = fabricate(out, "running")
+    (out / "no_run").mkdir()
+    for words in (["list", "runs"], ["list", "runs", f"out={out}"]):
+        assert main(words) == 0
+        assert dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()) == {
+            finished.path.name: "finished, top1 99.16",
+            diverged.path.name: "diverged",
+            running.path.name: "running",
+        }
+
+
+def test_a_misspelt_run_names_the_nearest(tmp_path: Path, capsys) -> None:
+    folder = fabricate(tmp_path / "runs", "running")
+    err = refusal(capsys, "show", folder.path.name.replace("digits", "digit", 1), f"out={tmp_path / 'runs'}")
+    assert f"did you mean '{folder.path.name}'?" in err
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path, capsys) -> None:
+    folder = fabricate(tmp_path / "runs", "finished", metrics=METRICS, ratios=RATIOS, headline=HEADLINE)
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    assert main(["train", f"out={tmp_path / 'runs'}"]) == 0
+    out = capsys.readouterr().out
+    assert "finished already" in out and "99.16" in out
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+
+
+def test_a_run_without_weights_has_nothing_to_evaluate(tmp_path: Path, capsys) -> None:
+    folder = fabricate(tmp_path / "runs", "running")
+    for words in (["eval"], ["estimate"]):
+        assert "has no weights: it is running" in refusal(capsys, *words, str(folder.path))
+    for word, message in (
+        ("variance=pop", "mean or population"),
+        ("samples=5m", "50k or all"),
+        ("augment=maybe", "true or false"),
+    ):
+        assert message in refusal(capsys, "estimate", str(folder.path), word)
+    assert "split=test" in refusal(capsys, "eval", str(folder.path), "split=test")
+
+
+# ---- installed -----------------------------------------------------------------------------------------------------
+
+
+def test_wheel_runs_outside_the_repository(tmp_path: Path) -> None:
+    """The wheel holds every module and every file of conf/, and finds them when it is installed."""
+    source, installed, cwd = tmp_path / "source", tmp_path / "installed", tmp_path / "cwd"
+    for folder in (source, cwd):
+        folder.mkdir()
+    for name in ("pyproject.toml", "README.md", "normlab", "conf"):
+        (source / name).symlink_to(SOURCE / name)
+    build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+        wheel.extractall(installed)
+
+    def files(root: Path, pattern: str) -> set[Path]:
+        return {path.relative_to(root) for path in root.rglob(pattern)}
+
+    assert files(installed / "normlab" / "conf", "*.yaml") == files(SOURCE / "conf", "*.yaml")
+    assert files(installed / "normlab", "*.py") - {Path("conf/__init__.py")} == files(SOURCE / "normlab", "*.py")
+    script = (
+        "import json, normlab.config as c; "
+        "print(json.dumps([c.__file__, str(c.conf_dir()), c.identity(c.load(['norm=hn', 'batch=4x4']))]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    module, conf, run_id = json.loads(done.stdout)
+    assert Path(module).parent == Path(conf).parent == installed / "normlab"
+    assert run_id == identity(load(["norm=hn", "batch=4x4"]))

@@ -1,0 +1,348 @@
+"""Settings from the words of a command line: bad ones refused in one line, and what makes a run another run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from normlab.checks import _MAX_SEED
+from normlab.config import EXECUTION, GROUPS, SETTINGS, Batch, Config, choices, conf_dir, identity, load, run_name
+from normlab.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Another working directory, without data or runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NORMLAB_DATA", raising=False)
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(UserError) as raised:
+        load(list(words))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
+def test_every_file_composes(group: str, name: str, tmp_path: Path) -> None:
+    words = [f"{group}={name}"]
+    if group == "data" and "root" in (conf_dir() / group / f"{name}.yaml").read_text():
+        words.append(f"data.root={tmp_path}")
+    config = load(words)
+    assert config.choices[group] == name
+    written = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text())
+    if written["_target_"] is None:
+        assert getattr(config, group) is None
+    else:
+        composed = getattr(config, group)
+        assert {key: composed[key] for key in written.keys() - {"root"}} == {
+            key: value for key, value in written.items() if key != "root"
+        }
+
+
+def test_config_yaml_has_every_setting() -> None:
+    written = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    groups = {next(iter(entry)) for entry in written.pop("defaults") if isinstance(entry, dict)}
+    assert groups == set(GROUPS)
+    assert groups | written.keys() == set(SETTINGS)
+    assert set(EXECUTION) < set(SETTINGS)
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+BAD = [
+    # (words, what the message must contain)
+    ("norm=snn", "norm=snn", "did you mean 'sn'?"),
+    ("norm=", "norm=:", "allowed: bn,"),
+    ("norm=../norm/sn", "norm=../norm/sn", "allowed: bn,"),
+    ("norm=sn.yaml", "norm=sn.yaml", "norm"),
+    ("norm=3", "norm=3", "allowed: bn,"),
+    ("norm=true", "norm=true", "allowed: bn,"),
+    ("norm=1e3", "norm=1000.0", "allowed: bn,"),
+    ("norm=[bn]", "norm=[bn]", "did you mean 'bn'?"),
+    ("norm={a:1}", "norm={a:1}", "allowed: bn,"),
+    ("norm=${foo}", "norm=${foo}", "allowed: bn,"),
+    ("norm=${batch}", "norm=${batch}", "allowed: bn,"),
+    ("model=resnet5O", "model=resnet5O", "did you mean 'resnet50'?"),
+    ("model=none", "model=none", "allowed: densenet121,"),
+    ("data=null", "data=none", "allowed: caltech256,"),
+    ("launch=slurm", "launch=slurm", "allowed: local"),
+    # keys
+    ("nrom=sn", "nrom:", "did you mean 'norm'?"),
+    ("+x=1", "x:", "allowed: accumulate,"),
+    ("++x=1", "x:", "allowed: accumulate,"),
+    ("lr=1", "lr:", "did you mean 'optim.lr'?"),
+    ("samples=1", "samples:", "did you mean 'batch_average.samples'?"),
+    ("eps=1", "eps:", "'norm.eps' or"),
+    ("norm.epsilon=1", "norm.epsilon:", "did you mean 'eps'?"),
+    ("norm.foo.bar=1", "norm.foo:", "allowed: affine,"),
+    ("schedule.milestone=[1]", "schedule.milestone:", "did you mean 'milestones'?"),
+    ("schedule=cosine schedule.milestones=[1]", "schedule.milestones:", "allowed: unit, warmup"),
+    ("batch_average.sample=5k", "batch_average.sample:", "did you mean 'samples'?"),
+    ("batch_average={variances:mean}", "batch_average.variances:", "did you mean 'variance'?"),
+    ("norm=none norm.eps=1", "norm.eps:", "'norm' is none"),
+    ("tracker=none tracker.project=x", "tracker.project:", "no such setting"),
+    ("choices.norm=bn", "choices.norm:", "no such setting"),
+    ("hydra.run.dir=x", "hydra.run.dir:", "no such setting"),
+    ("norm@weight=bn", "norm@weight:", "no such setting"),
+    ("norm/x=bn", "norm/x:", "did you mean 'norm'?"),
+    ("parts.head.nrom=bn", "parts.head.nrom:", "did you mean 'norm'?"),
+    ("parts.head=nope", "parts.head.norm=nope", "did you mean 'none'?"),
+    ("parts.head.weight=wss", "parts.head.weight=wss", "did you mean 'ws'?"),
+    ("parts.head=[bn]", "parts.head.norm=[bn]", "did you mean 'bn'?"),
+    ("parts.head.norm.eps=1", "parts.head.norm={eps:1}", "allowed: bn,"),
+    ("parts=3", "parts=3", "settings with names"),
+    # grammar
+    ("norm=[", "norm=[", "KEY=VALUE"),
+    ("norm='sn", "norm='sn", "KEY=VALUE"),
+    ("norm", "'norm'", "KEY=VALUE"),
+    ("norm:sn", "norm:sn", "KEY=VALUE"),
+    ("norm=sn=bn", "norm=sn=bn", "KEY=VALUE"),
+    ("=1", "", "no such setting"),
+    ("nörm=bn", "nörm=bn", "KEY=VALUE"),
+    ("norm.mean=[ïn]", "norm.mean=[ïn]", "KEY=VALUE"),
+    ("parts.=none", "parts.=none", "KEY=VALUE"),
+    ("norm..eps=1", "norm..eps=1", "KEY=VALUE"),
+    ("batch=${", "batch=${", "KEY=VALUE"),
+    ("~norm", "~norm", "cannot be removed"),
+    ("~batch=8x2", "~batch=8x2", "cannot be removed"),
+    ("norm=bn,gn", "norm=bn,gn", "one value of norm"),
+    ("seed=range(3)", "seed=range(3)", "one value of seed"),
+    ("norm=glob(*)", "norm=glob(*)", "one value of norm"),
+    ("norm.mean=in,ln", "norm.mean=in,ln", "brackets, as [a,b]"),
+    ("-m", "-m", "allowed: --cfg job"),
+    ("--multirun", "--multirun", "allowed: --cfg job"),
+    ("--config-name=x", "--config-name=x", "allowed: --cfg job"),
+    # interpolations
+    ("batch=${foo}", "batch:", "'foo' not found"),
+    ("batch=${batch}", "batch:", "Recursive"),
+    ("out=${oc.env:NORMLAB_NO_SUCH}", "out:", "NORMLAB_NO_SUCH"),
+    ("seed=${a:1}", "seed:", "interpolation type a"),
+    ("norm.mean=[${norm}]", "norm.mean[0]:", "Interpolation to parent"),
+    ("seed=???", "seed:", "Missing"),
+    ("out=${norm}", "out={_target_:", "expected a word"),
+    # targets
+    ("norm._target_=os.system", "_target_=os.system", "no Python module 'os'"),
+    ("norm._target_=normlab.norm.layer.Normaliser", "Normaliser", "did you mean 'Normalizer'?"),
+    ("norm._target_=3", "norm._target_=3", "package.module.name"),
+    ("norm._target_.x=1", "norm._target_={x:1}", "package.module.name"),
+    ("model._target_=null", "model._target_=null", "a run needs a model"),
+    # types
+    ("epochs=ten", "epochs=ten", "a finite number"),
+    ("epochs=nan", "epochs=nan", "a finite number"),
+    ("epochs=inf", "epochs=inf", "a finite number"),
+    ("epochs=true", "epochs=true", "a finite number"),
+    ("seed=1.5", "seed=1.5", "a whole number"),
+    ("seed=null", "seed=null", "a whole number"),
+    ("seed=", "seed=", "a whole number"),
+    ("iterations=1.5", "iterations=1.5", "a whole number or null"),
+    ("rerun=maybe", "rerun=maybe", "true or false"),
+    ("compile=1", "compile=1", "true or false"),
+    ("out=null", "out=null", "a word"),
+    ("batch=[8,2]", "batch=[8,2]", "a word"),
+    ("optim.lr=abc", "optim.lr=abc", "a finite number"),
+    ("optim.lr=nan", "optim.lr=nan", "a finite number"),
+    ("optim.decay=none", "optim.decay=none", "all or not_norm"),
+    ("norm.groups=1.5", "norm.groups=1.5", "a whole number"),
+    ("norm.mix=varr", "norm.mix=varr", "did you mean 'var'?"),
+    ("norm.mean=bn", "norm.mean=bn", "did you mean '[bn]'?"),
+    ("norm.mean={in:1}", "norm.mean={in:1}", "ListConfig"),
+    ("norm.mean.7=bn", "norm.mean.7=bn", "out of range"),
+    ("norm.mean.x=bn", "norm.mean.x=bn", "--cfg job"),
+    ("schedule.milestones=abc", "schedule.milestones=abc", "a list"),
+    ("precision=fp31", "precision=fp31", "did you mean 'fp32'?"),
+    ("precision=16", "precision=16", "did you mean 'fp16'?"),
+    ("estimator=movingaverage", "estimator=movingaverage", "did you mean 'moving_average'?"),
+    ("batch_average=5", "batch_average=5", "settings with names"),
+    ("batch_average.variance=pop", "batch_average.variance=pop", "mean or population"),
+    ("ratios_every=epochs", "ratios_every=epochs", "did you mean 'epoch'?"),
+    # values
+    ("batch=8by2", "batch=8by2", "did you mean '8x2'?"),
+    ("batch=0x4", "batch=0x4", "above 0"),
+    ("batch=8x", "batch=8x", "for example 8x2"),
+    ("batch=x8", "batch=x8", "for example 8x2"),
+    ("batch=8", "batch=8", "for example 8x2"),
+    ("batch=8x2x2", "batch=8x2x2", "for example 8x2"),
+    ("batch=-8x2", "batch=-8x2", "above 0"),
+    ("batch=8x2 devices=3", "devices=3", "allowed: 1, 2, 4, 8"),
+    ("devices=0", "devices=0", "allowed: 1, 2, 4, 8"),
+    ("devices=-1", "devices=-1", "allowed: 1, 2, 4, 8"),
+    ("devices=many", "devices=many", "a whole number or auto"),
+    ("batch=1000000000000x1 devices=3", "devices=3", "allowed: 1, 2, 4, 5,"),
+    ("accumulate=0", "accumulate=0", "1 or more"),
+    ("iterations=0", "iterations=0", "1 or more"),
+    ("epochs=0", "epochs=0", "above 0"),
+    ("seed=-1", "seed=-1", "0 or more"),
+    ("seed=99999999999999999999999999", "seed=99999999999999999999999999", str(_MAX_SEED)),
+    ("workers=-1", "workers=-1", "0 or more"),
+    ("threads=0", "threads=0", "1 or more"),
+    ("log_every=0", "log_every=0", "1 or more"),
+    ("ratios_every=0", "ratios_every=0", "1 or more"),
+    ("checkpoint_every=0", "checkpoint_every=0", "1 or more"),
+    ("norm_dropout=1", "norm_dropout=1", "from 0 to below 1"),
+    ("batch_average.samples=0", "batch_average.samples=0", "50k or all"),
+    ("batch_average.samples=5m", "batch_average.samples=5m", "50k or all"),
+    ("norm.mean=[]", "norm.mean=[]", "allowed: in, ln, bn"),
+    ("norm.mean=[in,lm]", "'lm'", "allowed: in, ln, bn"),
+    ("norm.mean=[in8]", "'in8'", "allowed: in, ln, bn"),
+    ("norm.var=[bn,bn]", "norm.var=[bn,bn]", "twice"),
+    ("norm=sn_tied norm.mean=[in]", "norm.mean=[in]", "the same scopes"),
+    ("norm.groups=0", "norm.groups=0", "1 or more"),
+    ("norm=syncbn replicas_per_pass=2", "replicas_per_pass=2", "norm.sync=true"),
+    ("parts.head=syncbn replicas_per_pass=2", "replicas_per_pass=2", "norm.sync=true"),
+    ("model=timm model.name=resnet5O", "'resnet5O'", "did you mean 'resnet50'?"),
+    ("model=torchvision model.name=resnet50d", "'resnet50d'", "did you mean 'resnet50'?"),
+    ("data=cifar10", "data.root=data/cifar10", "normlab data prepare cifar10"),
+    ("data=mnist data.root=/no/where", "data.root=/no/where", "normlab data prepare mnist"),
+    ("init=nowhere", "init=nowhere", "a run's folder"),
+    ("init=.", "init=.", "a run's folder"),
+    ("init=", "init=", "a run's folder"),
+    ("out=", "out=", "folder"),
+    ("out=/dev/null/runs", "out=/dev/null/runs", "/dev/null is no folder"),
+]
+
+
+@pytest.mark.parametrize(("words", "offending", "help"), BAD, ids=[words for words, *_ in BAD])
+def test_refuses(words: str, offending: str, help: str) -> None:
+    message = refusal(*words.split(" "))
+    assert offending in message and help in message, message
+
+
+@pytest.mark.parametrize("word", ["", " ", "a b", "batch=8 x 2 y '", "out=my[runs", "init=" + "a" * 10_000])
+def test_refuses_odd_words(word: str) -> None:
+    assert word.strip() in refusal(word)
+
+
+KEYS = st.sampled_from([*SETTINGS, "norm.mean", "norm.eps", "optim.lr", "parts.head", "batch_average.samples", "x"])
+VALUES = st.one_of(
+    st.text(max_size=8),
+    st.text(alphabet="x0123456789.,:[]{}$'\"~+=-() \\", max_size=8),
+    st.sampled_from(["sn", "8x2", "null", "true", "1e400", "-1", "[bn]", "{a:1}", "${seed}", "${x}", "???", "1,2"]),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["", "", "", "+", "++", "~"]), KEYS, st.sampled_from(["=", "=", "=", "", "@", "."]), VALUES)
+def test_any_word_is_accepted_or_refused_in_one_line(sign: str, key: str, equals: str, value: str) -> None:
+    try:
+        config = load([f"{sign}{key}{equals}{value}"])
+    except UserError as error:
+        assert str(error).count("\n") <= value.count("\n")  # the command line joins them
+    else:
+        json.dumps(config.to_dict(), allow_nan=False)
+        assert re.fullmatch("[0-9a-f]{8}", identity(config))
+
+
+# ---- good input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["8x2", "1x1", "32x1", "128x1024"])
+def test_batch(text: str) -> None:
+    batch, (replicas, per_replica) = Batch(text), map(int, text.split("x"))
+    assert (batch.replicas, batch.per_replica, batch.total) == (replicas, per_replica, replicas * per_replica)
+    assert str(batch) == text
+
+
+def test_values_as_hydra_reads_them() -> None:
+    words = ["norm=hn", "norm.var=[en8, bn]", "optim.lr=1", "iterations=100", "out='my [runs]'", "seed=${norm.groups}"]
+    config = load([*words, "parts.head={norm: null, weight: ws}", "batch_average={samples: 5k}", "seed=7"])
+    assert config.norm == load(["norm=hn"]).norm | {"var": ["en8", "bn"]}
+    assert (config.optim["lr"], config.iterations, config.out, config.seed) == (1.0, 100, "my [runs]", 7)
+    assert config.parts["head"] == {"norm": None, "weight": load(["weight=ws"]).weight}
+    assert config.batch_average.num_samples == 5000 and config.batch_average.variance == "mean"
+    assert load(["++norm=bn"]).norm == load(["norm=bn"]).norm
+    assert load(["+seed=${norm.groups}", "norm.groups=4"]).seed == 4
+    assert load(["seed=1", "norm=bn", "seed=2", "norm=gn"]).seed == 2
+
+
+def test_update_samples_count_accumulated_iterations() -> None:
+    config = load(["batch=4x3", "accumulate=5"])
+    assert (config.replicas, config.per_replica, config.update_samples) == (4, 3, 60)
+
+
+def test_data_folder_of_the_environment(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "cifar10").mkdir()
+    monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
+    assert load(["data=cifar10"]).data["root"] == str(tmp_path / "cifar10")
+
+
+def test_json_round_trip() -> None:
+    config = load(["norm=group_sn", "parts.head=none", "iterations=5", "batch_average.samples=all", "schedule=cosine"])
+    again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and identity(again) == identity(config) and run_name(again) == run_name(config)
+
+
+# ---- identity ------------------------------------------------------------------------------------------------------
+
+
+def id_of(*words: str) -> str:
+    return identity(load(list(words)))
+
+
+SAME = [
+    *("devices=4", "replicas_per_pass=2", "workers=3", "threads=1", "channels_last=true", "compile=true"),
+    *("out=elsewhere", "rerun=true", "log_every=3", "ratios_every=7", "checkpoint_every=5"),
+    *("tracker=none", "tracker.project=mine", "launch.timeout=5", "launch.nodes=2"),
+    *("batch_average.samples=50000", "norm.groups=32", "norm.eps=0.00001", "seed=0", "epochs=20.0"),
+]
+OTHER = [
+    *("norm=bn", "norm.eps=1e-3", "norm.mix=std", "weight=ws", "model=mlp", "model.width=8", "data=synthetic"),
+    *("data.size=16", "data.fraction=0.5", "task.dropout=0.5", "optim=rmsprop", "optim.lr=1", "schedule=poly"),
+    *("schedule.milestones=[0.5]", "batch=4x4", "accumulate=2", "epochs=21", "iterations=5", "seed=1"),
+    *("precision=bf16", "parts.head=none", "norm_dropout=0.1", "estimator=moving_average"),
+    *("batch_average.samples=1k", "batch_average.variance=population", "batch_average.augment=false"),
+]
+
+
+def test_every_setting_is_in_one_list() -> None:
+    keys = {word.partition("=")[0].split(".")[0] for word in (*SAME, *OTHER)}
+    assert keys | {"task", "init"} == set(SETTINGS)
+    assert {word.partition("=")[0].split(".")[0] for word in SAME} >= set(EXECUTION)
+
+
+def test_execution_keeps_the_identity() -> None:
+    default = id_of()
+    assert [word for word in SAME if id_of(word) != default] == []
+
+
+def test_science_changes_the_identity() -> None:
+    ids = [id_of(word) for word in ("seed=0", *OTHER)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_same_content_is_the_same_run() -> None:
+    assert id_of("optim.lr=1") == id_of("optim.lr=1.0") != id_of()
+    assert id_of("norm=hn", "norm.groups=8") == id_of("norm=hn_g8")
+    assert id_of("model=torchvision", "model.name=resnet18") == id_of("model=resnet18")
+    assert id_of("iterations=5", "epochs=1") == id_of("iterations=5", "epochs=2") != id_of("epochs=2")
+
+
+def test_the_data_folder_does_not_matter(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    here, there = (id_of("data=cifar10", f"data.root={folder}") for folder in folders)
+    assert here == there != id_of("data=cifar100", f"data.root={folders[0]}")
+
+
+def test_init_stands_for_its_content(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        Path(f"{name}.safetensors").write_bytes(content)
+    a, b, c = (id_of(f"init={name}.safetensors") for name in "abc")
+    assert a == b != c and id_of() not in (a, c)
+    for name, run_id in (("run", "12345678"), ("moved", "12345678"), ("other", "87654321")):
+        Path(name).mkdir()
+        (Path(name) / "run.json").write_text(json.dumps({"id": run_id}))
+    run, moved, other = (id_of(f"init={name}") for name in ("run", "moved", "other"))
+    assert run == moved != other and id_of() not in (run, other)
+
+
+def test_run_name() -> None:
+    assert run_name(load([])) == "digits-digits_resnet-sn-8x2-s0"
+    words = ["norm=gn", "weight=ws", "batch=4x1", "accumulate=2", "seed=3", "model=mlp"]
+    assert run_name(load(words)) == "digits-mlp-gn-ws-4x1x2-s3"
