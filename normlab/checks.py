@@ -16,6 +16,14 @@ _AT_LEAST = {
     **{"accumulate": 1, "iterations": 1, "replicas_per_pass": 1, "threads": 1},
     **{"checkpoint_every": 1, "log_every": 1, "ratios_every": 1},
 }
+# What a setting of a group means does not depend on the file that has it.
+_WHOLE_FROM_ONE = {"model.width", "model.depth", "norm.groups", "norm.ratio_groups", "optim.lr_batch", "data.length"}
+_ABOVE_ZERO = {"optim.lr", "norm.eps", "weight.eps", "schedule.factor", "schedule.power", "data.fraction"}
+_NOT_NEGATIVE = {
+    *{"optim.momentum", "optim.weight_decay", "optim.eps", "optim.alpha", "norm.momentum", "norm.d_max"},
+    *{"schedule.milestones", "schedule.warmup", "data.shift", "data.padding", "norm.warmup", "launch.max_restarts"},
+}
+_UP_TO_ONE = {"optim.alpha", "norm.momentum", "data.fraction"}
 _MODEL_LIBRARIES: dict[str, Library] = {
     "normlab.models.library.timm_model": "timm",
     "normlab.models.library.torchvision_model": "torchvision",
@@ -39,8 +47,11 @@ def check_values(config: "Config") -> None:
     _ = config.batch_average.num_samples
     _check_devices(config)
     _check_needed(config)
-    for node in (config.norm, *(part.get("norm") for part in config.parts.values())):
-        _check_norm(node, config)
+    for group in config.choices:
+        _check_ranges(group, getattr(config, group) or {})
+    _check_norm(config.norm, config, "norm")
+    for part, nodes in config.parts.items():
+        _check_norm(nodes.get("norm"), config, f"parts.{part}.norm")
     if config.model["_target_"] in _MODEL_LIBRARIES:
         check_model_name(_MODEL_LIBRARIES[config.model["_target_"]], config.model["name"])
     _check_paths(config)
@@ -62,11 +73,27 @@ def _check_needed(config: "Config") -> None:
             raise UserError(f"{group}._target_=null: a run needs a {group}; `normlab list {group}` names them")
 
 
-def _check_norm(node: dict[str, Any] | None, config: "Config") -> None:
+def _check_ranges(group: str, node: dict[str, Any]) -> None:
+    for key, given in node.items():
+        name = f"{group}.{key}"
+        for value in given if isinstance(given, list) else [given]:
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if name in _WHOLE_FROM_ONE and value < 1:
+                raise UserError(f"{name}={value}: expected a whole number of 1 or more")
+            if name in _ABOVE_ZERO and value <= 0:
+                raise UserError(f"{name}={value:g}: expected a number above 0")
+            if name in _NOT_NEGATIVE and value < 0:
+                raise UserError(f"{name}={value:g}: expected a number of 0 or more")
+            if name in _UP_TO_ONE and value > 1:
+                raise UserError(f"{name}={value:g}: expected a number up to 1")
+
+
+def _check_norm(node: dict[str, Any] | None, config: "Config", path: str) -> None:
     if node is None:
         return
     if "mean" in node and "var" in node:
-        check_declaration(node["mean"], node["var"], node.get("groups", 1), node.get("tied", False))
+        check_declaration(node["mean"], node["var"], node.get("tied", False), path)
     if node.get("sync") and config.replicas_per_pass is not None:
         raise UserError(
             f"replicas_per_pass={config.replicas_per_pass}: norm.sync=true needs all replicas of a device in one pass; "

@@ -57,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> int:
+    for flag in ("-m", "--multirun"):
+        if flag in words:
+            from normlab.multirun import multirun
+
+            return multirun([word for word in words if word != flag])
     from normlab.config import load
 
     show = _take_cfg(words)
@@ -67,7 +72,7 @@ def _train(words: list[str]) -> int:
 
     folder = RunFolder.of(config)
     status = folder.status()["status"]
-    if status in ("finished", "diverged") and not config.rerun:
+    if folder.is_over and not config.rerun:
         print(f"This run is {status} already; rerun=true starts it over.")
         return _print_summary(folder)
     from normlab.engine.start import start

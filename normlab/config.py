@@ -8,11 +8,14 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -185,7 +188,7 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     overrides = [parse(word) for word in words]
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     files = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with _hydra():
         composed = compose("config", files, return_hydra_config=True)
     names = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
     settings = OmegaConf.masked_copy(composed, list(SETTINGS))
@@ -200,13 +203,25 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     return {str(key): value for key, value in dict(container).items()}, names  # type: ignore[arg-type]
 
 
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra on conf/, also from inside a job that Hydra itself runs."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
 def parse(word: str, sweep: bool = False) -> Override:
     """A word of the command line as Hydra reads it.
 
     Raises UserError unless it sets an existing key, to one value if it is not for a sweep.
     """
     if word.startswith("-"):
-        raise UserError(f"{word}: there is no such option; allowed: --cfg job, --help")
+        raise UserError(f"{word}: there is no such option; allowed: -m, --cfg job, --help")
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
@@ -220,7 +235,9 @@ def parse(word: str, sweep: bool = False) -> Override:
     if override.is_delete():
         raise UserError(f"{word}: a setting cannot be removed; give it another value")
     if override.is_sweep_override() and not sweep:
-        raise UserError(f"{word}: one run takes one value of {key}; a list stands in brackets, as [a,b]")
+        raise UserError(
+            f"{word}: one run takes one value of {key}; -m sweeps over several, and a list stands in brackets, as [a,b]"
+        )
     return override
 
 

@@ -11,9 +11,10 @@ class UserError(Exception):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`did you mean 'sn'?`, or the list of valid names when none is near."""
     names = sorted(str(v) for v in valid)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
     if close:
-        return f"did you mean '{close[0]}'?"
+        return f"did you mean '{lower[close[0]]}'?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"allowed: {shown}" if names else "nothing is allowed here"
 

@@ -9,8 +9,19 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from normlab.checks import _MAX_SEED
-from normlab.config import EXECUTION, GROUPS, SETTINGS, Batch, Config, choices, conf_dir, identity, load, run_name
+from normlab.config import (
+    EXECUTION,
+    GROUPS,
+    SETTINGS,
+    Batch,
+    Config,
+    choices,
+    conf_dir,
+    identity,
+    load,
+    parse,
+    run_name,
+)
 from normlab.errors import UserError
 
 
@@ -115,9 +126,7 @@ BAD = [
     ("seed=range(3)", "seed=range(3)", "one value of seed"),
     ("norm=glob(*)", "norm=glob(*)", "one value of norm"),
     ("norm.mean=in,ln", "norm.mean=in,ln", "brackets, as [a,b]"),
-    ("-m", "-m", "allowed: --cfg job"),
-    ("--multirun", "--multirun", "allowed: --cfg job"),
-    ("--config-name=x", "--config-name=x", "allowed: --cfg job"),
+    ("--config-name=x", "--config-name=x", "allowed: -m, --cfg job"),
     # interpolations
     ("batch=${foo}", "batch:", "'foo' not found"),
     ("batch=${batch}", "batch:", "Recursive"),
@@ -178,7 +187,7 @@ BAD = [
     ("iterations=0", "iterations=0", "1 or more"),
     ("epochs=0", "epochs=0", "above 0"),
     ("seed=-1", "seed=-1", "0 or more"),
-    ("seed=99999999999999999999999999", "seed=99999999999999999999999999", str(_MAX_SEED)),
+    ("seed=99999999999999999999999999", "seed=99999999999999999999999999", str(2**63 - 1)),
     ("workers=-1", "workers=-1", "0 or more"),
     ("threads=0", "threads=0", "1 or more"),
     ("log_every=0", "log_every=0", "1 or more"),
@@ -193,6 +202,13 @@ BAD = [
     ("norm.var=[bn,bn]", "norm.var=[bn,bn]", "twice"),
     ("norm=sn_tied norm.mean=[in]", "norm.mean=[in]", "the same scopes"),
     ("norm.groups=0", "norm.groups=0", "1 or more"),
+    ("norm.eps=0", "norm.eps=0", "above 0"),
+    ("norm.momentum=2", "norm.momentum=2", "up to 1"),
+    ("optim.momentum=-1", "optim.momentum=-1", "0 or more"),
+    ("optim.weight_decay=-1", "optim.weight_decay=-1", "0 or more"),
+    ("schedule.milestones=[-1]", "schedule.milestones=-1", "0 or more"),
+    ("model.width=0", "model.width=0", "1 or more"),
+    ("norm=SN", "norm=SN", "did you mean 'sn'?"),
     ("norm=syncbn replicas_per_pass=2", "replicas_per_pass=2", "norm.sync=true"),
     ("parts.head=syncbn replicas_per_pass=2", "replicas_per_pass=2", "norm.sync=true"),
     ("model=timm model.name=resnet5O", "'resnet5O'", "did you mean 'resnet50'?"),
@@ -258,6 +274,14 @@ def test_values_as_hydra_reads_them() -> None:
     assert load(["++norm=bn"]).norm == load(["norm=bn"]).norm
     assert load(["+seed=${norm.groups}", "norm.groups=4"]).seed == 4
     assert load(["seed=1", "norm=bn", "seed=2", "norm=gn"]).seed == 2
+
+
+def test_words_of_a_sweep_may_hold_several_values() -> None:
+    assert parse("norm=bn,gn", sweep=True).is_choice_sweep()
+    assert parse("seed=range(3)", sweep=True).is_range_sweep()
+    for word in ("nrom=bn,gn", "norm=[", "~norm"):
+        with pytest.raises(UserError):
+            parse(word, sweep=True)
 
 
 def test_update_samples_count_accumulated_iterations() -> None:

@@ -64,7 +64,6 @@ def test_a_name_that_is_no_scope_is_refused_in_one_line(name):
         (["bn"], [], {}, r"norm.var=\[\] names no scope"),
         (["bn", "bn"], ["bn"], {}, "twice"),
         (["bn"], ["qn"], {}, "'qn' does not exist"),
-        (["gn"], ["gn"], {"groups": 0}, "norm.groups=0"),
         (["in", "bn"], ["bn", "in"], {"tied": True}, "norm.tied=true needs the same scopes"),
     ],
 )

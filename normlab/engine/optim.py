@@ -5,7 +5,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
 
 
@@ -43,8 +42,6 @@ def rmsprop(
 
 
 def _scaled(lr: float, lr_batch: int, update_samples: int) -> float:
-    if lr <= 0 or lr_batch <= 0:
-        raise UserError(f"optim.lr={lr:g} optim.lr_batch={lr_batch}: expected numbers above 0")
     return lr * update_samples / lr_batch
 
 

@@ -54,8 +54,9 @@ class RunFolder:
         matching = [p for p in runs if p.name == name or p.name.endswith(f"-{name}")]
         if len(matching) == 1:
             return cls(matching[0])
-        known = [p.name for p in runs]
-        raise UserError(f"run '{name}': there is no such run in {out}; {nearest(name, known)}")
+        if not runs:
+            raise UserError(f"run '{name}': there are no runs in {out}; out=FOLDER names another place")
+        raise UserError(f"run '{name}': there is no such run in {out}; {nearest(name, [p.name for p in runs])}")
 
     def create(self, config: Config) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)

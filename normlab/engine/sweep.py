@@ -4,6 +4,7 @@ Processes fork from a server that has imported torch, so that a cell starts in m
 through a pipe of its own: a killed process cannot hold up the others.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -226,10 +227,8 @@ def _run_cell(config: Config, gpus: list[int], pipe: Pipe) -> None:
         nonlocal last
         if what == "training" and (time.monotonic() - last > 0.5 or done == total):
             last = time.monotonic()
-            try:
+            with contextlib.suppress(OSError):  # nobody listens any more
                 pipe.send(0.95 * done / total)
-            except OSError:
-                pass
 
     try:
         start(config, folder, report)

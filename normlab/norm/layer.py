@@ -88,7 +88,7 @@ class Normalizer(nn.Module):
         affine: bool = True,
     ) -> None:
         super().__init__()
-        check_declaration(mean, var, groups, tied)
+        check_declaration(mean, var, tied)
         if mix not in ("var", "std"):
             raise UserError(f"norm.mix={mix} does not exist; allowed: var, std")
         if ratio_groups < 1 or num_channels % ratio_groups:

@@ -62,19 +62,20 @@ class Scope:
         return samples * num_positions * (num_channels // self.width(num_channels))
 
 
-def check_declaration(mean: Sequence[str], var: Sequence[str], groups: int = 1, tied: bool = False) -> None:
-    """Refuse (UserError) what no number of channels could make a normalizer of."""
+def check_declaration(mean: Sequence[str], var: Sequence[str], tied: bool = False, path: str = "norm") -> None:
+    """Refuse (UserError) what no number of channels could make a normalizer of; `path` names it in the message."""
     for what, names in (("mean", mean), ("var", var)):
-        listed = f"norm.{what}=[{','.join(names)}]"
+        listed = f"{path}.{what}=[{','.join(names)}]"
         if not names:
             raise UserError(f"{listed} names no scope; allowed: {', '.join(KINDS)}")
         if len(set(names)) < len(names):
             raise UserError(f"{listed} names a scope twice; allowed: each scope once")
         for name in names:
-            Scope.parse(name, 1, 1)
-    if groups < 1:
-        raise UserError(f"norm.groups={groups} is no number of groups; allowed: 1 or more")
+            try:
+                Scope.parse(name, 1, 1)
+            except UserError as error:
+                raise UserError(f"{listed}: {error}") from None
     if tied and list(mean) != list(var):
         raise UserError(
-            f"norm.tied=true needs the same scopes in norm.mean=[{','.join(mean)}] and norm.var=[{','.join(var)}]"
+            f"{path}.tied=true needs the same scopes in {path}.mean=[{','.join(mean)}] and {path}.var=[{','.join(var)}]"
         )

@@ -1,0 +1,50 @@
+"""hydra/launcher=normlab: what `normlab train -m` runs its cells with. Hydra looks for plugins in this package."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from normlab.config import load
+from normlab.errors import UserError
+
+
+@dataclass
+class LauncherConfig:
+    """Settings of the launcher."""
+
+    _target_: str = "hydra_plugins.normlab_launcher.NormlabLauncher"
+    jobs: int = 0  # cells side by side; 0: as many as cores or GPUs allow
+    on_failure: str = "continue"  # or stop
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="normlab", node=LauncherConfig)
+
+
+class NormlabLauncher(Launcher):
+    """Checks every cell, then hands them all to the sweep (normlab.engine.sweep).
+
+    `outcome` is the sweep's exit status, or the error that kept it from starting: Hydra would show it as a traceback.
+    """
+
+    outcome: int | UserError = 0
+
+    def __init__(self, jobs: int, on_failure: str) -> None:
+        self.jobs, self.on_failure = jobs, on_failure
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        pass
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        try:
+            configs = [load(list(overrides)) for overrides in job_overrides]
+            from normlab.engine.sweep import sweep  # imports torch, and all cells are checked before
+
+            NormlabLauncher.outcome = sweep(configs, self.jobs, self.on_failure)
+        except UserError as error:
+            NormlabLauncher.outcome = error
+        return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED, _return_value=None) for o in job_overrides]
