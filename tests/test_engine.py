@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import data_files
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -259,3 +260,17 @@ def test_decay_spares_norm_parameters_on_request(tmp_path):
         assert (plain["weight_decay"], norms["weight_decay"]) == (0.1, 0.0)
         assert len(norms["params"]) == 4 * len(normalizers(model))
         assert len(plain["params"]) + len(norms["params"]) == len(everything[0]["params"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_data_refuse_is_one_line_from_workers_too(tmp_path, workers):
+    root = tmp_path / "imagenet"
+    for split in ("train", "val"):
+        data_files.write_class_folders(root / split, ["n01440764", "n01443537"], 4, ".JPEG")
+    broken = sorted((root / "train").rglob("*.JPEG"))[3]
+    broken.write_bytes(broken.read_bytes()[:40])
+    settings = load(["data=imagenet", f"data.root={root}", "data.size=32", "model=resnet20", "batch=2x2", "epochs=1",
+                     "tracker=none", f"workers={workers}", f"out={tmp_path}/runs"])  # fmt: skip
+    with pytest.raises(UserError) as error:
+        run(settings)
+    assert str(broken) in str(error.value) and "\n" not in str(error.value)

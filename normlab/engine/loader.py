@@ -1,6 +1,6 @@
 """Batches of a rank, in the order of its passes, for training, estimation and evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def batches(
         num_workers=session.config.workers,
         pin_memory=device.type == "cuda",
     )
-    for current, loaded in zip(passes(), loader, strict=True):
+    for current, loaded in zip(passes(), _plain_errors(loader), strict=True):
         trips = [current] if len(loaded) == 1 else current.one_by_one()
         if len(trips) > 1 and any(layer.sync for layer in normalizers(session.experiment.model)):
             raise UserError(
@@ -62,6 +62,14 @@ def batches(
             )
         for trip, batch in zip(trips, loaded, strict=True):
             yield trip, to_device(batch, device, dtype)
+
+
+def _plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
+    """A UserError from a worker process comes wrapped in that process's traceback: its last line is the message."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
