@@ -3,9 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 NORMLAB := $(VENV)/bin/normlab
 
-.PHONY: help setup train test check clean
+# Of the reproductions: scale of the protocol, number of seeds, runs side by side (0: as many as cores or GPUs allow)
+SCALE ?= digits
+SEEDS ?= 3
+JOBS ?= 0
+
+.PHONY: help setup train test check reproduce-table2 clean
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 setup: $(VENV)/installed  ## make the environment in .venv (versions pinned in constraints.txt)
 
@@ -25,6 +30,9 @@ check: setup  ## lint and type check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+reproduce-table2: setup  ## Table 2 of the SN papers: SCALE=digits|cifar10|imagenet SEEDS=3 JOBS=0
+	$(NORMLAB) reproduce table2 scale=$(SCALE) seeds=$(SEEDS) jobs=$(JOBS)
 
 clean:  ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

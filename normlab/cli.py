@@ -1,18 +1,25 @@
 """normlab: one command reproduces a result about normalization layers.
 
   normlab train  [KEY=VALUE ...]          train and evaluate a run, or resume it; finished runs are not run again
+  normlab train  -m KEY=VALUE,VALUE ...   a sweep: every combination, jobs=N side by side (Hydra's multirun)
+  normlab status [KEY=VALUE,VALUE ...]    how far the cells of a sweep are; without words, all runs
+  normlab reproduce TABLE [scale=digits] [seeds=3] [jobs=N] [KEY=VALUE ...]
+                                          run what is missing of a paper's table, and report it; --dry-run: the plan
+  normlab report TABLE [scale=digits]     the report again, from its records alone
   normlab plan   [KEY=VALUE ...]          what a run would be: steps, samples, parameters, norm layers, replicas
   normlab show   RUN ...                  outcome of runs
   normlab eval   RUN ... [split=val]      evaluate a run's weights again, under each estimator
   normlab estimate RUN ... [samples=50k] [variance=mean|population] [augment=true|false]
                                           measure batch-average statistics again, and evaluate with them
   normlab data   prepare|verify NAME [root=FOLDER]
-  normlab list   [norms|weights|models|data|tasks|optims|schedules|trackers|launch|runs]
+  normlab list   [norms|weights|models|data|tasks|optims|schedules|trackers|launch|scales|tables]
 
 A RUN is a folder, or its name or id in results/runs (out=FOLDER for another place).
 
   normlab train norm=sn batch=8x2         8 replicas (virtual GPUs) of 2 samples each, on any number of devices
   normlab train norm=gn weight=ws model=resnet50 data=imagenet batch=8x32 precision=bf16
+  normlab train -m norm=bn,gn,sn batch=8x32,8x8,8x2 seed=0,1,2
+  normlab reproduce table2                BN, GN and SN at nine batch settings: paper | measured | difference
   normlab train norm=hn --cfg job         print the resolved settings and stop
 
 conf/config.yaml explains the settings. Every record of a run is in its folder; W&B mirrors it (tracker=none: not).
@@ -151,29 +158,62 @@ def _data(words: list[str]) -> int:
 def _list(words: list[str]) -> int:
     from normlab.config import GROUPS, choices
 
-    known = {**{f"{group}s": group for group in GROUPS}, **{group: group for group in GROUPS}}
-    plain, options = _split(words, {"out": DEFAULT_OUT})
-    for word in plain or ["norms"]:
-        if word not in (*known, "runs"):
-            raise UserError(f"list {word}: there is no such group; {nearest(word, [*known, 'runs'])}")
-        described = _describe_runs(Path(options["out"])) if word == "runs" else choices(known[word])
+    groups = (*GROUPS, "scale", "table")
+    known = {**{f"{group}s": group for group in groups}, **{group: group for group in groups}}
+    for word in words or ["norms"]:
+        if word not in known:
+            raise UserError(f"list {word}: there is no such group; {nearest(word, known)}")
+        described = choices(known[word])
         width = max(map(len, described), default=0)
         for name, comment in described.items():
             print(f"{name:<{width}}  {comment}")
     return 0
 
 
-def _describe_runs(out: Path) -> dict[str, str]:
-    """Name of each run in a folder -> its status, and what it reached."""
+def _status(words: list[str]) -> int:
     from normlab.engine.record import RunFolder
+    from normlab.report.status import print_status
 
-    described = {}
-    for folder in (RunFolder(path.parent) for path in sorted(out.glob("*/run.json"))):
-        described[folder.path.name] = folder.status()["status"]
-        headline = folder.summary()["headline"] if folder.summary_file.is_file() else {"value": None}
-        if headline["value"] is not None:
-            described[folder.path.name] += f", {headline['metric']} {headline['value']:.2f}"
-    return described
+    if [word for word in words if not word.startswith("out=")]:
+        from normlab.multirun import expand
+
+        print_status([RunFolder.of(config) for config in expand([word for word in words if word != "-m"])])
+    else:
+        _, options = _split(words, {"out": DEFAULT_OUT})
+        print_status([RunFolder(path.parent) for path in sorted(Path(options["out"]).glob("*/run.json"))])
+    return 0
+
+
+def _reproduce(words: list[str]) -> int:
+    from normlab.report.table import load_table
+
+    names = [word for word in words if "=" not in word and word != "--dry-run"]
+    if len(names) != 1:
+        raise UserError("expected the name of one table; `normlab list tables` shows them")
+    table = load_table(names[0])
+    own = {"scale": table.default_scale, "seeds": len(table.seeds), "jobs": 0, "results": "results"}
+    given = [word for word in words if word.partition("=")[0] in own]
+    _, options = _split(given, own)
+    seeds = range(_count("seeds", options["seeds"], 1))
+    jobs = _count("jobs", options["jobs"], 0)
+    table.scale(options["scale"])
+    extra = [word for word in words if "=" in word and word not in given]
+    from normlab.engine.reproduce import reproduce
+
+    return reproduce(table, options["scale"], seeds, jobs, extra, Path(options["results"]), "--dry-run" in words)
+
+
+def _report(words: list[str]) -> int:
+    from normlab.report.render import report
+    from normlab.report.table import load_table
+
+    names, options = _split(words, {"scale": None, "results": "results"})
+    if len(names) != 1:
+        raise UserError("expected the name of one table; `normlab list tables` shows them")
+    table = load_table(names[0])
+    for path in report(table, options["scale"] or table.default_scale, Path(options["results"])):
+        print(f"written: {path}")
+    return 0
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
@@ -184,6 +224,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "estimate": _estimate,
     "data": _data,
     "list": _list,
+    "status": _status,
+    "reproduce": _reproduce,
+    "report": _report,
 }
 
 
@@ -215,12 +258,18 @@ def _split(words: list[str], options: dict[str, Any]) -> tuple[list[str], dict[s
     return plain, options
 
 
+def _count(key: str, value: Any, least: int) -> int:
+    if not str(value).isdecimal() or int(value) < least:
+        raise UserError(f"{key}={value}: expected a whole number of {least} or more")
+    return int(value)
+
+
 def _runs(words: list[str], options: dict[str, Any]) -> tuple[list["RunFolder"], dict[str, Any]]:
     from normlab.engine.record import RunFolder
 
     names, options = _split(words, {"out": DEFAULT_OUT} | options)
     if not names:
-        raise UserError("expected a run: its folder, name or id; `normlab list runs` shows them")
+        raise UserError("expected a run: its folder, name or id; `normlab status` shows them")
     out = Path(options.pop("out"))
     return [RunFolder.find(name, out) for name in names], options
 

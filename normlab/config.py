@@ -185,7 +185,7 @@ def run_name(config: Config) -> str:
 
 def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings as plain containers, interpolations resolved, and the file chosen in each group. Raises UserError."""
-    overrides = [parse(word) for word in words]
+    overrides = [parse(word) for word in _with_scale(words)]
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     files = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
     with _hydra():
@@ -201,6 +201,19 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     return {str(key): value for key, value in dict(container).items()}, names  # type: ignore[arg-type]
+
+
+def _with_scale(words: list[str]) -> list[str]:
+    """`scale=NAME` stands for the overrides in conf/scale/NAME.yaml, before all others; the last one given counts."""
+    overrides, rest = [], []
+    for word in words:
+        override = parse(word)
+        if override.key_or_group == "scale":
+            name = _choice("scale", override.value(), "scale")
+            overrides = list(OmegaConf.load(conf_dir() / "scale" / f"{name}.yaml").overrides)
+        else:
+            rest.append(word)
+    return [*overrides, *rest]
 
 
 @contextmanager
@@ -228,9 +241,9 @@ def parse(word: str, sweep: bool = False) -> Override:
         raise UserError(f"'{word}': expected KEY=VALUE; quotes hold any character, as in 'out=\"my runs\"'") from None
     key = override.get_key_element().lstrip("+~")
     top = key.split(".")[0]
-    if top not in SETTINGS or override.package is not None:
+    if top not in (*SETTINGS, "scale") or override.package is not None:
         inside = [f"{outer}.{key}" for outer, settings in _nested_settings().items() if key in settings]
-        hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else nearest(top, SETTINGS)
+        hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else nearest(top, (*SETTINGS, "scale"))
         raise UserError(f"{key}: there is no such setting; {hint}")
     if override.is_delete():
         raise UserError(f"{word}: a setting cannot be removed; give it another value")

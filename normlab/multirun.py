@@ -9,9 +9,10 @@ import sys
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 
-from normlab.config import GROUPS, conf_dir, load, parse
+from normlab.config import GROUPS, Config, conf_dir, load, parse
 from normlab.errors import UserError
 
 
@@ -36,6 +37,12 @@ def multirun(words: list[str]) -> int:
     if isinstance(NormlabLauncher.outcome, UserError):
         raise NormlabLauncher.outcome
     return NormlabLauncher.outcome
+
+
+def expand(words: list[str]) -> list[Config]:
+    """The cells of a sweep, without running them."""
+    overrides = [parse(word, sweep=True) for word in words if word.partition("=")[0] not in ("jobs", "on_failure")]
+    return [load(list(cell)) for batch in BasicSweeper.split_arguments(overrides, None) for cell in batch]
 
 
 def _for_hydra(word: str) -> str:

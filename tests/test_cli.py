@@ -49,7 +49,9 @@ def imports_no_torch(*words: str) -> subprocess.CompletedProcess[str]:
 # ---- without torch -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list", *GROUPS, "runs"], ["train", "--cfg", "job"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list", *GROUPS, "scales", "tables"], ["train", "--cfg", "job"], ["--version"]]
+)
 def test_answers_without_torch(words: list[str]) -> None:
     done = imports_no_torch(*words)
     assert (done.returncode, done.stderr) == (0, "")
@@ -115,8 +117,8 @@ def test_cfg_job_prints_what_loads_back(verb: str, capsys) -> None:
         (["plan", "norm=snn"], ["norm=snn", "did you mean 'sn'?"]),
         (["plan", "norm='a\nb'"], ["norm=a b", "allowed: bn,"]),
         (["list", "normz"], ["normz", "did you mean 'norm'?"]),
-        (["list", "norms", "uot=x"], ["uot=x", "did you mean 'out'?"]),
-        (["show"], ["expected a run", "normlab list runs"]),
+        (["status", "uot=x"], ["uot: there is no such setting; did you mean 'out'?"]),
+        (["show"], ["expected a run", "normlab status"]),
         (["show", "no\npe"], ["'no pe'", "results/runs"]),
         (["eval", "nope"], ["'nope'", "results/runs"]),
         (["eval", "nope", "spilt=val"], ["spilt=val", "did you mean 'split'?"]),
@@ -164,7 +166,7 @@ def test_plan(capsys, tmp_path: Path) -> None:
     assert rows["samples"] == "1438 for training, 359 for validation, each 1x8x8"
     assert rows["length"] == "66 updates, 3 epochs of 22 updates"  # 1438 // (8 * 4 * 2) = 22
     assert rows["update"] == "64 samples: 8 replicas x 4 x 2 iterations"
-    assert rows["learning rate"].startswith("0.025,")  # 0.1 * 64 / 256
+    assert rows["learning rate"].startswith("0.05,")  # 0.1 * 64 / 128
     assert rows["devices"] == "4, each hosting 2 replicas"
     assert rows["norm layers"].startswith("9, receptive fields 3 to 25 pixels")
     assert int(rows["parameters"].replace(",", "")) > 10_000
@@ -221,21 +223,29 @@ def test_show_others(tmp_path: Path, capsys) -> None:
     assert "not finite at update 12" in shown
 
 
-def test_list_runs(tmp_path: Path, capsys) -> None:
-    assert main(["list", "runs"]) == 0
-    assert capsys.readouterr().out == ""
+def test_status_of_all_runs_in_a_folder(tmp_path: Path, capsys) -> None:
+    assert main(["status"]) == 0
+    assert "no runs" in capsys.readouterr().out
     out = tmp_path / "results" / "runs"  # the default, seen from here
     finished = fabricate(out, "finished", metrics=METRICS, ratios=None, headline=HEADLINE)
     diverged = fabricate(out, "diverged", metrics={}, ratios=None, headline=HEADLINE | {"value": None})
     running = fabricate(out, "running")
+    running.metrics.write_text('{"step": 41, "epoch": 0.5}\n{"step": 42, "epo')
     (out / "no_run").mkdir()
-    for words in (["list", "runs"], ["list", "runs", f"out={out}"]):
+    for words in (["status"], ["status", f"out={out}"]):
         assert main(words) == 0
-        assert dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()) == {
-            finished.path.name: "finished, top1 99.16",
-            diverged.path.name: "diverged",
-            running.path.name: "running",
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+        assert {row[0]: row[1:] for row in rows if row} == {
+            finished.path.name: ["finished", "1", "top1 99.16"],
+            diverged.path.name: ["diverged", "1", "-"],
+            running.path.name: ["running", "41", ""],
         }
+
+
+def test_status_of_the_cells_of_a_sweep(tmp_path: Path, capsys) -> None:
+    words = ["norm=bn,sn", "batch=4x4", "seed=0,1", f"out={tmp_path}"]
+    assert main(["status", *words]) == 0
+    assert "4 new" in capsys.readouterr().out
 
 
 def test_a_misspelt_run_names_the_nearest(tmp_path: Path, capsys) -> None:
@@ -274,7 +284,8 @@ def test_wheel_runs_outside_the_repository(tmp_path: Path) -> None:
     source, installed, cwd = tmp_path / "source", tmp_path / "installed", tmp_path / "cwd"
     for folder in (source, cwd):
         folder.mkdir()
-    for name in ("pyproject.toml", "README.md", "normlab", "conf", "hydra_plugins"):
+    (source / "results").mkdir()
+    for name in ("pyproject.toml", "README.md", "normlab", "conf", "hydra_plugins", "results/paper"):
         (source / name).symlink_to(SOURCE / name)
     build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)

@@ -312,7 +312,7 @@ SAME = [
     *("devices=4", "replicas_per_pass=2", "workers=3", "threads=1", "channels_last=true", "compile=true"),
     *("out=elsewhere", "rerun=true", "log_every=3", "ratios_every=7", "checkpoint_every=5"),
     *("tracker=none", "tracker.project=mine", "launch.timeout=5", "launch.nodes=2"),
-    *("batch_average.samples=50000", "norm.groups=32", "norm.eps=0.00001", "seed=0", "epochs=20.0"),
+    *("batch_average.samples=50000", "norm.groups=32", "norm.eps=0.00001", "seed=0", "epochs=30.0"),
 ]
 OTHER = [
     *("norm=bn", "norm.eps=1e-3", "norm.mix=std", "weight=ws", "model=mlp", "model.width=8", "data=synthetic"),

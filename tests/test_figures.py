@@ -5,7 +5,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from normlab.report.figures import ratio_figure, save, training_figure
+from normlab.report.figures import ratio_figure, training_figure
+from normlab.report.style import save
 
 pytestmark = pytest.mark.filterwarnings("error")  # matplotlib warns when a layout does not fit
 

@@ -3,10 +3,13 @@
 import sys
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from normlab.config import Config
+from normlab.engine.rank import BAD_INPUT, STOPPED
 from normlab.engine.record import RunFolder
 from normlab.engine.train import train
 from normlab.errors import UserError
@@ -14,11 +17,20 @@ from normlab.report.progress import Progress
 
 
 def num_devices(config: Config) -> int:
-    """Processes of a run. auto: as many GPUs as can share the replicas equally, or one process on the CPU."""
+    """Processes of a run. auto: as many GPUs as can share the replicas equally, or a process a node on the CPU.
+
+    Raises UserError if the nodes cannot share the replicas equally.
+    """
     if config.devices != "auto":
         return config.devices
-    available = max(1, torch.cuda.device_count())
-    return max(d for d in range(1, available + 1) if config.replicas % d == 0)
+    nodes = max(1, config.launch.get("nodes", 1))
+    available = nodes * max(1, torch.cuda.device_count())  # nodes are alike
+    equal = [d for d in range(nodes, available + 1, nodes) if config.replicas % d == 0]
+    if not equal:
+        raise UserError(
+            f"launch.nodes={nodes} cannot share the {config.replicas} replicas of batch={config.batch} equally"
+        )
+    return max(equal)
 
 
 def launch(
@@ -34,22 +46,22 @@ def launch(
     """Run a run that has its folder, on `devices` processes; returns its status.
 
     Args:
-        folder: holds the resolved config.
+        folder: holds the resolved config; several nodes share it.
         devices: processes in all.
         progress: of the first rank; with several processes, that rank shows its own.
         nodes: machines, each with an equal share of the processes; the same command runs on every one.
-        rendezvous: host:port where nodes meet.
+        rendezvous: host:port where nodes meet; the host is one of them.
         max_restarts: times that a failed set of processes is started again, from the last checkpoint.
-        timeout: seconds that processes wait for each other.
+        timeout: seconds that nodes and processes wait for each other.
 
     Raises:
-        UserError: what a rank found wrong with the input.
+        UserError: what a rank found wrong with the input, or nodes that do not meet.
+        SystemExit: stopped by a signal before the ranks could save.
         ChildFailedError: a rank failed otherwise.
     """
+    _check_nodes(nodes, devices, rendezvous)
     if devices == 1:
         return train(folder, progress)
-    if devices % nodes:
-        raise UserError(f"devices={devices} cannot be shared by launch.nodes={nodes} equally")
     settings = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
@@ -57,14 +69,34 @@ def launch(
         run_id=folder.path.name,
         rdzv_backend="c10d",
         rdzv_endpoint=rendezvous,
+        rdzv_configs={"join_timeout": timeout, "read_timeout": timeout},
         max_restarts=max_restarts,
         monitor_interval=0.1,
     )
     try:
         elastic_launch(settings, sys.executable)("-m", "normlab.engine.rank", str(folder.path), str(timeout))
-    except ChildFailedError:
-        status = folder.status()
-        if status.get("user_error"):
-            raise UserError(status["error"]) from None
-        raise
+    except (RendezvousConnectionError, RendezvousTimeoutError):
+        raise UserError(
+            f"launch.nodes={nodes}: they did not all meet at launch.rendezvous={rendezvous} within {timeout} s; "
+            "the same command runs on every node, and the host is one of them"
+        ) from None
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        if status == BAD_INPUT:
+            raise UserError(folder.status()["error"]) from None
+        if status <= STOPPED:
+            raise
+    except SignalException as stop:  # the ranks got the signal too, and had time to save
+        if folder.status()["status"] != "interrupted":
+            sys.exit(STOPPED + stop.sigval)
     return folder.status()["status"]
+
+
+def _check_nodes(nodes: int, devices: int, rendezvous: str) -> None:
+    if nodes < 1 or devices % nodes:
+        raise UserError(f"devices={devices} cannot be shared by launch.nodes={nodes} equally")
+    host, _, port = rendezvous.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UserError(f"launch.rendezvous={rendezvous}: expected host:port, for example node1:29500")
+    if nodes > 1 and int(port) == 0:
+        raise UserError(f"launch.nodes={nodes}: nodes meet at launch.rendezvous=host:port, for example node1:29500")

@@ -12,6 +12,7 @@ checkpoints/     last.pt (to resume), weights.safetensors, batch_average.safeten
 import importlib.metadata
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -86,6 +87,15 @@ class RunFolder:
         """Whether the run has its outcome: finished, or diverged, which is one too."""
         return self.status()["status"] in ("finished", "diverged")
 
+    def updates_done(self) -> int:
+        """Updates in metrics.jsonl."""
+        if not self.metrics.is_file():
+            return 0
+        with self.metrics.open("rb") as file:
+            file.seek(max(0, self.metrics.stat().st_size - 4096))
+            whole = file.read().split(b"\n")[:-1]
+        return json.loads(whole[-1])["step"] if whole else 0
+
     def set_status(self, status: str, **details: Any) -> None:
         write_json(self.status_file, {"status": status} | details)
 
@@ -95,7 +105,7 @@ class RunFolder:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # ranks and nodes may write side by side
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -41,13 +41,18 @@ def open_session(folder: RunFolder, progress: Progress = silent) -> Session:
 
 
 class Stop:
-    """Set by SIGTERM or SIGINT (Ctrl-C): finish the update, save, and go. A second Ctrl-C ends at once."""
+    """Set by SIGTERM, SIGINT (Ctrl-C) or SIGUSR2 (submitit's, before a job's time is over): finish the update, save, go.
+
+    A second Ctrl-C ends a lone process at once; to ranks the launcher repeats every signal.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> "Stop":
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {number: signal.getsignal(number) for number in self.SIGNALS}
         for number in self._previous:
             signal.signal(number, self._set)
         return self
@@ -57,7 +62,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _set(self, number: int, _frame: object) -> None:
-        if self.signal and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT and not dist.is_initialized():
             raise KeyboardInterrupt
         self.signal = number
 

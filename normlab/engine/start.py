@@ -17,6 +17,8 @@ def start(config: Config, folder: RunFolder, progress: Progress | None = None) -
     Shows a progress bar unless `progress` takes the news.
     """
     if config.rerun and folder.path.exists():
+        if config.launch.get("nodes", 1) > 1:  # each would remove what the others have begun
+            raise UserError(f"rerun=true is for one node; remove {folder.path} and leave rerun=true out")
         shutil.rmtree(folder.path)
     is_new = not folder.run_file.exists()
     folder.create(config)
@@ -25,5 +27,5 @@ def start(config: Config, folder: RunFolder, progress: Progress | None = None) -
             return bind(config.launch)(folder, num_devices(config), report)
     except UserError:
         if is_new and not folder.metrics.exists():
-            shutil.rmtree(folder.path)
+            shutil.rmtree(folder.path, ignore_errors=True)  # another node may be at it too
         raise

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from normlab.config import Config, identity
 from normlab.engine.launch import num_devices
@@ -105,17 +104,9 @@ def conclude(cells: list[Cell], interrupted: bool, console: Console) -> int:
     return 1 if failed or len(counts.keys() - {"finished", "diverged"}) else 0
 
 
-def status_table(cells: list[Cell]) -> Table:
-    """Name, status, progress and headline of each cell."""
-    table = Table("run", "status", "updates", "value")
-    for cell in cells:
-        status = cell.folder.status()
-        value = ""
-        if cell.folder.summary_file.is_file():
-            headline = cell.folder.summary()["headline"]
-            value = "-" if headline["value"] is None else f"{headline['value']:.2f} {headline['metric']}"
-        table.add_row(cell.name, status["status"], str(status.get("updates", "")), value)
-    return table
+def num_jobs(jobs: int) -> int:
+    """Cells side by side; 0 stands for one a GPU, or one a core."""
+    return jobs or torch.cuda.device_count() or os.cpu_count() or 1
 
 
 class _Pool:
@@ -125,7 +116,7 @@ class _Pool:
         self.waiting, self.on_failure = list(waiting), on_failure
         self.cells = list(waiting)
         self.free_gpus = list(range(torch.cuda.device_count()))
-        self.jobs = min(jobs or len(self.free_gpus) or os.cpu_count() or 1, len(waiting))
+        self.jobs = min(num_jobs(jobs), len(waiting))
         self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
         self.running: list[_Job] = []
         self.stopping = False

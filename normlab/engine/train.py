@@ -14,6 +14,7 @@ from normlab.engine.session import Session, open_session
 from normlab.replicas import normalizers
 from normlab.report import figures
 from normlab.report.progress import Progress, silent
+from normlab.report.style import save
 from normlab.schema import bind
 from normlab.tracker import NoTracker, Tracker
 
@@ -110,11 +111,11 @@ def draw(folder: RunFolder) -> list[Path]:
     epochs = [row for row in read_jsonl(folder.metrics) if any(key.startswith("val/") for key in row)]
     if epochs:
         drawn.append(folder.path / "training.png")
-        figures.save(figures.training_figure(epochs), drawn[-1])
+        save(figures.training_figure(epochs), drawn[-1])
     moments = read_jsonl(folder.ratios)
     if moments:
         drawn.append(folder.path / "ratios.png")
-        figures.save(figures.ratio_figure(moments), drawn[-1])
+        save(figures.ratio_figure(moments), drawn[-1])
     return drawn
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,10 +11,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from normlab.dynamics.ratios import MOMENTS, average
+from normlab.report.style import COLOURS, SPARE_COLOURS
 
-# Okabe and Ito's palette, told apart by colour-blind readers; BN green, IN blue, LN red as in seed 000, Fig. 2.
-_COLOURS = {"bn": "#009E73", "in": "#0072B2", "ln": "#D55E00", "gn": "#CC79A7", "en": "#E69F00"}
-_SPARE_COLOURS = ("#56B4E9", "#F0E442", "#000000", "#999999")
 _TITLES = {"mean": "mean µ", "var": "variance σ²"}
 _HATCH = "////"
 _LINES = ("-", "--", "-.", ":")  # tell apart lines that coincide
@@ -63,18 +60,12 @@ def training_figure(metrics: Iterable[dict[str, Any]]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG; the same figure gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
-
-
 def _colours(scopes: Iterable[str]) -> dict[str, str]:
     """A colour for each scope: its family's ("en" of "en32") if free, else a spare one."""
     chosen: dict[str, str] = {}
-    spare = itertools.cycle(_SPARE_COLOURS)
+    spare = itertools.cycle(SPARE_COLOURS)
     for scope in scopes:
-        family = _COLOURS.get(scope.rstrip("0123456789"))
+        family = COLOURS.get(scope.rstrip("0123456789"))
         chosen[scope] = family if family and family not in chosen.values() else next(spare)
     return chosen
 

@@ -78,19 +78,28 @@ class Results:
         found = printed_table(self.table.paper[0])
         return f"{found['model']} on {found['dataset']}"
 
+    @property
+    def metric(self) -> str:
+        """In the paper's words: top-1 accuracy in percent."""
+        found = printed_table(self.table.paper[0])["metric"]
+        return f"{found['name']} in {found['unit']}"
+
 
 def load_results(table: Table, scale: str, results: Path) -> Results:
     """From the records of a table. Raises UserError if there are none."""
-    return summarize(table, scale, read_records(table_folder(table, scale, results)))
+    return results_of(table, scale, read_records(table_folder(table, scale, results)))
 
 
-def summarize(table: Table, scale: str, records: Sequence[Record]) -> Results:
-    settings = table.scale(scale)
+def results_of(table: Table, scale: str, records: Sequence[Record]) -> Results:
+    """What the records of a table add up to; the seeds that any of them has are those there should be."""
+    settings, papers = table.scale(scale), printed(table)
     by_key = scores(records, table.metric)
     by_key |= _differences(table, by_key)
     seeds = sorted({record["seed"] for record in records})
-    entries = {cell: _entry(cell, value, by_key, seeds) for cell, value in printed(table).items()}
-    judged = {name: _judge(claim, table, records, settings) for name, claim in table.claims.items()}
+    entries = {cell: _entry(cell, value, by_key, seeds) for cell, value in papers.items()}
+    ours = measured(records, table.metric, settings.guessing)
+    theirs = {"metric": {(*cell, 0): value for cell, value in papers.items() if value is not None}}
+    judged = {name: _judge(claim, ours, theirs, settings.margin) for name, claim in table.claims.items()}
     return Results(table, scale, settings, records, entries, judged)
 
 
@@ -113,9 +122,7 @@ def _differences(table: Table, by_key: Mapping[Key, float | None]) -> dict[Key, 
     return found
 
 
-def _judge(claim: Claim, table: Table, records: Sequence[Record], scale: Scale) -> Judged:
+def _judge(claim: Claim, ours: Measured, papers: Measured, margin: float) -> Judged:
     tests = [bind(test) for test in claim.tests]
-    ours = measured(records, table.metric, scale.guessing)
-    papers = {"metric": {(*cell, 0): value for cell, value in printed(table).items() if value is not None}}
-    evidence = [(test(ours, scale.margin), test(papers, scale.margin).effect) for test in tests]
-    return Judged(claim, verdict([ours for ours, _ in evidence]), evidence)
+    evidence = [(test(ours, margin), test(papers, margin).effect) for test in tests]
+    return Judged(claim, verdict([found for found, _ in evidence]), evidence)

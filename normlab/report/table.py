@@ -7,6 +7,7 @@ printed(table) -> {("bn", "8x32"): 76.4, ...}         from results/paper; None: 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,10 +170,15 @@ def printed_table(source: Source) -> Mapping[str, Any]:
     files = {file.stem: file for file in paper_dir().glob("*.yaml")}
     if source.file not in files:
         raise unknown("results/paper:", source.file, files)
-    by_id = {str(table["id"]): table for table in _load_yaml(files[source.file])["tables"]}
+    by_id = _tables_of(files[source.file])
     if source.table not in by_id:
         raise unknown(f"{source.file}: table", source.table, by_id)
     return by_id[source.table]
+
+
+@cache
+def _tables_of(paper: Path) -> dict[str, Mapping[str, Any]]:
+    return {str(table["id"]): table for table in _load_yaml(paper)["tables"]}
 
 
 def printed(table: Table) -> dict[tuple[str, str], float | None]:

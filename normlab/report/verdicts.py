@@ -1,7 +1,7 @@
 """Whether a claim holds: tests with seeds as the sample, and what they add up to.
 
-A test states that an effect exceeds a threshold and gives one p-value: how likely an effect at least as far above it
-would be if the true one lay at the threshold. Small: the effect is above. Near 1: it is below. Between: these seeds cannot tell.
+A test states that an effect exceeds a threshold, and gives one p-value: how likely an effect as large would be if the
+true one lay at the threshold. Small: it lies above. Near 1: it lies below. Between: these seeds cannot tell.
 
 A test named in a table's YAML is a function of (measured, margin): what the runs measured (records.measured), and
 the scale's margin, the smallest difference that counts.
@@ -75,16 +75,17 @@ def welch_p(above: NDArray[np.float64], below: NDArray[np.float64], threshold: f
     """
     if min(above.size, below.size) < 2:
         return math.nan
-    if np.ptp(above) == np.ptp(below) == 0:
+    if not _varies(above) and not _varies(below):
         return _p_without_spread(above[0] - below[0] - threshold)
-    return float(stats.ttest_ind(above - threshold, below, equal_var=False, alternative="greater").pvalue)
+    samples = [(s.mean(), s.std(ddof=1), s.size) for s in (above - threshold, below)]
+    return float(stats.ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False, alternative="greater").pvalue)
 
 
 def student_p(values: NDArray[np.float64]) -> float:
     """One-sided p of a mean above 0; NaN below two values. Where they do not vary, their sign decides."""
     if values.size < 2:
         return math.nan
-    if np.ptp(values) == 0:
+    if not _varies(values):
         return _p_without_spread(values[0])
     return float(stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
 
@@ -106,5 +107,9 @@ def _of_cell(values: Mapping[Key, float], row: str, column: str) -> NDArray[np.f
     return np.array([value for (r, c, _), value in values.items() if (r, c) == (row, column)])
 
 
+def _varies(values: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(values) > 1e-9 * max(1.0, np.abs(values).max()))  # more than rounding does
+
+
 def _p_without_spread(excess: float) -> float:
-    return 0.5 if excess == 0 else float(excess < 0)
+    return 0.5 if abs(excess) < 1e-9 else float(excess < 0)

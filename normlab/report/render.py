@@ -1,0 +1,245 @@
+"""Results as Markdown, CSV, LaTeX and on the terminal, with their figures."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from normlab.engine.record import write_text
+from normlab.report.records import table_folder
+from normlab.report.results import Entry, Judged, Results, load_results
+from normlab.report.style import save
+from normlab.report.table import Table
+from normlab.report.verdicts import ALPHA, Evidence
+from normlab.schema import bind
+
+DASH, MINUS = "–", "−"
+_CSV_COLUMNS = (
+    *("scale", "row", "column", "paper", "mean", "std", "difference"),
+    *("finished", "diverged", "missing", "values"),
+)
+METHOD = (
+    f"A claim holds where every test has p < {ALPHA:g}, and does not hold where one is contradicted (1 - p < {ALPHA:g} "
+    "divided by the number of tests); else the seeds are not enough. Seeds are the sample: Welch's t-test, one-sided, "
+    "for differences; Student's of the slopes for trends."
+)
+
+
+def report(table: Table, scale: str, results: Path, console: Console | None = None) -> list[Path]:
+    """Make report.md, report.csv, report.tex and the figures from a table's records, and show them on the terminal.
+
+    Returns what was written. Raises UserError if there are no records.
+    """
+    found = load_results(table, scale, results)
+    folder = table_folder(table, scale, results)
+    written = []
+    for name, node in table.figures.items():
+        written.append(folder / f"{name}.png")
+        save(bind(node)(found), written[-1])
+    for name, text in (("md", markdown(found)), ("csv", comma_separated(found)), ("tex", latex(found))):
+        written.append(folder / f"report.{name}")
+        write_text(written[-1], text)
+    print_results(found, console or Console())
+    return written
+
+
+# ---- the words of a cell ---------------------------------------------------------------------------------------------
+
+
+def measured_text(entry: Entry, decimals: int) -> str:
+    """98.9 ± 0.2 (1 of 3 missing); a dash where all runs diverged; missing where there is none."""
+    if entry.missing == entry.runs:
+        return "missing"
+    text = DASH if entry.mean is None else _number(entry.mean, decimals)
+    if entry.std is not None:
+        text += f" ± {entry.std:.{decimals}f}"
+    counts = {"diverged": entry.diverged, "missing": entry.missing}
+    notes = [f"{count} of {entry.runs} {what}" for what, count in counts.items() if 0 < count < entry.runs]
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def printed_text(entry: Entry, decimals: int) -> str:
+    return DASH if entry.printed is None else _number(entry.printed, decimals)
+
+
+def difference_text(entry: Entry, decimals: int) -> str:
+    return DASH if entry.difference is None else _number(entry.difference, decimals, sign="+")
+
+
+def evidence_text(evidence: Evidence, papers: float) -> str:
+    """bn 8x32 − bn 8x2: 3.6, needs > 1 (p = 0.003, n = 3; paper 11.1)"""
+    paper = "" if math.isnan(papers) else f"; paper {_significant(papers)}"
+    if math.isnan(evidence.effect):
+        return f"{evidence.what}: missing{paper and f' ({paper[2:]})'}"
+    p = "" if math.isnan(evidence.p) else f"p = {evidence.p:.2g}, "
+    threshold = _significant(evidence.threshold)
+    return f"{evidence.what}: {_significant(evidence.effect)}, needs > {threshold} ({p}n = {evidence.seeds}{paper})"
+
+
+def _number(value: float, decimals: int, sign: str = "") -> str:
+    rounded = round(value, decimals) + 0.0  # no minus before a zero
+    return f"{rounded:{sign}.{decimals}f}".replace("-", MINUS)
+
+
+def _significant(value: float) -> str:
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+# ---- what all forms say ----------------------------------------------------------------------------------------------
+
+
+def _heading(results: Results) -> str:
+    return f"{results.table.title}, at {results.scale_name} scale"
+
+
+def _subtitle(results: Results) -> str:
+    metric = results.metric[0].upper() + results.metric[1:]
+    return (
+        f"Measured: {results.scale.title}. Paper: {results.paper_subject}. "
+        f"{metric}, mean ± standard deviation over {_count(len(results.seeds), 'seed')}."
+    )
+
+
+def _notes(results: Results) -> list[str]:
+    return [exception.note for exception in results.table.exceptions]
+
+
+def _footer(results: Results) -> str:
+    records = results.records
+    versions = {f"{package} {v}" for r in records for package, v in r["versions"].items() if v is not None}
+    days = sorted(record["finished"][:10] for record in records)
+    commits = sorted({record["commit"] or "unknown" for record in records})
+    papers = ", ".join(f"{source.file} {source.table}" for source in results.table.paper)
+    return (
+        f"{_count(len(records), 'run')} of {results.subject}, {sum(r['seconds'] for r in records):,.0f} s in all, "
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, on {', '.join(sorted({r['device'] for r in records}))}; "
+        f"commit {', '.join(commits)}; {', '.join(sorted(versions))}; printed values: {papers} in results/paper."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _lines(results: Results) -> Iterator[tuple[str, str, list[str]]]:
+    """A row's label, whose numbers, and these along the columns: three lines for each row and each difference."""
+    decimals = results.table.decimals
+    data = "/".join(sorted({record["data"] for record in results.records}))
+    texts = {"paper": printed_text, data: measured_text, "difference": difference_text}
+    for row, label in _labels(results.table).items():
+        for whose, text in texts.items():
+            yield label, whose, [text(results.entries[row, column], decimals) for column in results.table.columns]
+
+
+def _labels(table: Table) -> dict[str, str]:
+    return {row: line.label for row, line in table.rows.items()} | {name: name for name in table.differences}
+
+
+# ---- forms -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(results: Results) -> str:
+    """The table, the verdicts with the numbers behind them, and the figures."""
+    header = ["", "", *results.table.columns]
+    rows = [[f"**{label}**" if whose == "paper" else "", whose, *values] for label, whose, values in _lines(results)]
+    claims = [
+        [judged.claim.statement, f"**{judged.verdict}**", "<br>".join(evidence_text(*e) for e in judged.evidence)]
+        for judged in results.judged.values()
+    ]
+    parts = [
+        f"# {_heading(results)}",
+        _subtitle(results),
+        _markdown_table(header, rows),
+        *_notes(results),
+        "## Claims",
+        _markdown_table(["claim", "verdict", "evidence"], claims),
+        f"{METHOD} Margins are counted in {results.scale.margin:g} points here; a diverged run counts as guessing, "
+        f"{results.scale.guessing:g}%.",
+        *(f"![{name}]({name}.png)" for name in results.table.figures),
+        _footer(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def comma_separated(results: Results) -> str:
+    """A line per cell, with every seed's value."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for (row, column), entry in results.entries.items():
+        numbers = [entry.printed, entry.mean, entry.std, entry.difference]
+        shown = ["" if number is None else f"{number:.6g}" for number in numbers]
+        counts = [len(entry.values), entry.diverged, entry.missing]
+        values = " ".join(f"{value:.6g}" for value in entry.values)
+        writer.writerow([results.scale_name, row, column, *shown, *counts, values])
+    return file.getvalue()
+
+
+def latex(results: Results) -> str:
+    """A table environment; it needs the package booktabs."""
+    columns = list(results.table.columns)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        f"\\caption{{{_tex(_heading(results))}. {_tex(_subtitle(results))} {_tex(' '.join(_notes(results)))}}}",
+        f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+        "\\toprule",
+        f"& & {' & '.join(map(_tex, columns))} \\\\",
+    ]
+    for label, whose, values in _lines(results):
+        lines += ["\\midrule"] * (whose == "paper")
+        cells = [label if whose == "paper" else "", whose, *values]
+        lines.append(f"{' & '.join(map(_tex, cells))} \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
+
+
+def _tex(text: str) -> str:
+    replaced = {"%": "\\%", "&": "\\&", "_": "\\_", "#": "\\#", "±": "$\\pm$", MINUS: "$-$", DASH: "--"}
+    return "".join(replaced.get(character, character) for character in text)
+
+
+def print_results(results: Results, console: Console) -> None:
+    """Settings down and rows across, so that it fits a terminal; then the verdicts."""
+    table = results.table
+    console.print(f"\n{_heading(results)}", style="bold", highlight=False, markup=False)
+    console.print(_subtitle(results), highlight=False, markup=False)
+    for names in (table.rows, table.differences):
+        if names:
+            console.print(_terminal_table(results, [name for name in _labels(table) if name in names]))
+    for note in _notes(results):
+        console.print(note, highlight=False, markup=False)
+    for judged in results.judged.values():
+        _print_judged(judged, console)
+    console.print(_footer(results), style="dim", highlight=False, markup=False)
+
+
+def _terminal_table(results: Results, names: list[str]) -> RichTable:
+    labels, decimals = _labels(results.table), results.table.decimals
+    shown = RichTable(box=None, padding=(0, 1))
+    shown.add_column()
+    for name in names:
+        shown.add_column(f"{labels[name]}\npaper", justify="right", style="dim")
+        shown.add_column("\nmeasured", justify="right", style="bold")
+        shown.add_column("\ndiff.", justify="right")
+    for column in results.table.columns:
+        entries = [results.entries[name, column] for name in names]
+        texts = [text(e, decimals) for e in entries for text in (printed_text, measured_text, difference_text)]
+        texts = [text.replace(" ± ", "±") for text in texts]  # fits 80 columns
+        shown.add_row(column, *texts)
+    return shown
+
+
+def _print_judged(judged: Judged, console: Console) -> None:
+    style = {"holds": "green", "does not hold": "red"}.get(judged.verdict, "yellow")
+    console.print(f"{judged.verdict}: {judged.claim.statement}", style=style, highlight=False, markup=False)
+    for evidence in judged.evidence:
+        console.print(f"    {evidence_text(*evidence)}", style="dim", highlight=False, markup=False)

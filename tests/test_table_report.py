@@ -1,0 +1,216 @@
+"""Reports from fabricated records with known answers."""
+
+import csv
+import io
+import json
+import math
+import re
+import statistics
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from normlab.errors import UserError
+from normlab.report.render import comma_separated, latex, markdown, report
+from normlab.report.results import load_results, results_of
+from normlab.report.table import cells, load_table
+
+TABLE = load_table("sn_table2")
+SCORES = {"bn": 98.0, "gn": 97.0, "sn": 99.0}
+BN_RATIO = {"8x32": 0.4, "8x16": 0.38, "8x8": 0.36, "8x4": 0.34, "8x2": 0.32, "1x16": 0.38, "1x32": 0.4, "1x8": 0.36}
+
+
+def record(row: str, column: str, seed: int, score: float | None, **changes) -> dict:
+    """A line of records.jsonl, as collect writes it; no score: it diverged. Ratios move by 0.001 with the seed."""
+    ratio = None
+    if row == "sn":
+        bn = BN_RATIO.get(column)
+        ratio = {"in": 0.5, "ln": 0.5} if bn is None else {"in": 0.9 - bn, "ln": 0.1, "bn": bn + seed * 0.001}
+    return {
+        "id": f"{seed:08x}",
+        "name": f"digits-digits_resnet-{row}-{column}-s{seed}",
+        "status": "diverged" if score is None else "finished",
+        "row": row,
+        "column": column,
+        "seed": seed,
+        "model": "digits_resnet",
+        "data": "digits",
+        "headline": {"metric": "top1", "estimator": "batch_average", "value": score},
+        "metrics": {} if score is None else {"moving_average": {"top1": 1.0}, "batch_average": {"top1": score}},
+        "ratios": ratio and {"mean": ratio, "var": ratio},
+        "versions": {"torch": "2.13.0", "timm": None},
+        "commit": "0123456789abcdef+",
+        "device": "CPU, 2 threads",
+        "seconds": 10.0,
+        "finished": "2026-11-21T08:00:00+00:00",
+        "layers": [],
+    } | changes
+
+
+def records(seeds: int = 3, **scores) -> list[dict]:
+    """All cells, a seed 0.1 above the one before; `scores` changes cells: bn_8x1=[95.0, None], missing from the end."""
+    found = []
+    for row, column, seed, _ in cells(TABLE, "digits", range(seeds)):
+        values = scores.get(f"{row}_{column}", [SCORES[row] + 0.1 * s for s in range(seeds)])
+        if seed < len(values):
+            found.append(record(row, column, seed, values[seed]))
+    return found
+
+
+def test_mean_spread_and_difference():
+    values = [98.5, 97.25, 98.0]
+    entry = results_of(TABLE, "digits", records(bn_8x2=values)).entries["bn", "8x2"]
+    assert entry.mean == pytest.approx(sum(values) / 3)
+    assert entry.std == pytest.approx(math.sqrt(sum((v - sum(values) / 3) ** 2 for v in values) / 2))
+    assert entry.difference == pytest.approx(sum(values) / 3 - 65.3)
+    assert "97.9 ± 0.6" in markdown(results_of(TABLE, "digits", records(bn_8x2=values)))
+
+
+def test_differences_go_seed_by_seed():
+    results = results_of(TABLE, "digits", records(bn_8x2=[90.0, 92.0, 97.0], gn_8x2=[95.0, 96.0]))
+    entry = results.entries["GN-BN", "8x2"]
+    assert list(entry.values) == [5.0, 4.0] and entry.missing == 1
+    assert (entry.mean, entry.printed) == (4.5, 10.6)
+    assert entry.std == pytest.approx(statistics.stdev([5.0, 4.0]))
+
+
+def lines_of(text: str) -> dict[tuple[str, str], list[str]]:
+    """(label, whose) -> the cells of a line of the Markdown table."""
+    label, found = "", {}
+    for line in text.splitlines():
+        words = [word.strip().strip("*") for word in line.strip("|").split("|")]
+        if len(words) == 11 and words[1] in ("paper", "digits", "difference"):
+            label = words[0] or label
+            found[label, words[1]] = words[2:]
+    return found
+
+
+def test_dashes_and_missing_cells():
+    scores = {"bn_8x1": [None, None, None], "bn_8x2": [95.0, None, 96.0], "gn_8x2": [], "sn_8x1": [97.0]}
+    lines = lines_of(markdown(results_of(TABLE, "digits", records(**scores))))
+    at = {column: i for i, column in enumerate(TABLE.columns)}
+    assert lines["BN", "paper"][at["8x1"]] == lines["BN", "digits"][at["8x1"]] == "–"
+    assert lines["BN", "difference"][at["8x1"]] == "–"
+    assert lines["BN", "digits"][at["8x2"]] == "95.5 ± 0.7 (1 of 3 diverged)"
+    assert lines["GN", "digits"][at["8x2"]] == "missing" == lines["GN-BN", "digits"][at["8x2"]]
+    assert lines["SN", "digits"][at["8x1"]] == "97.0 (2 of 3 missing)"
+    assert lines["SN-BN", "digits"][at["8x1"]] == "– (1 of 3 diverged, 2 of 3 missing)"
+
+
+def test_one_seed_has_no_spread_and_no_verdict():
+    results = results_of(TABLE, "digits", records(1))
+    assert "±" not in "".join(lines_of(markdown(results))["BN", "digits"])
+    assert {judged.verdict for judged in results.judged.values()} == {"not enough seeds"}
+
+
+def test_verdicts_of_clear_records():
+    """BN falls by 3 and 8 points, nothing else does; SN leads by 1 everywhere; its BN ratio falls, LN's stays."""
+    results = results_of(TABLE, "digits", records(bn_8x2=[95.0, 95.1, 95.2], bn_8x1=[90.0, None, 90.2]))
+    verdicts = {name: judged.verdict for name, judged in results.judged.items()}
+    assert verdicts == {
+        "bn_falls": "not enough seeds",  # one of three diverged, and counts as 10%: a spread that hides the fall
+        "gn_does_not_fall": "holds",
+        "sn_does_not_fall": "holds",
+        "small_minibatches": "not enough seeds",
+        "statistics_over_gradients": "holds",
+        "single_gpu": "holds",
+        "headline": "holds",
+        "sn_ahead_of_bn": "holds",
+        "sn_not_behind_gn": "holds",
+        "bn_ratio_follows_n": "holds",
+        "ln_ratio_follows_n": "not enough seeds",
+    }
+    diverged = results_of(TABLE, "digits", records(bn_8x2=[95.0, 95.1, 95.2], bn_8x1=[None] * 3)).judged
+    assert diverged["bn_falls"].verdict == diverged["small_minibatches"].verdict == "holds"
+
+
+def test_evidence_stands_beside_the_papers():
+    judged = results_of(TABLE, "digits", records(bn_8x2=[95.0, 95.1, 95.2])).judged["bn_falls"]
+    (evidence, papers), (_, of_dash) = judged.evidence
+    assert evidence.effect == pytest.approx(3.0) and papers == pytest.approx(76.4 - 65.3)
+    assert math.isnan(of_dash)
+    text = markdown(results_of(TABLE, "digits", records(bn_8x2=[95.0, 95.1, 95.2])))
+    assert re.search(r"bn 8x32 − bn 8x2: 3, needs > 1 \(p = \d.*?, n = 3; paper 11\.1\)", text)
+
+
+@pytest.fixture
+def written(tmp_path):
+    folder = tmp_path / "sn_table2-digits"
+    folder.mkdir()
+    lines = [json.dumps(r) for r in records(bn_8x1=[None] * 3)]
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    console = Console(file=io.StringIO(), width=80)
+    report(TABLE, "digits", tmp_path, console)
+    return folder, console.file.getvalue()
+
+
+def test_report_from_the_file_alone(written):
+    folder, shown = written
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["accuracy.png", "ratios.png", "records.jsonl", "report.csv", "report.md", "report.tex"]
+    for name in ("accuracy", "ratios"):
+        assert imread(folder / f"{name}.png").shape[1] > 1000
+    text = (folder / "report.md").read_text()
+    for said in (text, " ".join(shown.split())):
+        assert "at digits scale" in said and "digits_resnet on scikit-learn's digits" in said
+        assert "Paper: ResNet50 on ImageNet (val)" in said
+        assert "81 runs of digits_resnet on digits, 810 s in all, 2026-11-21" in said
+        assert "0123456789abcdef+" in said and "torch 2.13.0" in said and "timm" not in said
+        assert "over 3 seeds" in said and "SN at 8x1 mixes IN and LN" in said
+
+
+def test_the_same_records_give_the_same_report(written, tmp_path):
+    folder, _ = written
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report(TABLE, "digits", tmp_path, Console(file=io.StringIO()))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_terminal_fits(written):
+    _, shown = written
+    assert max(map(len, shown.splitlines())) <= 80
+    assert re.search(r"8x2 +65\.3 +98\.1±0\.1 +\+32\.8 +75\.9", shown)
+    assert "does not hold: BN loses accuracy" in shown  # it does at 8x1, not at 8x2
+
+
+def test_markdown_tables_are_regular(written):
+    folder, _ = written
+    for block in re.findall(r"(?:^\|.*\n)+", (folder / "report.md").read_text(), re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_comma_separated():
+    rows = list(csv.DictReader(io.StringIO(comma_separated(results_of(TABLE, "digits", records(bn_8x1=[None] * 2))))))
+    assert len(rows) == 6 * 9 and {row["scale"] for row in rows} == {"digits"}
+    by_cell = {(row["row"], row["column"]): row for row in rows}
+    cell = by_cell["gn", "8x4"]
+    assert float(cell["paper"]) == 75.8 and float(cell["mean"]) == pytest.approx(97.1)
+    assert [float(v) for v in cell["values"].split()] == pytest.approx([97.0, 97.1, 97.2])
+    dash = by_cell["bn", "8x1"]
+    assert (dash["paper"], dash["mean"], dash["diverged"], dash["missing"]) == ("", "", "2", "1")
+
+
+def test_latex_is_regular():
+    text = latex(results_of(TABLE, "digits", records(bn_8x1=[None] * 3)))
+    assert text.isascii()
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 1 + 6 * 3 and {row.count(" & ") + row.startswith("& ") for row in rows} == {10}
+    assert text.count("{") == text.count("}") and not re.search(r"(?<!\\)[%_#]", text.partition("\n")[2])
+    assert r"98.1 $\pm$ 0.1" in text and "--" in text
+
+
+def test_no_records_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"records.jsonl: there are no records"):
+        load_results(TABLE, "digits", tmp_path)
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns when a layout does not fit
+@pytest.mark.parametrize("kept", [lambda r: r["row"] == "bn", lambda r: r["column"] == "8x1", lambda r: r["seed"] == 0])
+def test_reports_of_what_there_is(tmp_path, kept):
+    """With a row, a column or a seed alone."""
+    folder = tmp_path / "sn_table2-digits"
+    folder.mkdir()
+    lines = [json.dumps(r) for r in records(bn_8x1=[None] * 3) if kept(r)]
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert len(report(TABLE, "digits", tmp_path, Console(file=io.StringIO()))) == 5

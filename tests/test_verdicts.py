@@ -1,0 +1,97 @@
+"""Tests of claims against formulas written out and numbers worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import special
+
+from normlab.report.verdicts import Evidence, exceeds, rises, student_p, verdict, welch_p
+
+
+def t_tail(t: float, df: float) -> float:
+    """P(T > t) of Student's t, by the incomplete beta function."""
+    half = 0.5 * special.betainc(df / 2, 0.5, df / (df + t * t))
+    return half if t > 0 else 1 - half
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, 5.0])
+def test_welch(threshold):
+    a, b = np.array([98.0, 98.5, 99.1]), np.array([95.0, 96.2, 97.9, 94.0])
+    va, vb = (sum((x - x.mean()) ** 2) / (len(x) - 1) / len(x) for x in (a, b))
+    t = (a.mean() - b.mean() - threshold) / math.sqrt(va + vb)
+    df = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
+    assert welch_p(a, b, threshold) == pytest.approx(t_tail(t, df))
+
+
+def test_student():
+    values = np.array([0.02, 0.01, 0.03])  # mean 0.02, standard error 0.01 / sqrt(3), t = 2 sqrt(3), 2 degrees
+    assert student_p(values) == pytest.approx(t_tail(2 * math.sqrt(3), 2))
+    assert student_p(values) == pytest.approx(0.0370900, abs=1e-6)  # 0.5 - t / (2 sqrt(t^2 + 2))
+
+
+@pytest.mark.parametrize(("above", "p"), [(99.0, 0.0), (97.0, 1.0), (98.0, 0.5)])
+def test_without_spread_the_difference_decides(above, p):
+    assert welch_p(np.full(3, above), np.full(2, 97.0), threshold=1.0) == p
+    assert student_p(np.full(3, above - 98.0)) == p
+
+
+def test_one_constant_sample_is_no_special_case(recwarn):
+    a, b = np.array([98.3, 98.3, 98.3]), np.array([95.0, 96.2, 97.9])
+    t = (a.mean() - b.mean()) / math.sqrt(b.var(ddof=1) / 3)
+    assert welch_p(a, b, 0.0) == pytest.approx(t_tail(t, 2))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (1, 3), (3, 1), (1, 1)])
+def test_below_two_seeds_there_is_no_p(sizes):
+    assert math.isnan(welch_p(np.arange(sizes[0], dtype=float), np.arange(sizes[1], dtype=float), 0.0))
+    assert math.isnan(student_p(np.array([1.0])))
+
+
+MEASURED = {
+    "metric": {("bn", "a", s): 98.0 + s for s in range(3)} | {("bn", "b", s): 95.0 + 2 * s for s in range(2)},
+    "ratio": {("sn", column, s): 0.3 + 0.02 * x + 0.01 * s * x for s in range(3) for x, column in enumerate("abc")},
+}
+
+
+def test_exceeds():
+    found = exceeds(MEASURED, 0.5, of=["bn", "a"], than=["bn", "b"], margins=-2)
+    assert (found.effect, found.threshold, found.seeds) == (3.0, -1.0, 2)
+    assert found.p == pytest.approx(welch_p(np.array([98.0, 99.0, 100.0]), np.array([95.0, 97.0]), -1.0))
+    missing = exceeds(MEASURED, 0.5, of=["bn", "a"], than=["gn", "b"])
+    assert math.isnan(missing.effect) and math.isnan(missing.p) and missing.seeds == 0
+
+
+def test_rises():
+    """Slopes per column are 0.02, 0.03, 0.04 by seed."""
+    found = rises(MEASURED, 1.0, quantity="ratio", row="sn", columns=["a", "b", "c"])
+    assert found.effect == pytest.approx(0.03) and found.seeds == 3
+    assert found.p == pytest.approx(t_tail(3 * math.sqrt(3), 2))
+    back = rises(MEASURED, 1.0, quantity="ratio", row="sn", columns=["c", "b", "a"])
+    assert back.effect == pytest.approx(-0.03) and back.p == pytest.approx(1 - found.p)
+
+
+def test_rises_leaves_out_seeds_that_lack_a_column():
+    measured = {"ratio": {k: v for k, v in MEASURED["ratio"].items() if k != ("sn", "b", 0)}}
+    found = rises(measured, 1.0, quantity="ratio", row="sn", columns=["a", "b", "c"])
+    assert found.effect == pytest.approx(0.035) and found.seeds == 2
+    assert math.isnan(rises({}, 1.0, quantity="ratio", row="sn", columns=["a", "b"]).effect)
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ([0.01], "holds"),
+        ([0.01, 0.049], "holds"),
+        ([0.01, 0.051], "not enough seeds"),
+        ([0.96], "does not hold"),
+        ([0.01, 0.96], "not enough seeds"),  # two tests: 1 - p must be below 0.025
+        ([0.01, 0.98], "does not hold"),
+        ([math.nan], "not enough seeds"),
+        ([0.01, math.nan], "not enough seeds"),
+        ([math.nan, 0.99], "does not hold"),
+    ],
+)
+def test_verdict(p, expected):
+    assert verdict([Evidence("", 0.0, 0.0, value, 3) for value in p]) == expected
