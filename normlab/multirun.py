@@ -5,7 +5,9 @@ hydra/launcher=submitit_slurm: it calls the task function below for each cell, o
 """
 
 import hashlib
+import signal
 import sys
+import traceback
 from typing import Any
 
 import hydra
@@ -33,10 +35,22 @@ def multirun(words: list[str]) -> int:
 
     sys.argv = ["normlab", "--multirun", *overrides, *for_hydra, *(f"hydra.launcher.{option}" for option in options)]
     NormlabLauncher.outcome = 0
+    cells = [] if "hydra/launcher" not in given else expand([w for w in words if w not in for_hydra])
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
+    if cells:
+        return _conclude(cells)
     if isinstance(NormlabLauncher.outcome, UserError):
         raise NormlabLauncher.outcome
     return NormlabLauncher.outcome
+
+
+def _conclude(cells: list[Config]) -> int:
+    """What our own launcher does at a sweep's end, for another's."""
+    from rich.console import Console
+
+    from normlab.engine.sweep import conclude, plan
+
+    return conclude(plan(cells), False, Console(stderr=True))
 
 
 def expand(words: list[str]) -> list[Config]:
@@ -52,10 +66,29 @@ def _for_hydra(word: str) -> str:
 
 
 def _run_cell(_composed: Any) -> str:
-    """What other launchers run for a cell: the same as `normlab train` with its overrides."""
+    """What other launchers run for a cell: the same as `normlab train` with its overrides; returns its status.
+
+    A cell that fails says so in its folder, and costs no other. One that was stopped ends its process, as the scheduler
+    expects: submitit queues it again after SIGUSR2, Slurm itself where it preempts, and then it resumes.
+    """
     from normlab.engine.record import RunFolder
     from normlab.engine.start import start
+    from normlab.engine.sweep import LOG
 
     config = load(list(HydraConfig.get().overrides.task))
     folder = RunFolder.of(config)
-    return folder.status()["status"] if folder.is_over and not config.rerun else start(config, folder)
+    if folder.is_over and not config.rerun:
+        return folder.status()["status"]
+    try:
+        status = start(config, folder)
+    except Exception as error:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.set_status("failed", error=" ".join(str(error).split()) or type(error).__name__)
+        (folder.path / LOG).write_text(traceback.format_exc())
+        return "failed"
+    if status == "interrupted":
+        number = folder.status()["signal"]
+        if number == signal.SIGUSR2:
+            signal.raise_signal(number)  # now that the cell is saved, to the handler that was there before ours
+        sys.exit(128 + number)
+    return status

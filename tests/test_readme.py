@@ -1,0 +1,36 @@
+"""What README says is true: its numbers are those of the records, its commands and links exist."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+from normlab.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_is_made_from_the_records():
+    spec = importlib.util.spec_from_file_location("readme_results", ROOT / "scripts" / "readme_results.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert f"{script.START}\n{script.table()}\n{script.END}" in README
+
+
+def test_links_and_figures_exist():
+    for text in (ROOT.glob("*.md"), ROOT.glob("docs/*.md")):
+        for file in text:
+            for link in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):
+                if not link.startswith("http"):
+                    assert (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def test_commands_exist():
+    for verb in re.findall(r"^\s*normlab (\w+)", README, re.MULTILINE):
+        assert verb in VERBS, verb
+    targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"`?make ([a-z0-9-]+)", README):
+        assert target in targets, target
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(f"make {target}" in listed for target in targets)

@@ -1,0 +1,146 @@
+"""Sweeps: a cell is a process, finished cells are skipped, what happens to one costs no other."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from normlab.cli import main
+from normlab.config import load
+from normlab.engine.record import RunFolder, read_json, read_jsonl
+from normlab.engine.sweep import LOG, plan
+from normlab.multirun import expand
+
+SMALL = ["batch=4x4", "epochs=1", "model.width=4", "data.fraction=0.1", "tracker=none"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Hydra leaves its own record of a sweep in results/sweeps of the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def sweep(capsys, *words: str) -> tuple[int, str]:
+    code = main(["train", "-m", *SMALL, *words])
+    return code, capsys.readouterr().err
+
+
+def statuses(*words: str) -> list[str]:
+    return [RunFolder.of(config).status()["status"] for config in expand([*SMALL, *words])]
+
+
+def test_a_sweep_runs_every_cell_once(capsys):
+    words = ("norm=bn,sn", "seed=0,1", "jobs=2")
+    code, said = sweep(capsys, *words)
+    assert code == 0 and "4 cells: 0 finished already, 4 to run" in said and "4 finished" in said
+    assert statuses(*words) == ["finished"] * 4
+    written = {file: file.stat().st_mtime_ns for file in Path("results/runs").glob("*/*.json")}
+
+    code, said = sweep(capsys, *words)
+    assert code == 0 and "4 cells: 4 finished already, 0 to run" in said
+    assert written == {file: file.stat().st_mtime_ns for file in Path("results/runs").glob("*/*.json")}
+
+    code, said = sweep(capsys, "norm=bn,sn", "seed=0,1", "optim.lr=0.1,0.05")  # a value more: its cells alone
+    assert code == 0 and "8 cells: 4 finished already, 4 to run" in said
+
+
+def test_cells_are_the_runs_of_single_commands(capsys, tmp_path):
+    """The same command alone gives the same bytes, whatever runs beside it."""
+    assert sweep(capsys, "norm=sn", "seed=0,1", "jobs=2")[0] == 0
+    cell = RunFolder.of(load([*SMALL, "norm=sn", "seed=1"]))
+    alone = ["train", *SMALL, "norm=sn", "seed=1", f"out={tmp_path}/alone", "threads=1"]
+    subprocess.run([sys.executable, "-m", "normlab.cli", *alone], check=True, capture_output=True)
+    assert (tmp_path / "alone" / cell.path.name / "metrics.jsonl").read_bytes() == cell.metrics.read_bytes()
+
+
+def test_what_happens_to_one_cell_costs_no_other(capsys):
+    words = ("task._target_=toy_failing.Failing", "task.how=no,kill,exit,raise,memory", "jobs=2")
+    code, said = sweep(capsys, *words)
+    assert code == 1
+    assert statuses(*words) == ["finished", "failed", "failed", "failed", "failed"]
+    errors = dict(re.findall(r"^failed: \S+-(\w{8}): (.*) \(log: ", said, re.MULTILINE))
+    names = {config.task["how"]: RunFolder.of(config).run()["id"] for config in expand([*SMALL, *words])}
+    assert errors == {
+        names["kill"]: "the process was killed by SIGKILL",
+        names["exit"]: "7",
+        names["raise"]: "the third pass fails",
+        names["memory"]: "no room",
+    }
+    log = next(Path("results/runs").glob(f"*-{names['raise']}")) / LOG
+    assert "RuntimeError: the third pass" in log.read_text()
+
+
+def test_failed_cells_run_again_and_finished_ones_do_not(capsys):
+    words = ("task._target_=toy_failing.Failing", "task.how=raise,no")
+    assert sweep(capsys, *words)[0] == 1
+    code, said = sweep(capsys, *words)
+    assert code == 1 and "1 finished already, 1 to run" in said
+
+
+def test_stopping_at_the_first_failure(capsys):
+    words = ("task._target_=toy_failing.Failing", "task.how=raise,no", "seed=0,1", "jobs=1")
+    code, _ = sweep(capsys, *words, "on_failure=stop")
+    assert code == 1
+    assert statuses(*words) == ["failed", "new", "new", "new"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("norm=bn,gnn",), "norm=gnn: there is no such norm; did you mean 'gn'?"),
+        (("norm.mix=var,sdt",), "did you mean 'std'?"),
+        (("batch=8x2,8by4",), "did you mean '8x4'?"),
+        (("sede=0,1",), "did you mean 'seed'?"),
+        (("norm=bn,gn", "on_failure=retry"), "on_failure=retry: expected continue or stop"),
+        (("norm=bn,gn", "jobs=-1"), "jobs=-1: expected a whole number"),
+    ],
+)
+def test_one_bad_cell_and_none_starts(capsys, words, message):
+    assert main(["train", "-m", "tracker=none", *words]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and message in said
+    assert not Path("results/runs").exists()
+
+
+def test_a_stopped_sweep_goes_on(tmp_path):
+    """SIGTERM to the sweep: cells finish their update and save; the same command goes on from there."""
+    words = ["train", "-m", *SMALL, "epochs=300", "norm=bn,gn", "jobs=2"]
+    command = [sys.executable, "-m", "normlab.cli", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folders = [RunFolder.of(config) for config in expand([*SMALL, "epochs=300", "norm=bn,gn"])]
+    wait_until(lambda: all(folder.updates_done() > 8 for folder in folders))
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on from there" in said
+    assert [folder.status()["status"] for folder in folders] == ["interrupted", "interrupted"]
+    before = [folder.status()["updates"] for folder in folders]
+
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_until(lambda: all(f.updates_done() > b + 8 for f, b in zip(folders, before, strict=True)))
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    steps = [row["step"] for row in read_jsonl(folders[0].metrics) if "batch/loss" in row]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def wait_until(condition, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_same_experiment_twice_is_one_cell():
+    configs = [load([*SMALL, "norm=sn"]), load([*SMALL, "norm=bn", "norm.mean=[in,ln,bn]", "norm.var=[in,ln,bn]"])]
+    assert len(plan(configs)) == 1
+
+
+def test_each_cell_is_a_plain_run_folder(capsys):
+    assert sweep(capsys, "norm=bn,gn")[0] == 0
+    for folder in (RunFolder.of(config) for config in expand([*SMALL, "norm=bn,gn"])):
+        assert read_json(folder.run_file)["id"] == folder.path.name.rpartition("-")[2]
+        assert folder.summary()["status"] == "finished"
