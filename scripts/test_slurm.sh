@@ -47,7 +47,7 @@ CONF
 }
 
 # Whether the process of a pid file is alive.
-alive() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
+alive() { [ -s "$1" ] && kill -0 "$(cat "$1" 2>/dev/null)" 2>/dev/null; }
 
 up() {
     configure

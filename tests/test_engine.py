@@ -139,10 +139,10 @@ def test_too_large_a_batch_is_refused(tmp_path):
 
 
 def first_layer_outputs(settings: Config, session, iterations: int) -> torch.Tensor:
-    """What reaches the first norm layer, of the samples that the estimate uses, in float64."""
+    """What reaches the first norm layer, of the samples that the estimate uses, augmented, in float64."""
     data = session.experiment.task.dataset("train")
     order = permutation(mix_seed(settings.seed, *b"batch average"), 0, len(data))
-    images = torch.stack([data[None, i][0] for i in order[: iterations * 16]]).double()
+    images = torch.stack([data[0, i][0] for i in order[: iterations * 16]]).double()
     return session.experiment.model.conv1(images).detach()
 
 

@@ -97,6 +97,8 @@ def test_stopping_at_the_first_failure(capsys):
         (("sede=0,1",), "did you mean 'seed'?"),
         (("norm=bn,gn", "on_failure=retry"), "on_failure=retry: expected continue or stop"),
         (("norm=bn,gn", "jobs=-1"), "jobs=-1: expected a whole number"),
+        (("norm=bn,gn", "jobs=two"), "jobs=two: expected a whole number"),
+        (("norm=bn,gn", "jobs=2", "hydra/launcher=basic"), "jobs=2 is for normlab's own launcher"),
     ],
 )
 def test_one_bad_cell_and_none_starts(capsys, words, message):

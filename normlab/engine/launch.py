@@ -1,6 +1,9 @@
 """Start the ranks of a run: this process for one device, torch's elastic launcher for several."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -11,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from normlab.config import Config
 from normlab.engine.rank import BAD_INPUT, STOPPED
 from normlab.engine.record import RunFolder
+from normlab.engine.session import Stop
 from normlab.engine.train import train
 from normlab.errors import UserError
 from normlab.report.progress import Progress
@@ -72,9 +76,11 @@ def launch(
         rdzv_configs={"join_timeout": timeout, "read_timeout": timeout},
         max_restarts=max_restarts,
         monitor_interval=0.1,
+        signals_to_handle=",".join(number.name for number in Stop.SIGNALS),
     )
     try:
-        elastic_launch(settings, sys.executable)("-m", "normlab.engine.rank", str(folder.path), str(timeout))
+        with _handlers_restored():
+            elastic_launch(settings, sys.executable)("-m", "normlab.engine.rank", str(folder.path), str(timeout))
     except (RendezvousConnectionError, RendezvousTimeoutError):
         raise UserError(
             f"launch.nodes={nodes}: they did not all meet at launch.rendezvous={rendezvous} within {timeout} s; "
@@ -86,10 +92,21 @@ def launch(
             raise UserError(folder.status()["error"]) from None
         if status <= STOPPED:
             raise
-    except SignalException as stop:  # the ranks got the signal too, and had time to save
+    except SignalException as stop:  # it was passed on to the ranks, which had time to save
         if folder.status()["status"] != "interrupted":
             sys.exit(STOPPED + stop.sigval)
     return folder.status()["status"]
+
+
+@contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """The elastic launcher leaves its own behind, and a scheduler's are to have the signal next."""
+    previous = {number: signal.getsignal(number) for number in Stop.SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _check_nodes(nodes: int, devices: int, rendezvous: str) -> None:

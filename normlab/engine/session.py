@@ -41,7 +41,7 @@ def open_session(folder: RunFolder, progress: Progress = silent) -> Session:
 
 
 class Stop:
-    """Set by SIGTERM, SIGINT (Ctrl-C) or SIGUSR2 (submitit's, before a job's time is over): finish the update, save, go.
+    """Set by SIGTERM, SIGINT (Ctrl-C) or SIGUSR2 (submitit's, ahead of a time limit): finish the update, save, go.
 
     A second Ctrl-C ends a lone process at once; to ranks the launcher repeats every signal.
     """
@@ -58,8 +58,9 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
+        ends_soon = self.signal and dist.is_initialized()  # then a repeated signal must not cut the records short
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends_soon else handler)
 
     def _set(self, number: int, _frame: object) -> None:
         if self.signal and number == signal.SIGINT and not dist.is_initialized():

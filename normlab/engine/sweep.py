@@ -65,8 +65,6 @@ def sweep(configs: list[Config], jobs: int = 0, on_failure: str = "continue", co
     """
     if on_failure not in ("continue", "stop"):
         raise UserError(f"on_failure={on_failure}: expected continue or stop")
-    if jobs < 0:
-        raise UserError(f"jobs={jobs}: expected a whole number of 0 or more")
     console = console or Console(stderr=True)
     cells = plan(configs)
     waiting = [cell for cell in cells if not cell.folder.is_over or cell.config.rerun]

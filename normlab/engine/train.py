@@ -39,7 +39,8 @@ def train(folder: RunFolder, progress: Progress = silent) -> str:
             _conclude(session, fit, status, tracker)
     except BaseException as error:
         ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        folder.set_status(ended, error=" ".join(str(error).split()) or type(error).__name__)
+        if folder.status()["status"] != "failed":  # else another rank failed first: this one only lost its connection
+            folder.set_status(ended, error=" ".join(str(error).split()) or type(error).__name__)
         raise
     return status
 
