@@ -9,6 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from normlab import multirun
 from normlab.config import load
 from normlab.errors import UserError
 
@@ -26,12 +27,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="normlab", node=Launch
 
 
 class NormlabLauncher(Launcher):
-    """Checks every cell, then hands them all to the sweep (normlab.engine.sweep).
-
-    `outcome` is the sweep's exit status, or the error that kept it from starting: Hydra would show it as a traceback.
-    """
-
-    outcome: int | UserError = 0
+    """Hands all cells to the sweep (normlab.engine.sweep), and its exit status to normlab.multirun."""
 
     def __init__(self, jobs: int, on_failure: str) -> None:
         self.jobs, self.on_failure = jobs, on_failure
@@ -40,11 +36,11 @@ class NormlabLauncher(Launcher):
         pass
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        try:
-            configs = [load(list(overrides)) for overrides in job_overrides]
-            from normlab.engine.sweep import sweep  # imports torch, and all cells are checked before
+        configs = [load(list(overrides)) for overrides in job_overrides]
+        from normlab.engine.sweep import sweep  # imports torch, which Hydra's search for plugins is not to wait for
 
-            NormlabLauncher.outcome = sweep(configs, self.jobs, self.on_failure)
-        except UserError as error:
-            NormlabLauncher.outcome = error
+        try:
+            multirun.outcome = sweep(configs, self.jobs, self.on_failure)
+        except UserError as error:  # Hydra would show a traceback
+            multirun.outcome = error
         return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED, _return_value=None) for o in job_overrides]

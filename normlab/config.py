@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,8 +189,7 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     overrides = [parse(word) for word in _with_scale(words)]
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     files = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
-    with _hydra():
-        composed = compose("config", files, return_hydra_config=True)
+    composed = _compose_files(tuple(files))
     names = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
     settings = OmegaConf.masked_copy(composed, list(SETTINGS))
     OmegaConf.set_struct(settings, False)
@@ -201,6 +201,13 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     return {str(key): value for key, value in dict(container).items()}, names  # type: ignore[arg-type]
+
+
+@cache
+def _compose_files(files: tuple[str, ...]) -> DictConfig:
+    """The chosen files put together by Hydra; the cells of a sweep share most choices, and this takes the time."""
+    with _hydra():
+        return compose("config", list(files), return_hydra_config=True)
 
 
 def _with_scale(words: list[str]) -> list[str]:

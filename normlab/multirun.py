@@ -17,37 +17,40 @@ from hydra.core.hydra_config import HydraConfig
 from normlab.config import GROUPS, Config, conf_dir, load, parse
 from normlab.errors import UserError
 
+# How our launcher's sweep ended: its exit status, or what kept it from starting. Hydra makes the launcher and keeps it.
+outcome: int | UserError = 0
+
 
 def multirun(words: list[str]) -> int:
     """Sweep over the overrides; returns the exit status. Raises UserError before the first cell on a bad one.
 
     Words that begin with "hydra" are Hydra's own; jobs= and on_failure= are the launcher's.
     """
-    from hydra_plugins.normlab_launcher import NormlabLauncher
-
+    global outcome
     for_hydra = [word for word in words if word.lstrip("+~").startswith("hydra")]
     options = [word for word in words if word.partition("=")[0] in ("jobs", "on_failure")]
-    if options and any(word.startswith("hydra/launcher=") for word in for_hydra):
+    given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in for_hydra}
+    is_ours = given.get("hydra/launcher", "normlab") == "normlab"
+    if options and not is_ours:
         raise UserError(f"{options[0]} is for normlab's own launcher; another's settings are hydra.launcher.KEY=VALUE")
     for option in options:
         if option.startswith("jobs=") and not option.removeprefix("jobs=").isdecimal():
             raise UserError(f"{option}: expected a whole number of 0 or more")
-    overrides = [_for_hydra(word) for word in words if word not in for_hydra + options]
+    settings = [word for word in words if word not in for_hydra + options]
+    overrides = [_for_hydra(word) for word in settings]
+    cells = expand(settings)
+
     sweep_id = hashlib.sha256(" ".join(sorted(overrides)).encode()).hexdigest()[:8]
     defaults = {"hydra/launcher": "normlab", "hydra.sweep.dir": f"results/sweeps/{sweep_id}"}
-    given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in for_hydra}
     for_hydra += [f"{key}={value}" for key, value in defaults.items() if key not in given]
-
     sys.argv = ["normlab", "--multirun", *overrides, *for_hydra, *(f"hydra.launcher.{option}" for option in options)]
-    NormlabLauncher.outcome = 0
-    is_ours = given.get("hydra/launcher", "normlab") == "normlab"
-    cells = [] if is_ours else expand([word for word in words if word not in for_hydra])  # ours checks them itself
+    outcome = 0
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
     if not is_ours:
         return _conclude(cells)
-    if isinstance(NormlabLauncher.outcome, UserError):
-        raise NormlabLauncher.outcome
-    return NormlabLauncher.outcome
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
 
 
 def _conclude(cells: list[Config]) -> int:

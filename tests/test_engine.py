@@ -241,12 +241,12 @@ def test_ratios_every_so_many_updates(tmp_path):
 
 
 def test_learning_rate_scales_with_the_samples_of_an_update(tmp_path):
-    """0.1 at 256: 16 samples an update get 0.1 / 16, and twice that with two iterations an update."""
+    """0.1 at 128 (sgd_128): 16 samples an update get an eighth, and twice that with two iterations an update."""
     rates = [
         read_jsonl(run(config(tmp_path, *more)).metrics)[0]["batch/lr"]
         for more in ((), ("accumulate=2",), ("optim.lr=0.2",))
     ]
-    assert rates == pytest.approx([0.1 * 16 / 256, 0.1 * 32 / 256, 0.2 * 16 / 256])
+    assert rates == pytest.approx([0.1 * 16 / 128, 0.1 * 32 / 128, 0.2 * 16 / 128, 0.1 * 16 / 256])
 
 
 def test_decay_spares_norm_parameters_on_request(tmp_path):

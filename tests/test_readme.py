@@ -30,7 +30,7 @@ def test_commands_exist():
     for verb in re.findall(r"^\s*normlab (\w+)", README, re.MULTILINE):
         assert verb in VERBS, verb
     targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for target in re.findall(r"`?make ([a-z0-9-]+)", README):
+    for target in re.findall(r"(?:^    |`)make ([a-z0-9-]+)", README, re.MULTILINE):
         assert target in targets, target
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f"make {target}" in listed for target in targets)

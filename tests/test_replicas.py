@@ -27,9 +27,20 @@ State = dict[str, torch.Tensor]
 
 
 def config(norm: str, precision: str, out: Path, *more: str) -> Config:
-    model = "model.width=4"
-    return load([f"norm={norm}", f"batch={G}x{N}", f"precision={precision}", model, f"iterations={STEPS}", "seed=3",
-                 "tracker=none", f"out={out}", *more])  # fmt: skip
+    more = ("model.width=4", f"iterations={STEPS}", "seed=3", "optim=sgd", "tracker=none", f"out={out}", *more)
+    return load([f"norm={norm}", f"batch={G}x{N}", f"precision={precision}", *more])
+
+
+def average_running_statistics(model: torch.nn.Module) -> None:
+    """Over the ranks, all layers in one go."""
+    running = [b for name, b in model.named_buffers() if name.rpartition(".")[2].startswith("running_")]
+    if running:
+        flat = torch.cat([b.flatten() for b in running])
+        dist.all_reduce(flat)
+        for buffer, mean in zip(
+            running, (flat / dist.get_world_size()).split([b.numel() for b in running]), strict=True
+        ):
+            buffer.copy_(mean.view_as(buffer))
 
 
 def reference(settings: Config, accumulate: int = 1) -> State:
@@ -49,10 +60,7 @@ def reference(settings: Config, accumulate: int = 1) -> State:
             images, labels = zip(*(data[0, i] for i in order[start : start + N]), strict=True)
             logits = model(torch.stack(images).to(dtype))
             (torch.nn.functional.cross_entropy(logits, torch.tensor(labels)) / accumulate).backward()
-            for name, buffer in model.module.named_buffers():
-                if name.rpartition(".")[2].startswith("running_"):
-                    dist.all_reduce(buffer)
-                    buffer /= G
+            average_running_statistics(model)
         optimizer.step()
         optimizer.zero_grad()
     return model.module.state_dict()

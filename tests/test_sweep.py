@@ -1,5 +1,6 @@
 """Sweeps: a cell is a process, finished cells are skipped, what happens to one costs no other."""
 
+import os
 import re
 import signal
 import subprocess
@@ -108,25 +109,26 @@ def test_one_bad_cell_and_none_starts(capsys, words, message):
     assert not Path("results/runs").exists()
 
 
-def test_a_stopped_sweep_goes_on(tmp_path):
-    """SIGTERM to the sweep: cells finish their update and save; the same command goes on from there."""
-    words = ["train", "-m", *SMALL, "epochs=300", "norm=bn,gn", "jobs=2"]
-    command = [sys.executable, "-m", "normlab.cli", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("whom", ["the sweep", "all its processes"])
+def test_a_stopped_sweep_goes_on(whom):
+    """SIGTERM: cells finish their update and save; the same command goes on from there."""
+    command = [sys.executable, "-m", "normlab.cli", "train", "-m", *SMALL, "epochs=300", "norm=bn,gn", "jobs=2"]
     folders = [RunFolder.of(config) for config in expand([*SMALL, "epochs=300", "norm=bn,gn"])]
-    wait_until(lambda: all(folder.updates_done() > 8 for folder in folders))
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "the same command goes on from there" in said
-    assert [folder.status()["status"] for folder in folders] == ["interrupted", "interrupted"]
-    before = [folder.status()["updates"] for folder in folders]
-
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_until(lambda: all(f.updates_done() > b + 8 for f, b in zip(folders, before, strict=True)))
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    before = [0, 0]
+    for _ in range(2):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        targets = [(folder, done + 8) for folder, done in zip(folders, before, strict=True)]
+        wait_until(lambda targets=targets: all(folder.updates_done() > target for folder, target in targets))
+        if whom == "the sweep":
+            process.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130 and "the same command goes on from there" in said
+        assert [folder.status()["status"] for folder in folders] == ["interrupted", "interrupted"]
+        before = [folder.status()["updates"] for folder in folders]
     steps = [row["step"] for row in read_jsonl(folders[0].metrics) if "batch/loss" in row]
-    assert steps == list(range(1, len(steps) + 1))
+    assert steps == list(range(1, before[0] + 1))
 
 
 def wait_until(condition, seconds: float = 90) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_replicas import agree, engine, on_ranks
+from test_replicas import agree, average_running_statistics, engine, on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toy_dense import VOID
 
@@ -22,7 +22,7 @@ G, N, STEPS = 4, 2, 8
 
 def config(out: Path, *more: str) -> Config:
     return load(["task._target_=toy_dense.Dense", "norm=sn", f"batch={G}x{N}", "precision=fp64", f"iterations={STEPS}",
-                 "schedule=cosine", "tracker=none", f"out={out}", *more])  # fmt: skip
+                 "schedule=cosine", "optim=sgd", "tracker=none", f"out={out}", *more])  # fmt: skip
 
 
 def reference(out: Path) -> dict[str, torch.Tensor]:
@@ -40,10 +40,7 @@ def reference(out: Path) -> dict[str, torch.Tensor]:
         samples = [data[epoch, index] for index in permutation(settings.seed, epoch, len(data))[start : start + N]]
         images, labels = (torch.stack(t) for t in zip(*samples, strict=True))
         torch.nn.functional.cross_entropy(model(images.double()), labels, ignore_index=VOID).backward()
-        for name, buffer in model.module.named_buffers():
-            if name.rpartition(".")[2].startswith("running_"):
-                dist.all_reduce(buffer)
-                buffer /= G
+        average_running_statistics(model)
         optimizer.step()
         optimizer.zero_grad()
     return model.module.state_dict()

@@ -61,6 +61,7 @@ class RunFolder:
 
     def create(self, config: Config) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.status_file.unlink(missing_ok=True)  # what an earlier attempt came to
         record = {
             "id": identity(config),
             "name": self.path.name,

@@ -119,7 +119,7 @@ class _Pool:
         self.running: list[_Job] = []
         self.stopping = False
         self.context = get_context("forkserver")
-        self.context.set_forkserver_preload(["normlab.engine.train", "normlab.tasks.classification"])
+        self.context.set_forkserver_preload(["normlab.engine.cell_server"])
 
     def run(self, console: Console) -> bool:
         """Run all cells; returns whether Ctrl-C or SIGTERM cut them short."""
@@ -203,6 +203,7 @@ def _run_cell(config: Config, gpus: list[int], pipe: Pipe) -> None:
     """In the cell's process: its output goes to its log, its progress into the pipe."""
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     folder = RunFolder.of(config)
     folder.path.mkdir(parents=True, exist_ok=True)
     log = os.open(folder.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
