@@ -241,11 +241,9 @@ def test_ratios_every_so_many_updates(tmp_path):
 
 
 def test_learning_rate_scales_with_the_samples_of_an_update(tmp_path):
-    """0.1 at 128 (sgd_128): 16 samples an update get an eighth, and twice that with two iterations an update."""
-    rates = [
-        read_jsonl(run(config(tmp_path, *more)).metrics)[0]["batch/lr"]
-        for more in ((), ("accumulate=2",), ("optim.lr=0.2",))
-    ]
+    """0.1 for 128 samples (sgd_128): 16 an update get an eighth, two iterations twice that; sgd has it for 256."""
+    variants = ((), ("accumulate=2",), ("optim.lr=0.2",), ("optim=sgd",))
+    rates = [read_jsonl(run(config(tmp_path, *more)).metrics)[0]["batch/lr"] for more in variants]
     assert rates == pytest.approx([0.1 * 16 / 128, 0.1 * 32 / 128, 0.2 * 16 / 128, 0.1 * 16 / 256])
 
 
