@@ -8,8 +8,8 @@ from norm_files import images
 from reference import pixel_set_statistics
 
 from normlab.errors import UserError
+from normlab.norm.normalize import moments
 from normlab.norm.pooling import pool, spread, statistics
-from normlab.norm.primitives import moments
 from normlab.norm.scopes import Scope, check_declaration, fit_groups
 
 
@@ -74,7 +74,8 @@ def test_a_declaration_without_meaning_is_refused(mean, var, options, said):
 
 def test_pooling_by_hand():
     t_RNC = torch.tensor([[[1.0, 3.0, 5.0, 7.0], [3.0, 5.0, 7.0, 9.0]]])  # 1 replica, 2 samples, 4 channels
-    pooled = {name: pool(Scope.parse(name, 2, 4), t_RNC).tolist() for name in ("in", "ln", "gn", "bn", "en", "en1")}
+    scopes = [Scope.parse(name, 2, 4) for name in ("in", "ln", "gn", "bn", "en", "en1")]
+    pooled = {scope.name: pool(t_RNC, scope.across_samples, scope.width(4)).tolist() for scope in scopes}
     assert pooled == {
         "in": t_RNC.tolist(),
         "ln": [[[4.0], [6.0]]],
@@ -91,15 +92,14 @@ def test_pooling_by_hand():
     name=st.sampled_from(["in", "ln", "bn", "gn1", "gn2", "gn3", "en1", "en2", "en3"]),
     replicas=st.integers(1, 3),
     shape=st.tuples(st.integers(1, 4), st.sampled_from([6, 12]), st.integers(1, 4)),
-    sync=st.booleans(),
 )
-def test_pooled_moments_are_those_of_the_pixel_set(name, replicas, shape, sync):
+def test_pooled_moments_are_those_of_the_pixel_set(name, replicas, shape):
     N, C, L = shape
     x_NCL = images(replicas * N, C, L) + 10
     scope = Scope.parse(name, 1, C)
     mean_RNC, var_RNC = (t.view(replicas, N, C) for t in moments(x_NCL))
-    pooled = statistics(scope, mean_RNC, var_RNC, sync)
-    blocks = [x_NCL] if sync else x_NCL.split(N)
+    pooled = statistics(mean_RNC, var_RNC, scope.across_samples, scope.width(C))
+    blocks = x_NCL.split(N)
     direct = [torch.cat(parts) for parts in zip(*(pixel_set_statistics(b, name) for b in blocks), strict=True)]
     for compact, expected_NC1 in zip(pooled, direct, strict=True):
         assert compact.shape[-1] == scope.width(C)

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from normlab.errors import UserError
-from normlab.norm.pooling import num_ranks, spread, statistics
-from normlab.norm.primitives import accumulation_dtype, affine, moments
+from normlab.norm.algebra import Algebra, ratios
+from normlab.norm.normalize import moments, normalize
+from normlab.norm.ops import accumulation_dtype
+from normlab.norm.pooling import num_ranks
 from normlab.norm.scopes import Scope, check_declaration
 
 
@@ -99,6 +101,15 @@ class Normalizer(nn.Module):
         self._batch_scopes = [s for s in self._scopes.values() if s.across_samples]
         self.tied, self.mix, self.ratio_groups, self.hard = tied, mix, ratio_groups, hard
         self.sync, self.frozen, self.eps, self.momentum = sync, frozen, eps, momentum
+        self._algebra = Algebra(
+            across=tuple(scope.across_samples for scope in self._scopes.values()),
+            widths=tuple(scope.width(num_channels) for scope in self._scopes.values()),
+            mean=tuple(list(self._scopes).index(name) for name in mean),
+            var=tuple(list(self._scopes).index(name) for name in var),
+            std=mix == "std",
+            hard=hard,
+            eps=eps,
+        )
         self.replicas = 1
         self.update_in_forward = True
         self.batch_statistics: dict[str, BatchStatistics] = {}
@@ -139,9 +150,7 @@ class Normalizer(nn.Module):
     def _ratio(self, logits: Tensor | None) -> Tensor:
         if logits is None:
             return torch.ones(1)
-        if self.hard:
-            return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-        return logits.softmax(-1)
+        return ratios(logits, self.hard).view_as(logits)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
@@ -161,59 +170,27 @@ class Normalizer(nn.Module):
         N, num_positions = rows // R, math.prod(x.shape[2:])
         self._refuse_single_values(N, num_positions, measures_batch)
 
-        stored = {} if measures_batch else self._stored_statistics(accumulation_dtype(x))
-        pooled, anchor_RNC = dict(stored), None
-        if len(stored) < len(self._scopes):
-            mean_RNC, var_RNC = (t_NC.view(R, N, C) for t_NC in moments(x))
-            anchor_RNC = mean_RNC.detach()
-            for name, scope in self._scopes.items():
-                if name not in stored:
-                    pooled[name] = statistics(scope, mean_RNC, var_RNC, self.sync)
-        mean_RNC, rstd_RNC = self._mix(pooled)
-        rstd_RNC, offset_RNC = self._correct(mean_RNC, rstd_RNC)
-        if anchor_RNC is None:
-            anchor_RNC = mean_RNC
+        dtype = accumulation_dtype(x)
+        stored = None if measures_batch else self._stored_statistics(dtype)
+        if stored is not None and len(self._batch_scopes) == len(self._scopes):
+            mean_NC = var_NC = (
+                stored[: self._algebra.widths[0]].repeat_interleave(C // self._algebra.widths[0]).expand(rows, C)
+            )
+        else:
+            mean_NC, var_NC = moments(x)
+        joined = 1 if self.sync else R
+        weight, bias = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
+        parameters = (weight, bias, self.mean_logits, self.mean_logits if self.tied else self.var_logits)
+        wide = (None if t is None else t.to(dtype) for t in parameters)
+        y, statistics = normalize(x, mean_NC, var_NC, *wide, self._algebra, joined, stored, self.sync)
+        if measures_batch and self._batch_scopes:
+            pairs = self._algebra.unpack(statistics, mean_NC, var_NC, joined)
+            self._observe(dict(zip(self._scopes, pairs, strict=True)), N, num_positions)
+        return y
 
-        scale_RNC = rstd_RNC if self.weight is None else rstd_RNC * self.weight
-        shift_RNC = (anchor_RNC - mean_RNC) * scale_RNC
-        if offset_RNC is not None:
-            shift_RNC = shift_RNC + (offset_RNC if self.weight is None else offset_RNC * self.weight)
-        if self.bias is not None:
-            shift_RNC = shift_RNC + self.bias
-        if measures_batch:
-            self._observe(pooled, N, num_positions)
-        to_rows = lambda t: t.expand(R, N, C).reshape(rows, C)  # noqa: E731
-        return affine(x, to_rows(anchor_RNC), to_rows(scale_RNC), to_rows(shift_RNC))
-
-    def _mix(self, pooled: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The mixed mean and 1 / standard deviation, both broadcastable to (R, N, C)."""
-        mean_ratio, var_ratio = self.ratios()
-        means = [spread(pooled[name][0], self.num_channels) for name in self.mean_scopes]
-        variances = [spread(pooled[name][1], self.num_channels) for name in self.var_scopes]
-        # The ratios sum to 1, so a constant can be taken out: what is left keeps the digits in which means differ.
-        first = means[0].detach()
-        mean_RNC = first + self._weighted_sum([mean - first for mean in means], mean_ratio)
-        if self.mix == "var":
-            return mean_RNC, torch.rsqrt(self._weighted_sum(variances, var_ratio) + self.eps)
-        deviations = [torch.sqrt(variance + self.eps) for variance in variances]
-        return mean_RNC, 1 / self._weighted_sum(deviations, var_ratio)
-
-    def _weighted_sum(self, terms: list[Tensor], ratio: Tensor) -> Tensor:
-        if len(terms) == 1:
-            return terms[0]
-        if ratio.ndim == 2:  # group SN: a ratio per channel group -> per channel
-            ratio = ratio.repeat_interleave(self.num_channels // self.ratio_groups, dim=0)
-        total = ratio[..., 0] * terms[0]
-        for k, term in enumerate(terms[1:], start=1):
-            total = total + ratio[..., k] * term
-        return total
-
-    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor | None]:
-        """For methods that correct what they normalize with (Batch Renormalization).
-
-        Returns 1 / standard deviation, and what is added to the normalized input before gamma and beta (None: nothing).
-        """
-        return rstd_RNC, None
+    def _gain(self, mean_NC: Tensor, var_NC: Tensor, replicas: int) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias of a training pass: (C,), or (R, C) for methods that correct each replica (Batch Renorm)."""
+        return self.weight, self.bias
 
     def _refuse_single_values(self, N: int, num_positions: int, measures_batch: bool) -> None:
         """A pixel set of one value has no variance, and is its own mean: its scope alone erases the input."""
@@ -274,15 +251,14 @@ class Normalizer(nn.Module):
             if _buffer(what, scope) in self._buffers
         }
 
-    def _stored_statistics(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-        """As Scope.statistics gives them, (1, 1, W); a half that no list asks for is left empty."""
-        absent = torch.empty(0)
-        stored = {}
+    def _stored_statistics(self, dtype: torch.dtype) -> Tensor | None:
+        """The stored statistics of the batch scopes, flat: mean, variance, of each; zeros for a half not asked for."""
+        flat = []
         for scope in self._batch_scopes:
-            pair = (self._buffers.get(_buffer(what, scope)) for what in ("mean", "var"))
-            mean, var = (absent if t_W is None else t_W.to(dtype).view(1, 1, -1) for t_W in pair)
-            stored[scope.name] = (mean, var)
-        return stored
+            pair = [self._buffers.get(_buffer(what, scope)) for what in ("mean", "var")]
+            known = next(t_W for t_W in pair if t_W is not None)
+            flat += [torch.zeros_like(known) if t_W is None else t_W for t_W in pair]
+        return torch.cat(flat).to(dtype) if flat else None
 
     def extra_repr(self) -> str:
         groups = {s.name: s.groups for s in self._scopes.values() if s.kind in ("gn", "en")}

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
+from normlab.norm.pooling import statistics
 
 
 class BatchRenorm(Normalizer):
@@ -44,14 +45,18 @@ class BatchRenorm(Normalizer):
             raise UserError(f"norm.d_max={d_max} is negative; allowed: 0 or more")
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 
-    def _correct(self, mean_RNC: Tensor, rstd_RNC: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.training or (self.num_batches_tracked is not None and self.num_batches_tracked < self.warmup):
-            return rstd_RNC, None
+    def _gain(self, mean_NC: Tensor, var_NC: Tensor, replicas: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.num_batches_tracked is not None and self.num_batches_tracked < self.warmup:
+            return self.weight, self.bias
+        moments_RNC = (t_NC.view(replicas, -1, self.num_channels) for t_NC in (mean_NC, var_NC))
         with torch.no_grad():
-            running_rstd_C = torch.rsqrt(self.running_var.to(rstd_RNC.dtype) + self.eps)
-            r = (running_rstd_C / rstd_RNC).clamp(1 / self.r_max, self.r_max)
-            d = ((mean_RNC - self.running_mean) * running_rstd_C).clamp(-self.d_max, self.d_max)
-        return rstd_RNC * r, d
+            mean_RC, var_RC = (t.squeeze(1) for t in statistics(*moments_RNC, across=True, width=self.num_channels))
+            running_rstd_C = torch.rsqrt(self.running_var.to(var_RC.dtype) + self.eps)
+            r_RC = (torch.sqrt(var_RC + self.eps) * running_rstd_C).clamp(1 / self.r_max, self.r_max)
+            d_RC = ((mean_RC - self.running_mean) * running_rstd_C).clamp(-self.d_max, self.d_max)
+        if self.weight is None or self.bias is None:
+            return r_RC, d_RC
+        return self.weight * r_RC, self.bias + self.weight * d_RC
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"

@@ -1,0 +1,101 @@
+"""A normalizer as one step of autograd: moments, algebra, affine map; and back, with x and (N, C) tensors kept.
+
+Forward reads x twice and writes y; backward reads dy and x twice and writes dx: eight passes over the activation.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from normlab.norm import algebra as definition
+from normlab.norm import ops  # noqa: F401  registers torch.ops.normlab
+from normlab.norm.algebra import Algebra, Mixed
+from normlab.norm.pooling import num_ranks
+
+_ops = torch.ops.normlab
+
+
+class _Normalize(Function):
+    @staticmethod
+    def forward(ctx: Any, x, mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored, algebra, replicas, sync):
+        parameters = (weight, bias, mean_logits, var_logits)
+        ctx.settings = (algebra, replicas, sync, stored is not None)
+        if sync:
+            mixed = definition.mix(algebra, replicas, mean_NC, var_NC, *parameters, stored, sync)
+        else:
+            mixed = Mixed(*_ops.mix(mean_NC, var_NC, *parameters, stored, *algebra, replicas))
+        ctx.save_for_backward(x, mean_NC, var_NC, *mixed, *parameters)
+        ctx.mark_non_differentiable(mixed.statistics)
+        ctx.set_materialize_grads(False)
+        return _ops.affine(x, mean_NC, mixed.scale_NC, mixed.shift_NC), mixed.statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: None):
+        if dy is None:
+            return (None,) * 11
+        x, mean_NC, var_NC, scale, shift, mu, rstd, statistics, *parameters = ctx.saved_tensors
+        algebra, replicas, sync, stored = ctx.settings
+        dshift_NC, dscale_NC = _ops.sums(dy, x, mean_NC)
+        if sync:
+            mixed = Mixed(scale, shift, mu, rstd, statistics)
+            gradients = definition.mix_backward(
+                algebra, replicas, dscale_NC, dshift_NC, mean_NC, var_NC, mixed, *parameters, stored, sync
+            )
+        else:
+            gradients = _ops.mix_backward(
+                dscale_NC,
+                dshift_NC,
+                mean_NC,
+                var_NC,
+                scale,
+                mu,
+                rstd,
+                statistics,
+                *parameters,
+                stored,
+                *algebra,
+                replicas,
+            )
+        dmean_NC, dvar_NC, *dparameters = gradients
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = _ops.input_gradient(dy, x, mean_NC, scale, dmean_NC, dvar_NC)
+        kept = [d if needed else None for d, needed in zip(dparameters, ctx.needs_input_grad[3:7], strict=True)]
+        return dx, None, None, *kept, None, None, None, None
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over the positions: x (N, C, *L) -> mean_NC, var_NC in the accumulation dtype.
+
+    Constants: what x receives through them is part of the backward pass of `normalize`.
+    """
+    return _ops.moments(x.detach())
+
+
+def normalize(
+    x: Tensor,
+    mean_NC: Tensor,
+    var_NC: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_logits: Tensor | None,
+    var_logits: Tensor | None,
+    algebra: Algebra,
+    replicas: int,
+    stored: Tensor | None = None,
+    sync: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Normalize x (R*N, C, *L), whose moments these are, by an algebra.
+
+    The arguments are those of normlab.norm.algebra.mix. Where all statistics are stored, the moments serve as anchor
+    alone and may be any constants.
+
+    Returns:
+        y, in x's dtype and layout, and the flat statistics (Algebra.layout), which are constants.
+    """
+    parameters = (weight, bias, mean_logits, var_logits)
+    return _Normalize.apply(x, mean_NC, var_NC, *parameters, stored, algebra, replicas, sync and num_ranks() > 1)
