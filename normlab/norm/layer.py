@@ -148,9 +148,8 @@ class Normalizer(nn.Module):
         return mean, mean if self.tied else self._ratio(self.var_logits)
 
     def _ratio(self, logits: Tensor | None) -> Tensor:
-        if logits is None:
-            return torch.ones(1)
-        return ratios(logits, self.hard).view_as(logits)
+        found = ratios(logits, self.hard)
+        return torch.ones(1) if logits is None or found is None else found.view_as(logits)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
@@ -173,16 +172,17 @@ class Normalizer(nn.Module):
         dtype = accumulation_dtype(x)
         stored = None if measures_batch else self._stored_statistics(dtype)
         if stored is not None and len(self._batch_scopes) == len(self._scopes):
-            mean_NC = var_NC = (
-                stored[: self._algebra.widths[0]].repeat_interleave(C // self._algebra.widths[0]).expand(rows, C)
-            )
+            width = self._algebra.widths[0]  # of the first scope of the mean, whose stored mean serves as the anchor
+            mean_NC = var_NC = stored[:width].repeat_interleave(C // width).expand(rows, C)
         else:
             mean_NC, var_NC = moments(x)
         joined = 1 if self.sync else R
         weight, bias = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
-        parameters = (weight, bias, self.mean_logits, self.mean_logits if self.tied else self.var_logits)
-        wide = (None if t is None else t.to(dtype) for t in parameters)
-        y, statistics = normalize(x, mean_NC, var_NC, *wide, self._algebra, joined, stored, self.sync)
+        var_logits = self.mean_logits if self.tied else self.var_logits
+        wide = [None if t is None else t.to(dtype) for t in (weight, bias, self.mean_logits, var_logits)]
+        y, statistics = normalize(
+            x, mean_NC, var_NC, *wide, algebra=self._algebra, replicas=joined, stored=stored, sync=self.sync
+        )
         if measures_batch and self._batch_scopes:
             pairs = self._algebra.unpack(statistics, mean_NC, var_NC, joined)
             self._observe(dict(zip(self._scopes, pairs, strict=True)), N, num_positions)

@@ -48,9 +48,10 @@ class BatchRenorm(Normalizer):
     def _gain(self, mean_NC: Tensor, var_NC: Tensor, replicas: int) -> tuple[Tensor | None, Tensor | None]:
         if self.num_batches_tracked is not None and self.num_batches_tracked < self.warmup:
             return self.weight, self.bias
-        moments_RNC = (t_NC.view(replicas, -1, self.num_channels) for t_NC in (mean_NC, var_NC))
+        mean_RNC, var_RNC = (t_NC.view(replicas, -1, self.num_channels) for t_NC in (mean_NC, var_NC))
         with torch.no_grad():
-            mean_RC, var_RC = (t.squeeze(1) for t in statistics(*moments_RNC, across=True, width=self.num_channels))
+            pooled = statistics(mean_RNC, var_RNC, across=True, width=self.num_channels)
+            mean_RC, var_RC = (t.squeeze(1) for t in pooled)
             running_rstd_C = torch.rsqrt(self.running_var.to(var_RC.dtype) + self.eps)
             r_RC = (torch.sqrt(var_RC + self.eps) * running_rstd_C).clamp(1 / self.r_max, self.r_max)
             d_RC = ((mean_RC - self.running_mean) * running_rstd_C).clamp(-self.d_max, self.d_max)
