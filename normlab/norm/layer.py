@@ -177,12 +177,10 @@ class Normalizer(nn.Module):
         else:
             mean_NC, var_NC = moments(x)
         joined = 1 if self.sync else R
-        weight, bias = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
+        gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
         var_logits = self.mean_logits if self.tied else self.var_logits
-        wide = [None if t is None else t.to(dtype) for t in (weight, bias, self.mean_logits, var_logits)]
-        y, statistics = normalize(
-            x, mean_NC, var_NC, *wide, algebra=self._algebra, replicas=joined, stored=stored, sync=self.sync
-        )
+        wide = [None if t is None else t.to(dtype) for t in (gain, offset, self.mean_logits, var_logits)]
+        y, statistics = normalize(x, mean_NC, var_NC, wide, self._algebra, joined, stored, self.sync)
         if measures_batch and self._batch_scopes:
             pairs = self._algebra.unpack(statistics, mean_NC, var_NC, joined)
             self._observe(dict(zip(self._scopes, pairs, strict=True)), N, num_positions)

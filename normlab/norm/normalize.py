@@ -3,6 +3,7 @@
 Forward reads x twice and writes y; backward reads dy and x twice and writes dx: eight passes over the activation.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,10 +81,7 @@ def normalize(
     x: Tensor,
     mean_NC: Tensor,
     var_NC: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_logits: Tensor | None,
-    var_logits: Tensor | None,
+    parameters: Sequence[Tensor | None],
     algebra: Algebra,
     replicas: int,
     stored: Tensor | None = None,
@@ -91,11 +89,10 @@ def normalize(
 ) -> tuple[Tensor, Tensor]:
     """Normalize x (R*N, C, *L), whose moments these are, by an algebra.
 
-    The arguments are those of normlab.norm.algebra.mix. Where all statistics are stored, the moments serve as anchor
+    The arguments are those of normlab.norm.algebra.mix; parameters are weight, bias, mean_logits and var_logits. Where all statistics are stored, the moments serve as anchor
     alone and may be any constants.
 
     Returns:
         y, in x's dtype and layout, and the flat statistics (Algebra.layout), which are constants.
     """
-    parameters = (weight, bias, mean_logits, var_logits)
     return _Normalize.apply(x, mean_NC, var_NC, *parameters, stored, algebra, replicas, sync and num_ranks() > 1)
