@@ -144,14 +144,16 @@ def mix(
     shift = (m - mu) * scale
     if bias is not None:
         shift = shift + bias.view(-1, 1, C)
-    full = [t.expand(replicas, rows // replicas, C).reshape(rows, C).contiguous() for t in (scale, shift, mu, rstd)]
+    scale, shift, mu, rstd = (
+        t.expand(replicas, rows // replicas, C).reshape(rows, C).contiguous() for t in (scale, shift, mu, rstd)
+    )
     pooled = [
         t.expand(shape).reshape(-1)
         for (mean, _, shape), pair in zip(algebra.layout(replicas, rows, C), pairs, strict=True)
         if mean.stop > mean.start
         for t in pair
     ]
-    return Mixed(*full, torch.cat(pooled) if pooled else mean_NC.new_empty(0))
+    return Mixed(scale, shift, mu, rstd, torch.cat(pooled) if pooled else mean_NC.new_empty(0))
 
 
 def mix_backward(

@@ -39,12 +39,14 @@ class _Normalize(Function):
         if dy is None:
             return (None,) * 11
         x, mean_NC, var_NC, scale, shift, mu, rstd, statistics, *parameters = ctx.saved_tensors
+        weight, bias, mean_logits, var_logits = parameters
         algebra, replicas, sync, stored = ctx.settings
         dshift_NC, dscale_NC = _ops.sums(dy, x, mean_NC)
         if sync:
             mixed = Mixed(scale, shift, mu, rstd, statistics)
             gradients = definition.mix_backward(
-                algebra, replicas, dscale_NC, dshift_NC, mean_NC, var_NC, mixed, *parameters, stored, sync
+                *(algebra, replicas, dscale_NC, dshift_NC, mean_NC, var_NC, mixed),
+                *(weight, bias, mean_logits, var_logits, stored, sync),
             )
         else:
             gradients = _ops.mix_backward(
@@ -89,8 +91,8 @@ def normalize(
 ) -> tuple[Tensor, Tensor]:
     """Normalize x (R*N, C, *L), whose moments these are, by an algebra.
 
-    The arguments are those of normlab.norm.algebra.mix; parameters are weight, bias, mean_logits and var_logits. Where all statistics are stored, the moments serve as anchor
-    alone and may be any constants.
+    The arguments are those of normlab.norm.algebra.mix; parameters are weight, bias, mean_logits and var_logits. Where
+    all statistics are stored, the moments serve as anchor alone and may be any constants.
 
     Returns:
         y, in x's dtype and layout, and the flat statistics (Algebra.layout), which are constants.

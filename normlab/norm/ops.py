@@ -7,8 +7,8 @@
     mix, mix_backward                   the algebra on (N, C) tensors (normlab.norm.algebra)
 
 x and dy are (N, C, *L) with any number of position axes, at least one; the others (N, C), in the accumulation dtype
-(float32, or float64 for float64). Each runs as a kernel where there is one (normlab.norm.kernels), and else as the torch
-operations written here, which define it. torch.compile takes them as they are: no break in the graph.
+(float32, or float64 for float64). Each runs as a kernel where there is one (normlab.norm.kernels), and else as the
+torch operations written here, which define it. torch.compile takes them as they are: no break in the graph.
 
 Subtracting an anchor near the mean first keeps y and sum(dy * x) exact where |mean| is far above the deviation.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from normlab.norm import algebra as definition
+from normlab.norm import kernels
 from normlab.norm.algebra import Algebra, Gradients, Mixed
 
 _library = torch.library.Library("normlab", "DEF")
@@ -122,7 +123,8 @@ def _fake_mix(mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored, *s
     *described, replicas = settings
     layout = _algebra(*described).layout(replicas, *mean_NC.shape)
     statistics = mean_NC.new_empty(max(var.stop for _, var, _ in layout))
-    return Mixed(*(mean_NC.new_empty(mean_NC.shape) for _ in range(4)), statistics)
+    scale, shift, mu, rstd = (mean_NC.new_empty(mean_NC.shape) for _ in range(4))
+    return Mixed(scale, shift, mu, rstd, statistics)
 
 
 def _fake_mix_backward(
@@ -145,3 +147,4 @@ _register(sums, lambda dy, x, anchor: (anchor.new_empty(anchor.shape), anchor.ne
 _register(input_gradient, lambda dy, x, *_: torch.empty_like(x))
 _register(mix, _fake_mix)
 _register(mix_backward, _fake_mix_backward)
+kernels.register(_library, {f.__name__: f for f in (moments, affine, sums, input_gradient, mix, mix_backward)})

@@ -1,7 +1,7 @@
 """Pooling (N, C) moments over a scope: how the statistics of every pixel set follow from those of single maps.
 
-A scope is two facts here: whether its sets reach across the samples of a replica, and its width W, the number of sets in
-a row of C channels (C for in and bn, 1 for ln, the groups for gn and en).
+A scope is two facts here: whether its sets reach across the samples of a replica, and its width W, the number of sets
+in a row of C channels (C for in and bn, 1 for ln, the groups for gn and en).
 
 Shapes: R replicas of N samples with C channels; compact statistics have W values in the last axis and 1 in each axis
 that the scope pools over: (R, N or 1, W).

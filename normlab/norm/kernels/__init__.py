@@ -1,1 +1,75 @@
-"""Kernels of the operations in normlab.norm.ops, by device; torch operations serve where there is none."""
+"""Kernels of the operations in normlab.norm.ops, by device; torch operations serve where there is none.
+
+    NORMLAB_KERNELS=auto     the kernels that this machine can run (default)
+    NORMLAB_KERNELS=torch    torch operations alone, which define what the kernels do
+    status()                 {"cpu": "C++ kernels", "cuda": "torch operations: no GPU"}
+
+A backend is a module with `load()`, which gives its name and kernels, or raises UnavailableError with the reason. It
+runs at the first call on its device. A kernel returns NotImplemented for arguments that it does not serve.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from normlab.errors import UserError
+
+_BACKENDS = {"cpu": "normlab.norm.kernels.native", "cuda": "normlab.norm.kernels.triton_backend"}
+_CHOICES = ("auto", "torch")
+_TORCH = "torch operations"
+
+
+class UnavailableError(Exception):
+    """A backend cannot run here; the message says why, in one line."""
+
+
+class Backend(NamedTuple):
+    """Who serves a device: the kernels by operation; none of them where torch operations serve."""
+
+    name: str
+    kernels: Mapping[str, Callable[..., Any]]
+
+
+@cache
+def backend(device: str) -> Backend:
+    """Who serves "cpu" or "cuda" in this process.
+
+    Raises:
+        UserError: NORMLAB_KERNELS is none of its values.
+    """
+    chosen = os.environ.get("NORMLAB_KERNELS", "auto")
+    if chosen not in _CHOICES:
+        raise UserError(f"NORMLAB_KERNELS={chosen}: expected {' or '.join(_CHOICES)}")
+    if chosen == "torch":
+        return Backend(f"{_TORCH}: NORMLAB_KERNELS=torch", {})
+    if device not in _BACKENDS:
+        return Backend(f"{_TORCH}: no kernels for {device}", {})
+    try:
+        return importlib.import_module(_BACKENDS[device]).load()
+    except UnavailableError as error:
+        return Backend(f"{_TORCH}: {error}", {})
+
+
+def status() -> dict[str, str]:
+    """Device -> what serves it, and where that is torch, why. The first call may build the kernels (seconds)."""
+    return {device: backend(device).name for device in _BACKENDS}
+
+
+def register(library: torch.library.Library, definitions: Mapping[str, Callable[..., Any]]) -> None:
+    """Put the kernels before their definitions in a library of operators, device by device."""
+    for device in _BACKENDS:
+        for name, definition in definitions.items():
+            library.impl(name, _kernel_or(definition, name, device), device.upper())
+
+
+def _kernel_or(definition: Callable[..., Any], name: str, device: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        kernel = backend(device).kernels.get(name)
+        result = NotImplemented if kernel is None else kernel(*args)
+        return definition(*args) if result is NotImplemented else result
+
+    return run
