@@ -2,20 +2,24 @@
 of a tracker stops or changes training: it is reported once, and the run goes on without.
 """
 
+import contextlib
 import itertools
 import logging
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from normlab.reading import read_jsonl
 
 if TYPE_CHECKING:
     import wandb
 
 _log = logging.getLogger(__name__)
 _INIT_SECONDS = 20.0
-_FINISH_SECONDS = 120.0
+_FINISH_SECONDS = 20.0  # what is not uploaded by then is on the disk, and nobody waits for a server that hangs
 _ATTEMPT_FOLDER = re.compile(r"(?P<offline>offline-)?run-[0-9_]+-(?P<id>.+)")
 
 
@@ -54,6 +58,10 @@ class WandB:
     Online, all attempts at a run continue one W&B run. Offline, each attempt has a folder and a W&B run of its own
     (ID, ID-2, ...; from the second on in a group ID), because uploading two folders of one id with `wandb sync` lets
     the later replace the earlier (github.com/wandb/wandb/issues/5865). To upload: wandb sync <run>/wandb/offline-run-*
+
+    W&B's own process talks to the server, and training never waits for it: a server that refuses, hangs or fails costs
+    a run at most 20 seconds at its start and 20 at its end, and one line says how to upload later. Where that process
+    dies, rows that it had not written yet die with it; another is started, offline, with all rows of the run so far.
 
     Args:
         run: folder of the run.
@@ -97,15 +105,13 @@ class WandB:
                 settings=_settings(),
             )
 
+        self._folder, self._start = run, start
         self._run: wandb.Run | None = None
+        self._restarted = False
         try:
-            self._run = start(_usable_mode(mode))
+            self._run = start(usable_mode(mode))
         except Exception as error:
-            _log.warning("W&B could not start, keeping its data offline: %s", _first_line(error))
-            try:
-                self._run = start("offline")
-            except Exception as error:
-                _log.warning("W&B could not start offline either, going on without: %s", _first_line(error))
+            self._go_offline("W&B could not start", error)
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._try(lambda run: run.log(values, step=step))
@@ -121,7 +127,13 @@ class WandB:
     def finish(self, summary: dict[str, Any]) -> None:
         def finish(run: "wandb.Run") -> None:
             run.summary.update(summary)
-            run.finish(exit_code=int(summary.get("status") in ("failed", "interrupted")))
+            try:
+                run.finish(exit_code=int(summary.get("status") in ("failed", "interrupted")))
+            except TimeoutError:
+                _log.warning("W&B's server did not take all data within %g s; %s", _FINISH_SECONDS, _how_to_sync(run))
+            else:
+                if _was_refused(run):
+                    _log.warning("W&B's server refused data; %s", _how_to_sync(run))
 
         self._try(finish)
 
@@ -131,17 +143,60 @@ class WandB:
         try:
             action(self._run)
         except Exception as error:
+            if self._restarted:
+                _log.warning("W&B stopped again, going on without: %s", _first_line(error))
+                self._run = None
+                return
+            self._restarted = True
+            self._go_offline("W&B stopped", error)
+            self._try(self._replay)
+            self._try(action)
+
+    def _go_offline(self, what: str, error: Exception) -> None:
+        """Start again, with a service of its own where the old one is gone, and say what happened."""
+        if isinstance(error, ConnectionError):
+            _abandon_service()
+        try:
+            self._run = self._start("offline")
+        except Exception as second:
             self._run = None
-            _log.warning("W&B stopped, going on without: %s", _first_line(error))
+            _log.warning("%s, going on without: %s; %s", what, _first_line(error), _first_line(second))
+        else:
+            _log.warning("%s, keeping its data offline: %s; %s", what, _first_line(error), _how_to_sync(self._run))
+
+    def _replay(self, run: "wandb.Run") -> None:
+        """All rows so far; W&B ignores those that come again."""
+        for row in read_jsonl(self._folder / "metrics.jsonl"):
+            run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
 
 
-def _usable_mode(mode: str) -> str | None:
+def _abandon_service() -> None:
+    """W&B's own process is shared by all runs of this one; where it died, the next start brings another."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown()
+
+
+def _how_to_sync(run: "wandb.Run") -> str:
+    online = "" if run.offline else "--include-online "  # which `wandb sync` takes for uploaded
+    return f"`wandb sync {online}{shlex.quote(run.settings.sync_dir)}` uploads them"
+
+
+def _was_refused(run: "wandb.Run") -> bool:
+    """Whether the server refused data for good: W&B says so in its own log and nowhere else, at a level above error."""
+    log = Path(run.settings.log_internal)
+    return log.is_file() and '"level":"ERROR+4"' in log.read_text(encoding="utf-8", errors="replace")
+
+
+def usable_mode(mode: str) -> str | None:
     """The mode for `wandb.init`; None leaves it to W&B's own settings.
 
     Raises wandb.errors.AuthenticationError for a malformed key.
     """
     import wandb
 
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its reports about itself wait for the server at exit
     chosen = os.environ.get("WANDB_MODE") if mode == "auto" else mode
     if chosen in ("offline", "disabled", "dryrun"):
         return chosen
@@ -155,12 +210,14 @@ def _settings() -> "wandb.Settings":
 
     return wandb.Settings(
         silent=True,
+        reinit="create_new",  # not the run that just failed
         console="off",
         disable_code=True,
         disable_git=True,
         x_disable_stats=True,
         init_timeout=_INIT_SECONDS,
         finish_timeout=_FINISH_SECONDS,
+        finish_timeout_raises=True,
     )
 
 

@@ -67,6 +67,19 @@ def warnings(caplog):
     return lambda: [r.getMessage() for r in caplog.records if r.name == "normlab.tracker"]
 
 
+def history(folder: Path) -> dict[int, float]:
+    """train/loss by step."""
+    rows = [
+        {key(i): json.loads(i.value_json) for i in r.history.item} for r in records(folder) if r.HasField("history")
+    ]
+    return {row["_step"]: row["train/loss"] for row in rows}
+
+
+def write_rows(run: Path, steps) -> None:
+    lines = [json.dumps({"step": step, "train/loss": float(step)}) + "\n" for step in steps]
+    (run / "metrics.jsonl").write_text("".join(lines))
+
+
 def key(item) -> str:
     return item.key or "/".join(item.nested_key)
 
@@ -157,6 +170,7 @@ def test_what_cannot_start_online_is_kept_offline(tmp_path, run_id, monkeypatch,
     assert any(key(i) == "train/loss" for r in records(folder) for i in r.history.item)
     (warning,) = warnings()
     assert warning.startswith("W&B could not start, keeping its data offline: ")
+    assert warning.endswith(f"; `wandb sync {folder}` uploads them")
 
 
 def test_a_broken_wandb_stops_nothing(tmp_path, run_id, monkeypatch, warnings, png):
@@ -170,22 +184,44 @@ def test_a_broken_wandb_stops_nothing(tmp_path, run_id, monkeypatch, warnings, p
     tracker.log({"train/loss": 1.5}, step=10)
     tracker.image("ratios", png, step=10)
     tracker.finish({})
-    assert warnings()[-1] == "W&B could not start offline either, going on without: the service is gone"
+    assert warnings() == ["W&B could not start, going on without: the service is gone; the service is gone"]
 
 
-def test_a_failure_while_training_is_reported_once(tmp_path, run_id, monkeypatch, warnings):
+def test_a_failure_while_training_starts_again_with_all_rows(tmp_path, run_id, monkeypatch, warnings):
     tracker = WandB(tmp_path, run_id, "resnet-sn", {}, mode="offline")
-    run = tracker._run
+    first = tracker._run
 
     def broken(*_, **__):
-        raise BrokenPipeError("no service")
+        raise RuntimeError("no room")
 
-    monkeypatch.setattr(run, "log", broken)
-    tracker.log({"train/loss": 1.5}, step=1)
-    tracker.log({"train/loss": 1.5}, step=2)
+    write_rows(tmp_path, range(1, 4))  # the engine writes first, and logs then
+    monkeypatch.setattr(first, "log", broken)
+    for step in (3, 4):
+        tracker.log({"train/loss": float(step)}, step=step)
     tracker.finish({})
-    assert warnings() == ["W&B stopped, going on without: no service"]
-    run.finish()
+    (warning,) = warnings()
+    again = tmp_path / "wandb" / Path(tracker._run.settings.sync_dir).name
+    assert warning == f"W&B stopped, keeping its data offline: no room; `wandb sync {again}` uploads them"
+    assert history(again) == {step: float(step) for step in range(1, 5)}
+    first.finish()
+
+
+def test_a_second_failure_while_training_is_the_last(tmp_path, run_id, monkeypatch, warnings):
+    import wandb
+
+    tracker = WandB(tmp_path, run_id, "resnet-sn", {}, mode="offline")
+
+    def broken(*_, **__):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(wandb.Run, "log", broken)
+    for step in range(4):
+        tracker.log({"train/loss": 1.5}, step=step)
+    tracker.finish({})
+    assert [warning.partition(":")[0] for warning in warnings()] == [
+        "W&B stopped, keeping its data offline",
+        "W&B stopped again, going on without",
+    ]
 
 
 def test_wandb_mode_is_obeyed(tmp_path, run_id, monkeypatch):

@@ -58,11 +58,16 @@ def resize(size: int) -> torch.nn.Module:
     return _transforms().Resize((size, size), antialias=True)
 
 
-def normalize(mean: Sequence[float], std: Sequence[float]) -> torch.nn.Module:
-    """PIL image or uint8 (C, H, W) to float32 (C, H, W): scaled to [0, 1], minus mean, over std, per channel."""
+def to_bytes() -> torch.nn.Module:
+    """PIL image to uint8 (C, H, W)."""
     v2 = _transforms()
-    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    return v2.Compose([*to_float, v2.Normalize(list(mean), list(std)), v2.ToPureTensor()])
+    return v2.Compose([v2.ToImage(), v2.ToPureTensor()])
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images in bytes (..., C, H, W) to float32: scaled to [0, 1], minus mean, over std, per channel."""
+    mean_C11, std_C11 = (torch.tensor(t, device=images.device).view(-1, 1, 1) for t in (mean, std))
+    return images.to(torch.float32).div_(255).sub_(mean_C11).div_(std_C11)
 
 
 def chain(*steps: torch.nn.Module) -> torch.nn.Module:

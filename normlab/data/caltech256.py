@@ -1,8 +1,9 @@
 """Caltech-256 as its folder 256_ObjectCategories, with one folder per class."""
 
 from pathlib import Path
+from typing import Literal
 
-from normlab.data.augment import chain, normalize, pad_crop_flip, resize
+from normlab.data.augment import chain, pad_crop_flip, resize, to_bytes
 from normlab.data.dataset import check, first_existing, missing
 from normlab.data.download import download
 from normlab.data.folder import ImageFiles, folder_problems, scan, scan_complete
@@ -29,10 +30,13 @@ class Caltech256(ImageFiles):
         padding: zeros on each side before the random crop.
         augment: False trains on the evaluation transform.
         fraction: of the training split, in (0, 1].
+        on_error: an image that cannot be decoded stops the run, or skip does without it.
 
     Raises:
         UserError: folders are missing or empty, or an argument is out of its range.
     """
+
+    mean, std = MEAN, STD
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Caltech256(ImageFiles):
         padding: int = 2,
         augment: bool = True,
         fraction: float = 1.0,
+        on_error: Literal["stop", "skip"] = "stop",
     ):
         check(split, size, padding)
         folder = _folder(root)
@@ -52,15 +57,17 @@ class Caltech256(ImageFiles):
         members = members[training_fraction(found.labels_N[members], split, fraction)]
         self.num_classes = len(found.classes)
         self.shape = (3, size, size)
-        to_size, to_tensor = resize(size), normalize(MEAN, STD)
-        training = chain(to_size, pad_crop_flip(padding, size), to_tensor) if augment and split == "train" else None
+        to_size = resize(size)
+        training = chain(to_size, pad_crop_flip(padding, size), to_bytes()) if augment and split == "train" else None
         super().__init__(
+            split,
             seed,
             folder,
             [found.files[i] for i in members],
             found.labels_N[members],
+            on_error,
             least_side=2 * size,
-            eval_transform=chain(to_size, to_tensor),
+            eval_transform=chain(to_size, to_bytes()),
             train_transform=training,
         )
 
@@ -72,9 +79,10 @@ class Caltech256(ImageFiles):
     def verify(cls, root: Path) -> list[str]:
         try:
             folder = _folder(root)
+            found = scan(folder, skip=_CLUTTER)
         except UserError as error:
             return [str(error)]
-        return folder_problems(folder, scan(folder, skip=_CLUTTER), _CLASSES, _COUNT)
+        return folder_problems(folder, found, _CLASSES, _COUNT)
 
 
 def _folder(root: str | Path) -> Path:

@@ -1,34 +1,23 @@
 """CIFAR-10 and CIFAR-100 from the files of their Python version."""
 
+import os
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from normlab.data.augment import chain, normalize, pad_crop_flip, resize
-from normlab.data.dataset import (
-    SPLITS,
-    ImageDataset,
-    check,
-    count_problem,
-    first_existing,
-    missing,
-    wrong_labels,
-)
-from normlab.data.download import download
-from normlab.data.splits import training_fraction
+from normlab.data.arrays import Part, StoredArrays, label_problems
+from normlab.data.augment import chain, pad_crop_flip, resize
+from normlab.data.dataset import SPLITS, OnError, check, count_problem, first_existing, missing
+from normlab.data.download import download, one_line
 from normlab.errors import UserError
 
 _COUNTS = {"train": 50_000, "val": 10_000}
 _SIDE = 32
-_UNREADABLE = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError, TypeError, ValueError)
 
 
-class CIFAR(ImageDataset):
+class CIFAR(StoredArrays):
     """What both sets share; the subclasses name the keys of their configuration and their constants.
 
     Training images are zero-padded on each side, cropped at random to 32x32 and flipped at random, then normalised
@@ -36,23 +25,20 @@ class CIFAR(ImageDataset):
     """
 
     label_key: ClassVar[str]
-    mean: ClassVar[tuple[float, ...]]
-    std: ClassVar[tuple[float, ...]]
 
-    def __init__(self, split: str, seed: int, *, root: str, size: int, padding: int, augment: bool, fraction: float):
+    def __init__(
+        self, split: str, seed: int, root: str, size: int, padding: int, augment: bool, fraction: float,
+        on_error: OnError,
+    ):  # fmt: skip
         check(split, size, padding)
-        batches = [self._read_batch(path, root) for path, _ in self._files(root, split)]
-        images_NCHW = np.concatenate([images for images, _ in batches])
-        labels_N = np.concatenate([labels for _, labels in batches])
-        members = training_fraction(labels_N, split, fraction)
-        self.images_NCHW = torch.from_numpy(images_NCHW[members])
+        folder, files = self._files(root, split)
+        parts = [self._read_part(folder / name, root) for name, _ in files]
         self.shape = (3, size, size)
-        evaluation = chain(resize(size), normalize(self.mean, self.std))
+        evaluation = resize(size)
         training = chain(pad_crop_flip(padding, _SIDE), evaluation) if augment and split == "train" else None
-        super().__init__(seed, labels_N[members], eval_transform=evaluation, train_transform=training)
-
-    def read(self, index: int) -> Tensor:
-        return self.images_NCHW[index]
+        super().__init__(
+            split, seed, folder, parts, fraction, on_error, eval_transform=evaluation, train_transform=training
+        )
 
     @classmethod
     def prepare(cls, root: Path) -> None:
@@ -66,15 +52,17 @@ class CIFAR(ImageDataset):
         problems = []
         for split in SPLITS:
             found = 0
-            for path, md5 in cls._files(root, split):
+            folder, files = cls._files(root, split)
+            for name, md5 in files:
                 try:
-                    _, labels_N = cls._read_batch(path, root)
+                    part = cls._read_part(folder / name, root)
                 except UserError as error:
                     problems.append(f"{split}: {error}")
                     continue
-                found += len(labels_N)
-                if not torchvision.datasets.utils.check_integrity(path, md5):
-                    problems.append(f"{path}: its MD5 checksum is not {md5}")
+                found += len(part.labels_N)
+                problems += label_problems(folder, part, cls.num_classes)
+                if not torchvision.datasets.utils.check_integrity(folder / name, md5):
+                    problems.append(f"{folder / name}: its MD5 checksum is not {md5}")
             problems += count_problem(split, _COUNTS[split], found)
         return problems
 
@@ -85,29 +73,27 @@ class CIFAR(ImageDataset):
         return getattr(torchvision.datasets, cls.__name__)
 
     @classmethod
-    def _files(cls, root: str | Path, split: str) -> list[tuple[Path, str]]:
-        """The files of a split and their MD5 checksums."""
+    def _files(cls, root: str | Path, split: str) -> tuple[Path, list[tuple[str, str]]]:
+        """The folder of the files; the names of those of a split, and their MD5 checksums."""
         source = cls._torchvision()
-        folder = first_existing(root, source.base_folder)
-        return [(folder / name, md5) for name, md5 in (source.train_list if split == "train" else source.test_list)]
+        return first_existing(root, source.base_folder), source.train_list if split == "train" else source.test_list
 
     @classmethod
-    def _read_batch(cls, path: Path, root: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images (N, C, H, W) and labels (N,) of a file. Raises UserError when it is missing or unreadable."""
-        if not path.is_file():
+    def _read_part(cls, path: Path, root: str | Path) -> Part:
+        """A file, its labels not looked at. Raises UserError when it is missing or no such file."""
+        if not os.path.isfile(path):
             raise missing(path.name, path.parent, cls.__name__.lower(), root)
         try:
             with path.open("rb") as file:
                 batch = _ArrayUnpickler(file, encoding="latin1").load()
-            images_NCHW = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, _SIDE, _SIDE)
-            labels_N = np.asarray(batch[cls.label_key], dtype=np.int64)
-            if labels_N.shape != images_NCHW.shape[:1]:
-                raise ValueError(f"{len(images_NCHW)} images and {len(labels_N)} labels")
-            if wrong := wrong_labels(labels_N, cls.num_classes):
-                raise ValueError(f"labels {wrong} are not in 0..{cls.num_classes - 1}")
-        except _UNREADABLE as error:
-            raise UserError(f"{path} is not a CIFAR batch ({type(error).__name__}: {error})") from None
-        return images_NCHW, labels_N
+            images_NP, labels_N = np.asarray(batch["data"]), np.asarray(batch[cls.label_key])
+            if images_NP.dtype != np.uint8 or images_NP.shape[1:] != (3 * _SIDE**2,):
+                raise ValueError(f"its images are {images_NP.dtype} of shape {images_NP.shape}")
+            if labels_N.dtype.kind not in "iu" or labels_N.shape != images_NP.shape[:1]:
+                raise ValueError(f"{len(images_NP)} images and labels {labels_N.dtype} of shape {labels_N.shape}")
+        except Exception as error:  # the bytes of a damaged file make an unpickler raise nearly anything
+            raise UserError(f"{path} is not a CIFAR batch ({type(error).__name__}: {one_line(error)})") from None
+        return Part(path.name, images_NP.reshape(-1, 3, _SIDE, _SIDE), labels_N.astype(np.int64))
 
 
 class CIFAR10(CIFAR):
@@ -121,6 +107,7 @@ class CIFAR10(CIFAR):
         padding: zeros on each side before the random crop; 2 gives the 36x36 of seed 004.
         augment: False trains on the evaluation transform.
         fraction: of the training split, in (0, 1].
+        on_error: a wrong label stops the run, or skip does without its sample.
 
     Raises:
         UserError: a file is missing or is not what it should be, or an argument is out of its range.
@@ -140,8 +127,9 @@ class CIFAR10(CIFAR):
         padding: int = 2,
         augment: bool = True,
         fraction: float = 1.0,
+        on_error: Literal["stop", "skip"] = "stop",
     ):
-        super().__init__(split, seed, root=root, size=size, padding=padding, augment=augment, fraction=fraction)
+        super().__init__(split, seed, root, size, padding, augment, fraction, on_error)
 
 
 class CIFAR100(CIFAR):
@@ -161,8 +149,9 @@ class CIFAR100(CIFAR):
         padding: int = 2,
         augment: bool = True,
         fraction: float = 1.0,
+        on_error: Literal["stop", "skip"] = "stop",
     ):
-        super().__init__(split, seed, root=root, size=size, padding=padding, augment=augment, fraction=fraction)
+        super().__init__(split, seed, root, size, padding, augment, fraction, on_error)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -1,20 +1,40 @@
 """What all image datasets share: an item is a pure function of (seed, epoch, index)."""
 
+import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from normlab.data.augment import sample_rng
+from normlab.data.augment import normalize, sample_rng
 from normlab.data.splits import Integers
 from normlab.errors import UserError, unknown
 
 SPLITS = ("train", "val")
 Transform = Callable[[Any], Tensor]
+OnError = Literal["stop", "skip"]
+
+
+class SampleError(UserError):
+    """A stored sample that cannot be used.
+
+    Args:
+        split, index: the sample, as the dataset of this split numbers it.
+        folder, file: where it is stored, and the name under which records keep it.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, split: str, index: int, folder: Path, file: str, reason: str) -> None:
+        super().__init__(
+            f"{folder}/{file}: {reason} (sample {index} of {split}); `normlab data verify` lists all such files, "
+            "and data.on_error=skip does without them"
+        )
+        self.split, self.index, self.file, self.reason = split, index, file, reason
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -24,11 +44,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Otherwise it is the training transform under random numbers drawn from (seed, epoch, index).
 
     A dataset kept in a folder also has the class methods `prepare(root)`, which puts the files there, and
-    `verify(root)`, which lists what is wrong with them; normlab.data.prepare calls both.
+    `verify(root)`, which lists what is wrong with them; normlab.data.prepare calls both. Its setting `on_error` says
+    what becomes of a sample that raises SampleError (normlab.engine.loader): the run stops, or does without it.
+
+    Images that are stored as bytes travel as bytes, a quarter of the room: `take` gives them as uint8, and `normalize`
+    makes numbers of a whole batch, on its device.
     """
 
     num_classes: int
     shape: tuple[int, int, int]
+    mean: ClassVar[Sequence[float]] = ()  # per channel, of pixels in [0, 1]
+    std: ClassVar[Sequence[float]] = ()
+    on_error: OnError = "stop"
 
     def __init__(
         self, seed: int, labels_N: Integers, *, eval_transform: Transform, train_transform: Transform | None = None
@@ -40,19 +67,28 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @abstractmethod
     def read(self, index: int) -> Any:
-        """The stored image, as the transforms take it."""
+        """The stored image, as the transforms take it. Raises SampleError."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
     def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        label = int(self.labels_N[index])
-        image = self.read(index)
+        image, label = self.take(epoch, index, index)
+        return self.normalize(image) if image.dtype == torch.uint8 else image, label
+
+    def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, int]:
+        """What `self[epoch, index]` would be with image and label of the sample `stored`, and before `normalize`."""
+        label = int(self.labels_N[stored])
+        image = self.read(stored)
         if epoch is None or self.train_transform is None:
             return self.eval_transform(image), label
         with sample_rng(self.seed, epoch, index):
             return self.train_transform(image), label
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images in bytes (..., C, H, W) to float32, by the mean and std of the dataset."""
+        return normalize(images, self.mean, self.std)
 
 
 def check(split: str, size: int, padding: int = 0) -> None:
@@ -73,14 +109,9 @@ def missing(what: str, folder: Path, name: str, root: Path | str) -> UserError:
 def first_existing(root: Path | str, *folders: str) -> Path:
     """The first of these folders in root that exists, or root itself: people keep the data at either level."""
     candidates = [Path(root) / folder for folder in folders]
-    return next((candidate for candidate in candidates if candidate.is_dir()), Path(root))
+    return next((candidate for candidate in candidates if os.path.isdir(candidate)), Path(root))
 
 
 def count_problem(split: str, expected: int, found: int) -> list[str]:
     """A line if a split has another number of images than it should."""
     return [] if found == expected else [f"{split}: expected {expected} images, found {found}"]
-
-
-def wrong_labels(labels_N: Integers, num_classes: int) -> list[int]:
-    """The labels that are not in 0 .. num_classes - 1, each once."""
-    return np.unique(labels_N[(labels_N < 0) | (labels_N >= num_classes)]).tolist()

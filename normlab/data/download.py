@@ -25,6 +25,6 @@ def download(dataset: str, root: Path, *, archives: str, into: Path) -> None:
         ) from None
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split())
+def one_line(message: object) -> str:
+    """A message, or that of an error, without its line breaks."""
+    return " ".join(str(message).split())

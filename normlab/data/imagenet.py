@@ -1,15 +1,17 @@
 """ImageNet (ILSVRC 2012) as folders: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
 
 import math
+import os
 from pathlib import Path
+from typing import Literal
 
 from normlab.data.augment import (
     CROP_AREA,
     CROP_RATIO,
     chain,
-    normalize,
     resize_center_crop,
     resized_crop_flip,
+    to_bytes,
 )
 from normlab.data.dataset import SPLITS, check, missing
 from normlab.data.download import one_line
@@ -36,10 +38,13 @@ class ImageNet(ImageFiles):
         size: side of the images in pixels.
         augment: False trains on the evaluation transform.
         fraction: of the training split, in (0, 1].
+        on_error: an image that cannot be decoded stops the run, or skip does without it.
 
     Raises:
         UserError: folders are missing, empty or differ in their classes, or an argument is out of its range.
     """
+
+    mean, std = MEAN, STD
 
     def __init__(
         self,
@@ -50,26 +55,28 @@ class ImageNet(ImageFiles):
         size: int = 224,
         augment: bool = True,
         fraction: float = 1.0,
+        on_error: Literal["stop", "skip"] = "stop",
     ):
         check(split, size)
         train, val = (_folder(root, name) for name in SPLITS)
         if differing := set(class_names(train)) ^ set(class_names(val)):
-            raise UserError(f"{root}: class '{min(differing)}' is not in both train and val")
+            raise UserError(f"{root}: {_not_in_both(min(differing))}")
         folder = train if split == "train" else val
         found = scan_complete(folder)
 
         members = training_fraction(found.labels_N, split, fraction)
         self.num_classes = len(found.classes)
         self.shape = (3, size, size)
-        to_tensor = normalize(MEAN, STD)
         super().__init__(
+            split,
             seed,
             folder,
             [found.files[i] for i in members],
             found.labels_N[members],
+            on_error,
             least_side=math.ceil(size / math.sqrt(CROP_AREA[0] * CROP_RATIO[0])),  # the smallest crop keeps its pixels
-            eval_transform=chain(resize_center_crop(size), to_tensor),
-            train_transform=chain(resized_crop_flip(size), to_tensor) if augment and split == "train" else None,
+            eval_transform=chain(resize_center_crop(size), to_bytes()),
+            train_transform=chain(resized_crop_flip(size), to_bytes()) if augment and split == "train" else None,
         )
 
     @classmethod
@@ -88,19 +95,27 @@ class ImageNet(ImageFiles):
 
     @classmethod
     def verify(cls, root: Path) -> list[str]:
-        problems = []
+        problems, classes = [], []
         for split in SPLITS:
             try:
                 folder = _folder(root, split)
+                found = scan(folder)
             except UserError as error:
                 problems.append(str(error))
                 continue
-            problems += folder_problems(folder, scan(folder), _CLASSES, _COUNTS[split])
+            classes.append(set(found.classes))
+            problems += folder_problems(folder, found, _CLASSES, _COUNTS[split])
+        if len(classes) == len(SPLITS):
+            problems += [f"{root}: {_not_in_both(name)}" for name in sorted(classes[0] ^ classes[1])]
         return problems
+
+
+def _not_in_both(name: str) -> str:
+    return f"class '{name}' is not in both train and val"
 
 
 def _folder(root: str | Path, split: str) -> Path:
     folder = Path(root) / split
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise missing(f"folder '{split}'", Path(root), "imagenet", root)
     return folder

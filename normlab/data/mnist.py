@@ -1,34 +1,27 @@
 """MNIST from its IDX files, packed (.gz) or not."""
 
 import gzip
+import os
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from normlab.data.augment import chain, normalize, resize
-from normlab.data.dataset import (
-    SPLITS,
-    ImageDataset,
-    check,
-    count_problem,
-    first_existing,
-    missing,
-    wrong_labels,
-)
+from normlab.data.arrays import Part, StoredArrays, label_problems
+from normlab.data.augment import resize
+from normlab.data.dataset import SPLITS, check, count_problem, first_existing, missing
 from normlab.data.download import download
-from normlab.data.splits import training_fraction
 from normlab.errors import UserError
 
 _COUNTS = {"train": 60_000, "val": 10_000}
+_SIDE = 28
 _PREFIX = {"train": "train", "val": "t10k"}
 _MEAN, _STD = (0.1307,), (0.3081,)  # of the training split's pixels, scaled to [0, 1]
 
 
-class MNIST(ImageDataset):
+class MNIST(StoredArrays):
     """Grey 28x28 digits, without augmentation (seed 004, Sec. 4.6 states none).
 
     Args:
@@ -37,23 +30,30 @@ class MNIST(ImageDataset):
         root: folder with the four files, or with torchvision's MNIST/raw.
         size: side in pixels, resized bilinearly.
         fraction: of the training split, in (0, 1].
+        on_error: a wrong label stops the run, or skip does without its sample.
 
     Raises:
         UserError: a file is missing or is not what it should be, or an argument is out of its range.
     """
 
     num_classes = 10
+    mean, std = _MEAN, _STD
 
-    def __init__(self, split: str, seed: int, *, root: str = "data/mnist", size: int = 28, fraction: float = 1.0):
+    def __init__(
+        self,
+        split: str,
+        seed: int,
+        *,
+        root: str = "data/mnist",
+        size: int = 28,
+        fraction: float = 1.0,
+        on_error: Literal["stop", "skip"] = "stop",
+    ):
         check(split, size)
-        images_NHW, labels_N = read_split(root, split)
-        members = training_fraction(labels_N, split, fraction)
-        self.images_NCHW = torch.from_numpy(images_NHW[members, None])
+        folder, part = read_split(root, split)
         self.shape = (1, size, size)
-        super().__init__(seed, labels_N[members], eval_transform=chain(resize(size), normalize(_MEAN, _STD)))
-
-    def read(self, index: int) -> Tensor:
-        return self.images_NCHW[index]
+        evaluation = resize(size)
+        super().__init__(split, seed, folder, [part], fraction, on_error, eval_transform=evaluation)
 
     @classmethod
     def prepare(cls, root: Path) -> None:
@@ -64,30 +64,38 @@ class MNIST(ImageDataset):
         problems = []
         for split in SPLITS:
             try:
-                images_NHW, _ = read_split(root, split)
+                folder, part = read_split(root, split)
             except UserError as error:
                 problems.append(f"{split}: {error}")
                 continue
-            problems += count_problem(split, _COUNTS[split], len(images_NHW))
+            problems += label_problems(folder, part, cls.num_classes)
+            problems += count_problem(split, _COUNTS[split], len(part.labels_N))
         return problems
 
 
-def read_split(root: str | Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, H, W) and labels (N,) of a split. Raises UserError when files are missing or do not fit."""
+def read_split(root: str | Path, split: str) -> tuple[Path, Part]:
+    """The folder of the files and what they hold of a split, its labels not looked at.
+
+    Raises UserError when files are missing, unreadable or do not fit together.
+    """
     folder = first_existing(root, "MNIST/raw", "raw")
-    arrays = []
-    for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-        name = f"{_PREFIX[split]}-{kind}"
-        path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-        if path is None:
-            raise missing(f"{name} or {name}.gz", folder, "mnist", root)
-        arrays.append(read_idx(path))
-    images_NHW, labels_N = arrays[0], arrays[1].astype(np.int64)
-    if images_NHW.ndim != 3 or labels_N.shape != images_NHW.shape[:1]:
-        raise UserError(f"{folder} has images {images_NHW.shape} and labels {labels_N.shape} for '{split}'")
-    if wrong := wrong_labels(labels_N, MNIST.num_classes):
-        raise UserError(f"{folder} has labels {wrong} for '{split}', not in 0..{MNIST.num_classes - 1}")
-    return images_NHW, labels_N
+    images_path, labels_path = (
+        _find(folder, f"{_PREFIX[split]}-{kind}", root) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
+    images_NHW, labels_N = read_idx(images_path), read_idx(labels_path)
+    if images_NHW.shape[1:] != (_SIDE, _SIDE) or labels_N.shape != images_NHW.shape[:1]:
+        raise UserError(
+            f"{images_path} and {labels_path.name} have images {images_NHW.shape} and labels {labels_N.shape}, "
+            f"not (N, {_SIDE}, {_SIDE}) and (N,)"
+        )
+    return folder, Part(labels_path.name, images_NHW[:, None], labels_N.astype(np.int64))
+
+
+def _find(folder: Path, name: str, root: str | Path) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if os.path.isfile(path):
+            return path
+    raise missing(f"{name} or {name}.gz", folder, "mnist", root)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from normlab.config import choices, conf_dir
+from normlab.data.download import one_line
 from normlab.errors import UserError, unknown
 
 
@@ -43,7 +44,8 @@ def verify(name: str, root: Path | None = None) -> list[str]:
         UserError: no such dataset.
     """
     dataset, folder = _locate(name, root)
-    return [] if folder is None else dataset.verify(folder)
+    problems = [] if folder is None else dataset.verify(folder)
+    return [one_line(problem.encode(errors="backslashreplace").decode()) for problem in problems]  # odd names of files
 
 
 def _locate(name: str, root: Path | None) -> tuple[Any, Path | None]:

@@ -19,7 +19,8 @@ def balanced_subset(labels_N: Integers, fraction: float) -> Integers:
     if not 0 < fraction <= 1:
         raise UserError(f"data.fraction={fraction} must be above 0 and at most 1, the whole training split")
     random = np.random.RandomState(0)  # numpy promises that this generator never changes
-    by_class = np.split(np.argsort(labels_N, kind="stable"), np.cumsum(np.bincount(labels_N))[:-1])
+    counts_K = np.unique(labels_N, return_counts=True)[1]
+    by_class = np.split(np.argsort(labels_N, kind="stable"), np.cumsum(counts_K)[:-1])
     chosen = [random.permutation(members)[: max(1, round(fraction * len(members)))] for members in by_class]
     return np.sort(np.concatenate(chosen))
 

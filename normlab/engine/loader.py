@@ -1,30 +1,86 @@
 """Batches of a rank, in the order of its passes, for training, estimation and evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from normlab.engine import devices
+from normlab.data.dataset import ImageDataset, SampleError
+from normlab.engine import data_errors, devices
+from normlab.engine.data_errors import DataErrors
+from normlab.engine.processes import prepare_loader_worker
 from normlab.engine.session import Session
 from normlab.errors import UserError
 from normlab.replicas import Pass, normalizers
 from normlab.tasks.task import Batch, Task
 
+_TOLERATED = 100  # bad samples in a row, or in a batch: more of them are no few bad files, but a bad folder
+
+
+class _Fetched(NamedTuple):
+    samples: list[Any]
+    errors: list[dict[str, Any]]  # of samples that the dataset could not give
+
+
+class _Samples(Dataset):
+    """The samples of a pass, and what becomes of bad ones where the dataset says data.on_error=skip.
+
+    In training the next good sample of the split takes the place of a bad one, under the randomness of its place: as
+    if the one's file were a copy of the other's. In evaluation nothing is counted twice, so a bad one is left out.
+    """
+
+    def __init__(self, dataset: Any, leave_out: bool) -> None:
+        self.dataset, self.leave_out = dataset, leave_out
+        self.skips = isinstance(dataset, ImageDataset) and dataset.on_error == "skip"
+
+    def __getitems__(self, keys: list[tuple[int | None, int]]) -> _Fetched:
+        fetched = _Fetched([], [])
+        for key in keys:
+            try:
+                fetched.samples.append(self._sample(*key))
+            except SampleError as error:
+                if not self.skips:
+                    raise UserError(str(error)) from None  # a plain one, which comes whole out of a worker
+                fetched.errors.append(data_errors.row(error))
+                if not self.leave_out:
+                    fetched.samples.append(self._stand_in(*key))
+                elif len(fetched.errors) > _TOLERATED:
+                    raise UserError(
+                        f"more than {_TOLERATED} of {len(keys)} samples are bad; the last: {error}"
+                    ) from None
+        return fetched
+
+    def _sample(self, epoch: int | None, index: int) -> Any:
+        if isinstance(self.dataset, ImageDataset):
+            return self.dataset.take(epoch, index, index)
+        return self.dataset[epoch, index]
+
+    def _stand_in(self, epoch: int | None, index: int) -> Any:
+        for distance in range(1, _TOLERATED + 1):
+            try:
+                return self.dataset.take(epoch, index, (index + distance) % len(self.dataset))
+            except SampleError as error:
+                last = error
+        raise UserError(f"sample {index} and the {_TOLERATED} behind it are bad; the last: {last}")
+
 
 class _Collate:
-    """The samples of a pass, replica by replica -> one stacked batch, or one a replica where the task cannot stack."""
+    """The samples of a pass, replica by replica -> one stacked batch, or one a replica where the task cannot stack.
+
+    No batch if no sample is left; beside it, the errors.
+    """
 
     def __init__(self, task: Task, per_replica: int) -> None:
         self.task, self.per_replica = task, per_replica
 
-    def __call__(self, samples: list[Any]) -> list[Batch]:
+    def __call__(self, fetched: _Fetched) -> tuple[list[Batch], list[dict[str, Any]]]:
+        samples = fetched.samples
         starts = range(0, len(samples), self.per_replica)
         replicas = [self.task.collate(samples[start : start + self.per_replica]) for start in starts]
-        stacked = self.task.stack(replicas)
-        return replicas if stacked is None else [stacked]
+        stacked = self.task.stack(replicas) if replicas else None
+        return replicas if stacked is None else [stacked], fetched.errors
 
 
 class _Keys:
@@ -38,22 +94,34 @@ class _Keys:
 
 
 def batches(
-    session: Session, split: str, passes: Callable[[], Iterator[Pass]], per_replica: int
+    session: Session, split: str, passes: Callable[[], Iterator[Pass]], per_replica: int, *, leave_out: bool = False
 ) -> Iterator[tuple[Pass, Batch]]:
     """Each pass with its batch on the session's device.
 
     What the task cannot stack comes as passes of one replica each. `passes` is called twice: the keys it gives run
-    ahead of the data.
+    ahead of the data. With data.on_error=skip, bad samples are replaced, or left out of their batches; the run's folder
+    lists them.
+
+    Raises UserError on a bad sample otherwise, and where too many are bad.
     """
     task, device, dtype = session.experiment.task, session.device, devices.dtype(session.config)
+    dataset = task.dataset(split)
     loader = DataLoader(
-        task.dataset(split),
+        _Samples(dataset, leave_out),
         batch_sampler=_Keys(passes),  # type: ignore[arg-type]
-        collate_fn=_Collate(task, per_replica),
+        collate_fn=_Collate(task, per_replica),  # type: ignore[arg-type]
         num_workers=session.config.workers,
+        worker_init_fn=prepare_loader_worker,
         pin_memory=device.type == "cuda",
     )
-    for current, loaded in zip(passes(), _plain_errors(loader), strict=True):
+    normalize = dataset.normalize if isinstance(dataset, ImageDataset) else None
+    met = DataErrors(session.folder.path, session.share.rank)
+    given = lost = False
+    for current, (loaded, errors) in zip(passes(), _plain_errors(loader), strict=True):
+        met.add(errors)
+        given, lost = given or bool(loaded), lost or not loaded
+        if not loaded:
+            continue
         trips = [current] if len(loaded) == 1 else current.one_by_one()
         if len(trips) > 1 and any(layer.sync for layer in normalizers(session.experiment.model)):
             raise UserError(
@@ -61,7 +129,9 @@ def batches(
                 f"them; use devices={session.config.replicas}"
             )
         for trip, batch in zip(trips, loaded, strict=True):
-            yield trip, to_device(batch, device, dtype)
+            yield trip, to_device(batch, device, dtype, normalize)
+    if lost and not given:
+        raise UserError(f"all samples of {split} are bad; {met.path} lists them")
 
 
 def _plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
@@ -72,12 +142,20 @@ def _plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
 
-def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """Move the tensors in nested lists, tuples and dicts; those of floating point become `dtype`."""
+def to_device(
+    batch: Batch, device: torch.device, dtype: torch.dtype, normalize: Callable[[Tensor], Tensor] | None = None
+) -> Batch:
+    """Move the tensors in nested lists, tuples and dicts; those of floating point become `dtype`.
+
+    Images in bytes become numbers there, by `normalize`.
+    """
     if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
+        moved = batch.to(device, non_blocking=True)
+        if normalize is not None and moved.dtype == torch.uint8:
+            moved = normalize(moved)
+        return moved.to(dtype) if moved.is_floating_point() else moved
     if isinstance(batch, dict):
-        return {key: to_device(value, device, dtype) for key, value in batch.items()}
+        return {key: to_device(value, device, dtype, normalize) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device, dtype) for value in batch)
+        return type(batch)(to_device(value, device, dtype, normalize) for value in batch)
     return batch
