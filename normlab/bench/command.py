@@ -1,0 +1,93 @@
+"""`normlab bench NAME [KEY=VALUE ...]`: measure, print tables, and leave every figure in a JSON file.
+
+A benchmark is the function `bench` of a module here. Its keyword-only parameters are its options, as with the targets
+of conf/; it takes the progress to report to and gives rows, and the module's `tables` makes tables of such rows.
+"""
+
+import ast
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from normlab import schema
+from normlab.errors import UserError, nearest, unknown
+from normlab.schema import Parameter
+
+BENCHES = ("norm", "step", "train", "data", "start")
+RESULTS = "results/bench"
+
+
+def run(words: list[str]) -> int:
+    """Measure one benchmark; returns the exit status. Raises UserError, in one line, before any work."""
+    if not words or words[0] not in BENCHES:
+        raise (
+            UserError("expected a benchmark: " + ", ".join(BENCHES))
+            if not words
+            else unknown("benchmark", words[0], BENCHES)
+        )
+    name, given = words[0], words[1:]
+    if given == ["options"]:
+        print(describe(name))
+        return 0
+    target = f"normlab.bench.{name}"
+    options = parse(given, schema.signature(f"{target}.bench") | {"out": Parameter(str, f"{RESULTS}/{name}.json")})
+    out = Path(options.pop("out"))
+    _check_out(out)
+
+    module = import_module(target)
+    from normlab.bench.machine import machine
+    from normlab.bench.tables import show
+    from normlab.report.progress import progress_bar
+
+    with progress_bar() as progress:
+        rows = module.bench(progress, **options)
+    result = {"bench": name, "command": " ".join(["normlab bench", *words]), "options": options}
+    result |= {"machine": machine(options.get("device", "auto")), "rows": rows}
+    show(result, module.tables(rows), out)
+    return 0
+
+
+def describe(name: str) -> str:
+    """What a benchmark measures and its options, from its docstring. Nothing is imported."""
+    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    functions = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    return str(ast.get_docstring(functions["bench"]))
+
+
+def parse(words: Sequence[str], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """KEY=VALUE words as the parameters ask, defaults filled in; a list is VALUE,VALUE. Raises UserError."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"'{word}': expected KEY=VALUE; options: {', '.join(parameters)}")
+        if key not in parameters:
+            raise UserError(f"{key}: there is no such option; {nearest(key, parameters)}")
+        settings[key] = _value(text, parameters[key].hint)
+    return schema.check(settings, parameters)
+
+
+def _value(text: str, hint: Any) -> Any:
+    if Sequence in (get_origin(hint), *map(get_origin, get_args(hint))) and text != "null":
+        return [_scalar(part) for part in text.strip("[]").split(",")]
+    return _scalar(text)
+
+
+def _scalar(text: str) -> Any:
+    """As in conf/: a number, true or false, null; all else is a word."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, bool | int | float) or text == "null" else text
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() or out.suffix != ".json":
+        raise UserError(f"out={out}: expected a .json file")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"out={out}: {parent} is no folder")
