@@ -8,7 +8,7 @@ SCALE ?= digits
 SEEDS ?= 3
 JOBS ?= 0
 
-.PHONY: help setup train test check reproduce-table2 readme clean
+.PHONY: help setup train test test-long check reproduce-table2 readme clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
@@ -25,6 +25,9 @@ train: setup  ## train the default: norm=sn batch=8x2 on the embedded digits
 
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+test-long: setup  ## run the tests that are too long for every day
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m long
 
 check: setup  ## lint and type check
 	$(VENV)/bin/ruff check .

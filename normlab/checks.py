@@ -1,5 +1,6 @@
 """What a setting's type cannot tell: values out of range, and settings that do not go together. No torch here."""
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _AT_LEAST = {
     **{"seed": 0, "workers": 0},
     **{"accumulate": 1, "iterations": 1, "replicas_per_pass": 1, "threads": 1},
-    **{"checkpoint_every": 1, "log_every": 1, "ratios_every": 1},
+    **{"log_every": 1, "ratios_every": 1},
 }
 # What a setting of a group means does not depend on the file that has it.
 _WHOLE_FROM_ONE = {"model.width", "model.depth", "norm.groups", "norm.ratio_groups", "optim.lr_batch", "data.length"}
@@ -24,6 +25,9 @@ _NOT_NEGATIVE = {
     *{"schedule.milestones", "schedule.warmup", "data.shift", "data.padding", "norm.warmup", "launch.max_restarts"},
 }
 _UP_TO_ONE = {"optim.alpha", "norm.momentum", "data.fraction"}
+_AT_MOST = {  # beyond these, no machine has the room, and building only fails late
+    **{"model.width": 2**16, "model.depth": 2**12, "data.size": 2**12, "data.channels": 2**12, "data.length": 2**27},
+}
 _MODEL_LIBRARIES: dict[str, Library] = {
     "normlab.models.library.timm_model": "timm",
     "normlab.models.library.torchvision_model": "torchvision",
@@ -45,6 +49,10 @@ def check_values(config: "Config") -> None:
     if not 0 <= config.norm_dropout < 1:
         raise UserError(f"norm_dropout={config.norm_dropout:g}: expected a number from 0 to below 1")
     _ = config.batch_average.num_samples
+    if config.checkpoint.every <= 0:
+        raise UserError(f"checkpoint.every={config.checkpoint.every:g}: expected a number of epochs above 0")
+    if config.checkpoint.keep < 1:
+        raise UserError(f"checkpoint.keep={config.checkpoint.keep}: expected a whole number of 1 or more")
     _check_devices(config)
     _check_needed(config)
     for group in config.choices:
@@ -54,7 +62,6 @@ def check_values(config: "Config") -> None:
         _check_norm(nodes.get("norm"), config, f"parts.{part}.norm")
     if config.model["_target_"] in _MODEL_LIBRARIES:
         check_model_name(_MODEL_LIBRARIES[config.model["_target_"]], config.model["name"])
-    _check_paths(config)
 
 
 def _check_devices(config: "Config") -> None:
@@ -85,6 +92,8 @@ def _check_ranges(group: str, node: dict[str, Any]) -> None:
                 raise UserError(f"{name}={value:g}: expected a number above 0")
             if name in _NOT_NEGATIVE and value < 0:
                 raise UserError(f"{name}={value:g}: expected a number of 0 or more")
+            if value > _AT_MOST.get(name, math.inf):
+                raise UserError(f"{name}={value}: expected a whole number up to {_AT_MOST[name]}")
             if name in _UP_TO_ONE and value > 1:
                 raise UserError(f"{name}={value:g}: expected a number up to 1")
 
@@ -101,7 +110,8 @@ def _check_norm(node: dict[str, Any] | None, config: "Config", path: str) -> Non
         )
 
 
-def _check_paths(config: "Config") -> None:
+def check_paths(config: "Config") -> None:
+    """Raise UserError, in one line, on a file or folder that a run needs and does not find."""
     root = config.data.get("root")
     if root is not None and not os.path.isdir(root):
         name = config.choices["data"]

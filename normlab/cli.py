@@ -12,7 +12,15 @@
   normlab estimate RUN ... [samples=50k] [variance=mean|population] [augment=true|false]
                                           measure batch-average statistics again, and evaluate with them
   normlab data   prepare|verify NAME [root=FOLDER]
-  normlab list   [norms|weights|models|data|tasks|optims|schedules|trackers|launch|scales|tables]
+  normlab bench  norm|step|train|data|start [KEY=VALUE ...]
+                                          measure speed (docs/performance.md); `normlab bench NAME options` explains
+  normlab doctor [--json FILE] [out=FOLDER]
+                                          check the machine: versions, devices, disk, collectives, datasets
+  normlab doctor --chaos [kills=20] [writes=20] [damages=3] [seed=0] [ranks=1] [workers=0] [out=FOLDER] [--json FILE]
+                                          kill and damage small runs, and prove that nothing is lost
+  normlab figure NAME RUN ... [KEY=VALUE ...] [out=FILE.png|pdf|svg] [runs=FOLDER]
+                                          draw a figure of the papers from the records of runs (docs/gallery.md)
+  normlab list   [norms|weights|models|data|tasks|optims|schedules|trackers|launch|scales|tables|figures]
 
 A RUN is a folder, or its name or id in results/runs (out=FOLDER for another place).
 
@@ -25,12 +33,17 @@ A RUN is a folder, or its name or id in results/runs (out=FOLDER for another pla
 conf/config.yaml explains the settings. Every record of a run is in its folder; W&B mirrors it (tracker=none: not).
 """
 
+import contextlib
+import io
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.errors import UserError, nearest, unknown
+from normlab.errors import RunError, UserError, nearest, unknown
 
 if TYPE_CHECKING:
     from normlab.config import Config
@@ -38,29 +51,95 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 DEFAULT_OUT = "results/runs"
+LONGEST_MESSAGE = 2000  # characters; a word of a million is not to be read back whole
+MOST_SEEDS = 1000  # of a table
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit status. A user's mistake is one line on stderr and status 2."""
     words = sys.argv[1:] if argv is None else argv
+    _prepare_streams()
+    ctrl_c = _CtrlC()
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(__doc__.strip())
-            return 0
-        if words[0] == "--version":
-            from normlab import __version__
+        with ctrl_c:
+            status = _run(words)
+        sys.stdout.flush()
+        return status
+    except (UserError, RunError) as error:
+        return _refuse(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # as of `normlab list | head -1`
+        _discard_output()
+        return 128 + signal.SIGPIPE
+    except MemoryError as error:
+        return _refuse(f"there is not enough memory for these settings: {error}", RunError.exit_status)
+    except OSError as error:  # of a file or folder that cannot be used
+        if error.filename is None:
+            _discard_output()
+        return _refuse(f"{error.filename or 'output'}: {error.strerror or error}")
+    except Exception:
+        if not ctrl_c.pressed:
+            raise
+        return 128 + signal.SIGINT
 
-            print(f"normlab {__version__}")
-            return 0
-        if words[0] not in VERBS:
-            raise unknown("command", words[0], VERBS)
-        if "--help" in words[1:] or "-h" in words[1:]:
-            print(__doc__.strip())
-            return 0
-        return VERBS[words[0]](words[1:])
-    except UserError as error:
-        print(f"normlab: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+
+class _CtrlC:
+    """Notes a Ctrl-C: where it cuts an import short, Python may raise anything but KeyboardInterrupt."""
+
+    pressed = False
+
+    def __enter__(self) -> None:
+        self._previous = signal.getsignal(signal.SIGINT)
+        if self._previous is signal.default_int_handler:  # else someone else takes care
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, *_: object) -> None:
+        self.pressed = True
+        raise KeyboardInterrupt
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(__doc__.strip())
+        return 0
+    if words[0] == "--version":
+        from normlab import __version__
+
+        print(f"normlab {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        raise unknown("command", words[0], VERBS)
+    if "--help" in words[1:] or "-h" in words[1:]:
+        print(__doc__.strip())
+        return 0
+    return VERBS[words[0]](words[1:])
+
+
+def _refuse(message: str, status: int = BAD_INPUT) -> int:
+    line = " ".join(message.split())
+    print(f"normlab: {line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 3] + '...'}", file=sys.stderr)
+    return status
+
+
+def _prepare_streams() -> None:
+    """Let every character be written to any terminal, and output be closed (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Nobody can have it, so Python is not to try again when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _train(words: list[str]) -> int:
@@ -158,7 +237,7 @@ def _data(words: list[str]) -> int:
 def _list(words: list[str]) -> int:
     from normlab.config import GROUPS, choices
 
-    groups = (*GROUPS, "scale", "table")
+    groups = (*GROUPS, "scale", "table", "figure")
     known = {**{f"{group}s": group for group in groups}, **{group: group for group in groups}}
     for word in words or ["norms"]:
         if word not in known:
@@ -180,7 +259,7 @@ def _status(words: list[str]) -> int:
         print_status([RunFolder.of(config) for config in expand([word for word in words if word != "-m"])])
     else:
         _, options = _split(words, {"out": DEFAULT_OUT})
-        print_status([RunFolder(path.parent) for path in sorted(Path(options["out"]).glob("*/run.json"))])
+        print_status([RunFolder(path.parent) for path in sorted(_folder(options["out"]).glob("*/run.json"))])
     return 0
 
 
@@ -194,7 +273,7 @@ def _reproduce(words: list[str]) -> int:
     own = {"scale": table.default_scale, "seeds": len(table.seeds), "jobs": 0, "results": "results"}
     given = [word for word in words if word.partition("=")[0] in own]
     _, options = _split(given, own)
-    seeds = range(_count("seeds", options["seeds"], 1))
+    seeds = range(_count("seeds", options["seeds"], 1, MOST_SEEDS))
     jobs = _count("jobs", options["jobs"], 0)
     table.scale(options["scale"])
     extra = [word for word in words if "=" in word and word not in given]
@@ -216,6 +295,38 @@ def _report(words: list[str]) -> int:
     return 0
 
 
+def _figure(words: list[str]) -> int:
+    from normlab.figures.command import figure
+
+    return figure(words, DEFAULT_OUT)
+
+
+def _bench(words: list[str]) -> int:
+    from normlab.bench.command import run
+
+    return run(words)
+
+
+def _doctor(words: list[str]) -> int:
+    chaos = "--chaos" in words
+    report = _take_file(words, "--json")
+    counts = {"kills": 20, "writes": 20, "damages": 3, "seed": 0, "ranks": 1, "workers": 0} if chaos else {}
+    place = {"out": "results/chaos" if chaos else DEFAULT_OUT}
+    plain, options = _split([word for word in words if word != "--chaos"], counts | place)
+    if plain:
+        raise UserError(f"doctor {plain[0]}: there is no such option; {nearest(plain[0], ['--chaos', '--json'])}")
+    out = Path(options.pop("out"))
+    if not chaos:
+        from normlab.doctor.diagnose import doctor
+
+        return doctor(out, report)
+    numbers = {key: _count(key, value, 1 if key == "ranks" else 0) for key, value in options.items()}
+    from normlab.doctor.chaos import Proof
+    from normlab.doctor.chaos import chaos as prove
+
+    return prove(Proof.draw(**numbers), out, report or out / "report.json")
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "plan": _plan,
@@ -227,6 +338,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "status": _status,
     "reproduce": _reproduce,
     "report": _report,
+    "figure": _figure,
+    "bench": _bench,
+    "doctor": _doctor,
 }
 
 
@@ -244,6 +358,18 @@ def _take_cfg(words: list[str]) -> bool:
     return True
 
 
+def _take_file(words: list[str], flag: str) -> Path | None:
+    """The word after a flag; removes both from the words."""
+    if flag not in words:
+        return None
+    at = words.index(flag)
+    if len(words) == at + 1:
+        raise UserError(f"{flag}: expected a file after it")
+    name = Path(words[at + 1])
+    del words[at : at + 2]
+    return name
+
+
 def _split(words: list[str], options: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Plain words, and the options with those given as KEY=VALUE."""
     plain, options = [], dict(options)
@@ -258,9 +384,9 @@ def _split(words: list[str], options: dict[str, Any]) -> tuple[list[str], dict[s
     return plain, options
 
 
-def _count(key: str, value: Any, least: int) -> int:
-    if not str(value).isdecimal() or int(value) < least:
-        raise UserError(f"{key}={value}: expected a whole number of {least} or more")
+def _count(key: str, value: Any, least: int, most: int = 10**9) -> int:
+    if not re.fullmatch("[0-9]{1,10}", str(value)) or not least <= int(value) <= most:
+        raise UserError(f"{key}={value}: expected a whole number from {least} to {most}")
     return int(value)
 
 
@@ -270,8 +396,14 @@ def _runs(words: list[str], options: dict[str, Any]) -> tuple[list["RunFolder"],
     names, options = _split(words, {"out": DEFAULT_OUT} | options)
     if not names:
         raise UserError("expected a run: its folder, name or id; `normlab status` shows them")
-    out = Path(options.pop("out"))
+    out = _folder(options.pop("out"))
     return [RunFolder.find(name, out) for name in names], options
+
+
+def _folder(out: str) -> Path:
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UserError(f"out={out}: expected the folder of the runs, and this is none")
+    return Path(out)
 
 
 def _print_config(config: "Config") -> int:

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,17 +22,31 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from normlab import schema
-from normlab.checks import check_values
+from normlab.checks import check_paths, check_values
 from normlab.errors import UserError, nearest
+from normlab.reading import read_json, read_yaml
 
-GROUPS = ("norm", "weight", "model", "data", "task", "optim", "schedule", "tracker", "launch")
+# What the engine calls a group's `_target_` with; its settings follow as keywords.
+CALLS = {
+    "norm": ("num_channels",),
+    "weight": ("conv",),
+    "model": ("shape", "num_classes"),
+    "data": ("split", "seed"),
+    "task": ("model", "data", "seed"),
+    "optim": ("model", "update_samples"),
+    "schedule": ("update", "total", "per_epoch"),
+    "tracker": ("run", "run_id", "name", "config"),
+    "launch": ("folder", "devices", "progress"),
+}
+GROUPS = tuple(CALLS)
 
 # Settings that say how a run is executed; they do not make it another experiment.
 EXECUTION = (
     *("tracker", "launch", "devices", "replicas_per_pass", "workers", "threads", "channels_last", "compile"),
-    *("out", "rerun", "log_every", "ratios_every", "checkpoint_every"),
+    *("out", "rerun", "log_every", "ratios_every", "checkpoint"),
 )
 
 
@@ -40,9 +54,9 @@ class Batch:
     """`8x2`: 8 replicas of 2 samples each."""
 
     def __init__(self, text: str) -> None:
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+        match = re.fullmatch(r"([1-9][0-9]{0,17})x([1-9][0-9]{0,17})", text)
         if match is None:
-            numbers = [n for n in re.findall(r"\d+", text) if int(n) > 0]
+            numbers = [n for n in re.findall(r"[0-9]{1,18}", text) if int(n) > 0]
             near = f"did you mean '{numbers[0]}x{numbers[1]}'?" if len(numbers) == 2 else "for example 8x2"
             raise UserError(
                 f"batch={text}: expected replicas x samples per replica, both whole numbers above 0; {near}"
@@ -71,10 +85,18 @@ class BatchAverage:
         text = str(self.samples)
         if text == "all":
             return None
-        match = re.fullmatch(r"([1-9]\d*)(k?)", text)
+        match = re.fullmatch(r"([1-9][0-9]{0,17})(k?)", text)
         if match is None:
             raise UserError(f"batch_average.samples={text}: expected a number above 0, 50k or all")
         return int(match[1]) * (1000 if match[2] else 1)
+
+
+@dataclass
+class Checkpoint:
+    """When a run saves what it needs to go on (see engine/checkpoint.py)."""
+
+    every: float  # epochs
+    keep: int
 
 
 @dataclass
@@ -111,16 +133,27 @@ class Config:
     rerun: bool
     log_every: int
     ratios_every: int | Literal["epoch"]
-    checkpoint_every: int
+    checkpoint: Checkpoint
     choices: dict[str, str]  # group -> the file chosen, for names people read; not part of the identity
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> "Config":
-        """The inverse of `to_dict`, for a run's own file."""
-        return cls(**settings | {"batch_average": BatchAverage(**settings["batch_average"])})
+        """The inverse of `to_dict`, for a run's own file: checked like words, since it may come from anyone.
+
+        Raises UserError on what cannot work, and on a `_target_` that the user does not trust (see schema.py).
+        """
+        config = _check_types(settings, foreign=True)
+        config.parts = {part: _check_part(part, nodes) for part, nodes in config.parts.items()}
+        check_values(config)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def targets(self) -> list[str]:
+        """Every `_target_` of the run."""
+        nodes = [getattr(self, group) for group in GROUPS] + [n for part in self.parts.values() for n in part.values()]
+        return [node["_target_"] for node in nodes if node is not None]
 
     @property
     def replicas(self) -> int:
@@ -148,16 +181,17 @@ def conf_dir() -> Path:
 def choices(group: str) -> dict[str, str]:
     """Files of a config group and the comment that opens each."""
     files = sorted((conf_dir() / group).glob("*.yaml"))
-    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+    first_lines = {file.stem: file.read_text(encoding="utf-8", errors="replace").partition("\n")[0] for file in files}
+    return {name: line.lstrip("# ") for name, line in first_lines.items()}
 
 
 def load(overrides: list[str]) -> Config:
     """Compose, check and resolve. Raises UserError, in one line, on anything that cannot run."""
     composed, chosen = _compose(overrides)
-    config = _check_types(composed)
-    config.choices = chosen
+    config = _check_types(composed | {"choices": chosen})
     config.parts = {part: _resolve_part(part, value) for part, value in config.parts.items()}
     check_values(config)
+    check_paths(config)
     return config
 
 
@@ -165,7 +199,8 @@ def identity(config: Config) -> str:
     """Eight hex digits of what makes this another experiment: all but EXECUTION, names and folders."""
     scientific = {k: v for k, v in config.to_dict().items() if k not in (*EXECUTION, "choices")}
     scientific["batch_average"]["samples"] = config.batch_average.num_samples  # 50k and 50000 are the same
-    scientific["data"] = {k: v for k, v in config.data.items() if k != "root"}
+    # Data that are all good give the same result under either on_error, and a run that bad data stopped goes on.
+    scientific["data"] = {k: v for k, v in config.data.items() if k not in ("root", "on_error")}
     if config.init != "none":
         scientific["init"] = _init_identity(Path(config.init))
     if config.iterations is not None:
@@ -206,8 +241,13 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
 @cache
 def _compose_files(files: tuple[str, ...]) -> DictConfig:
     """The chosen files put together by Hydra; the cells of a sweep share most choices, and this takes the time."""
-    with _hydra():
-        return compose("config", list(files), return_hydra_config=True)
+    try:
+        with _hydra():
+            return compose("config", list(files), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        for file in ("config", *(choice.replace("=", "/") for choice in files)):
+            read_yaml(conf_dir() / f"{file}.yaml")  # says which one it is, where Hydra does not
+        raise UserError(f"{conf_dir()}: {error}") from None
 
 
 def _with_scale(words: list[str]) -> list[str]:
@@ -217,7 +257,7 @@ def _with_scale(words: list[str]) -> list[str]:
         override = parse(word)
         if override.key_or_group == "scale":
             name = _choice("scale", override.value(), "scale")
-            overrides = list(OmegaConf.load(conf_dir() / "scale" / f"{name}.yaml").overrides)
+            overrides = list(read_yaml(conf_dir() / "scale" / f"{name}.yaml")["overrides"])
         else:
             rest.append(word)
     return [*overrides, *rest]
@@ -235,6 +275,15 @@ def _hydra() -> Iterator[None]:
         GlobalHydra.instance().hydra = running
 
 
+def check_hydra(words: list[str]) -> None:
+    """Raise UserError on words for Hydra itself, as hydra/launcher=NAME, that it would refuse."""
+    try:
+        with _hydra():
+            compose("config", words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UserError(f"{' '.join(words)}: {error}") from None
+
+
 def parse(word: str, sweep: bool = False) -> Override:
     """A word of the command line as Hydra reads it.
 
@@ -244,7 +293,7 @@ def parse(word: str, sweep: bool = False) -> Override:
         raise UserError(f"{word}: there is no such option; allowed: -m, --cfg job, --help")
     try:
         override = OverridesParser.create().parse_override(word)
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # brackets a thousand deep, a number of thousands of digits
         raise UserError(f"'{word}': expected KEY=VALUE; quotes hold any character, as in 'out=\"my runs\"'") from None
     key = override.get_key_element().lstrip("+~")
     top = key.split(".")[0]
@@ -263,10 +312,13 @@ def parse(word: str, sweep: bool = False) -> Override:
 
 def _nested_settings() -> dict[str, set[str]]:
     """Group -> the settings that any of its files has."""
-    nested = {"batch_average": set(schema.parameters_of(BatchAverage))}
+    nested = {
+        "batch_average": set(schema.parameters_of(BatchAverage)),
+        "checkpoint": set(schema.parameters_of(Checkpoint)),
+    }
     for group in GROUPS:
-        files = [OmegaConf.load(conf_dir() / group / f"{name}.yaml") for name in choices(group)]
-        targets = [file._target_ for file in files if file._target_ is not None]
+        files = [read_yaml(conf_dir() / group / f"{name}.yaml") for name in choices(group)]
+        targets = [file["_target_"] for file in files if file["_target_"] is not None]
         nested[group] = {name for target in targets for name in schema.signature(target)}
     return nested
 
@@ -292,21 +344,40 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _check_types(composed: dict[str, Any]) -> Config:
-    parameters = schema.parameters_of(Config)
-    del parameters["choices"]
-    checked = schema.check(composed, parameters)
+def _check_types(settings: dict[str, Any], foreign: bool = False) -> Config:
+    checked = schema.check(settings, schema.parameters_of(Config))
     for group in GROUPS:
-        checked[group] = schema.check_target(checked[group], group)
-    return Config(**checked, choices={})
+        if not (foreign and checked[group] is None):  # how a run's own file writes a group without a target
+            checked[group] = _check_node(checked[group], group, group, foreign)
+    schema.check(checked["choices"], {group: schema.Parameter(str) for group in GROUPS}, "choices")
+    return Config(**checked)
+
+
+def _check_node(node: Any, group: str, path: str, foreign: bool) -> dict[str, Any] | None:
+    checked = schema.check_target(node, path, foreign)
+    if checked is not None:
+        schema.check_call(checked["_target_"], CALLS[group], path)
+    return checked
+
+
+def _check_part(part: str, nodes: Any) -> dict[str, Any]:
+    """A part's nodes in a run's own file. Raises UserError."""
+    checked = schema.coerce(nodes, dict[str, Any], f"parts.{part}")
+    _check_keys(part, checked)
+    targets = {group: node for group, node in checked.items() if node is not None}
+    return checked | {group: _check_node(n, group, f"parts.{part}.{group}", True) for group, n in targets.items()}
+
+
+def _check_keys(part: str, nodes: Mapping[str, Any]) -> None:
+    for key in nodes:
+        if key not in ("norm", "weight"):
+            raise UserError(f"parts.{part}.{key}: there is no such setting; {nearest(key, ('norm', 'weight'))}")
 
 
 def _resolve_part(part: str, value: Any) -> dict[str, Any]:
     """`head: none` or `head: {norm: none, weight: ws}` -> {"norm": settings, ...}."""
     chosen = value if isinstance(value, dict) else {"norm": value}
-    for key in chosen:
-        if key not in ("norm", "weight"):
-            raise UserError(f"parts.{part}.{key}: there is no such setting; {nearest(key, ('norm', 'weight'))}")
+    _check_keys(part, chosen)
     names = {group: _choice(group, name, f"parts.{part}.{group}") for group, name in chosen.items()}
     composed, _ = _compose([f"{group}={name}" for group, name in names.items()])
     return {group: schema.check_target(composed[group], group) for group in names}
@@ -315,6 +386,6 @@ def _resolve_part(part: str, value: Any) -> dict[str, Any]:
 def _init_identity(path: Path) -> str:
     """A run stands for itself by its id, a file by its bytes."""
     if path.is_dir():
-        return json.loads((path / "run.json").read_text(encoding="utf-8"))["id"]
+        return read_json(path / "run.json", {"id": schema.Parameter(str)})["id"]
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

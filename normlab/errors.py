@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one line. The command line prints it and exits with 2."""
+"""What went wrong, said in one line. The command line prints it and exits with `exit_status`."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,24 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """Input that cannot work. The message names the value, what is allowed and the nearest valid name."""
+
+    exit_status = 2
+
+
+class BusyError(UserError):
+    """Another command works on the run; its records are left alone."""
+
+
+class RunError(Exception):
+    """What ended a run that was under way. The same command goes on with it."""
+
+    exit_status = 1
+
+
+class DiskFullError(RunError):
+    """A file that could not be written. The message names it, and the room that it needs."""
+
+    exit_status = 74  # EX_IOERR
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

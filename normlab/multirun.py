@@ -5,17 +5,25 @@ hydra/launcher=submitit_slurm: it calls the task function below for each cell, o
 """
 
 import hashlib
+import math
+import os
+import re
 import signal
 import sys
 import traceback
+from itertools import islice
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
 
-from normlab.config import GROUPS, Config, conf_dir, load, parse
-from normlab.errors import UserError
+from normlab.config import GROUPS, Config, check_hydra, choices, conf_dir, load, parse
+from normlab.errors import BusyError, UserError, nearest
+
+MOST_CELLS = 10_000
 
 # How our launcher's sweep ended: its exit status, or what kept it from starting. Hydra makes the launcher and keeps it.
 outcome: int | UserError = 0
@@ -34,9 +42,10 @@ def multirun(words: list[str]) -> int:
     if options and not is_ours:
         raise UserError(f"{options[0]} is for normlab's own launcher; another's settings are hydra.launcher.KEY=VALUE")
     for option in options:
-        if option.startswith("jobs=") and not option.removeprefix("jobs=").isdecimal():
+        if option.startswith("jobs=") and not re.fullmatch("[0-9]{1,9}", option.removeprefix("jobs=")):
             raise UserError(f"{option}: expected a whole number of 0 or more")
-    settings = [word for word in words if word not in for_hydra + options]
+    check_hydra(for_hydra)
+    settings = [_listed(word) for word in words if word not in for_hydra + options]
     overrides = [_for_hydra(word) for word in settings]
     cells = expand(settings)
 
@@ -44,8 +53,12 @@ def multirun(words: list[str]) -> int:
     defaults = {"hydra/launcher": "normlab", "hydra.sweep.dir": f"results/sweeps/{sweep_id}"}
     for_hydra += [f"{key}={value}" for key, value in defaults.items() if key not in given]
     sys.argv = ["normlab", "--multirun", *overrides, *for_hydra, *(f"hydra.launcher.{option}" for option in options)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong; else Hydra prints a traceback of its own and exits
     outcome = 0
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
+    except HydraException as error:
+        raise UserError(str(error)) from None
     if not is_ours:
         return _conclude(cells)
     if isinstance(outcome, UserError):
@@ -63,9 +76,44 @@ def _conclude(cells: list[Config]) -> int:
 
 
 def expand(words: list[str]) -> list[Config]:
-    """The cells of a sweep, without running them."""
-    overrides = [parse(word, sweep=True) for word in words if word.partition("=")[0] not in ("jobs", "on_failure")]
+    """The cells of a sweep, without running them. Raises UserError, in bounded time, on one that cannot work."""
+    words = [_listed(word) for word in words if word.partition("=")[0] not in ("jobs", "on_failure")]
+    overrides = [parse(word, sweep=True) for word in words]
+    number = math.prod({o.get_key_element(): _num_values(o) for o in overrides}.values())
+    if number > MOST_CELLS:
+        raise UserError(f"these words stand for {number} cells or more; a sweep has up to {MOST_CELLS}")
     return [load(list(cell)) for batch in BasicSweeper.split_arguments(overrides, None) for cell in batch]
+
+
+def _num_values(override: Override) -> int:
+    """How many values a word stands for, counted up to the most. Raises UserError on none."""
+    if not override.is_sweep_override():
+        return 1
+    if not override.is_discrete_sweep():
+        raise UserError(f"{override.input_line}: expected values, as 1,2 or range(1,3)")
+    sweep: Any = override.value()
+    try:
+        number = sum(1 for _ in islice(sweep.range() if override.is_range_sweep() else sweep.list, MOST_CELLS + 1))
+    except (ArithmeticError, ValueError):  # a step of 0, or infinite ends
+        number = 0
+    if number == 0:
+        raise UserError(f"{override.input_line}: there is no value in it")
+    return number
+
+
+def _listed(word: str) -> str:
+    """norm=glob(sn*) as norm=sn,sn_hard,...; any other word as it is. Raises UserError."""
+    override = parse(word, sweep=True)
+    sweep = override.value()
+    if not isinstance(sweep, Glob):
+        return word
+    group = override.key_or_group
+    if group not in (*GROUPS, "scale"):
+        raise UserError(f"{word}: glob is for files, as those of {', '.join(GROUPS)}; expected values, as 1,2")
+    names = sweep.filter(list(choices(group)))
+    if not names:
+        raise UserError(f"{word}: no file of {group} has such a name; {nearest('', choices(group))}")
+    return f"{override.get_key_element()}={','.join(names)}"
 
 
 def _for_hydra(word: str) -> str:
@@ -90,6 +138,9 @@ def _run_cell(_composed: Any) -> str:
         return folder.status()["status"]
     try:
         status = start(config, folder)
+    except BusyError as error:
+        print(f"normlab: {error}", file=sys.stderr)
+        return "busy"
     except Exception as error:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.set_status("failed", error=" ".join(str(error).split()) or type(error).__name__)

@@ -3,23 +3,29 @@ keyword-only ones are the configuration.
 
 Signatures are read from the source with `ast`, so that a config is checked before torch is imported. Top-level settings
 are checked the same way against a dataclass (config.Config).
+
+A run's own files may come from anyone, so their targets are normlab's, or of packages that the user names openly:
+NORMLAB_PACKAGES=mylab,other. Words of a command line and files of conf/ are the user's own, and may name any target.
 """
 
 import ast
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from normlab.errors import UserError, nearest, unknown
 
+PACKAGES = "NORMLAB_PACKAGES"  # the environment variable
 _REQUIRED = object()
 _ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
@@ -39,19 +45,10 @@ def signature(target: str) -> dict[str, Parameter]:
 
     Raises UserError if there is no such module or name, or if a parameter is not plain enough to be read.
     """
-    module, _, name = target.rpartition(".")
-    tree = ast.parse(_source(module, target))
-    definitions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    if name not in definitions:
-        raise unknown(f"_target_={target}:", name, definitions)
-    found = definitions[name]
-    if isinstance(found, ast.ClassDef):
-        inside = {n.name: n for n in found.body if isinstance(n, ast.FunctionDef)}
-        if "__init__" not in inside:
-            return {}
-        found = inside["__init__"]
-    arguments = found.args
-    parameters = {}
+    arguments = _arguments(target)
+    parameters: dict[str, Parameter] = {}
+    if arguments is None:
+        return parameters
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         try:
             parameters[argument.arg] = Parameter(_hint(argument.annotation), _default(default))
@@ -60,6 +57,33 @@ def signature(target: str) -> dict[str, Parameter]:
                 f"_target_={target}: '{argument.arg}' needs a plain type, as float or Literal, and a literal default"
             ) from None
     return parameters
+
+
+@cache
+def _arguments(target: str) -> ast.arguments | None:
+    """Of a function, or of a class's own __init__; None where it has none. `self` is left out."""
+    module, _, name = target.rpartition(".")
+    tree = ast.parse(_source(module, target))
+    definitions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    if name not in definitions:
+        raise unknown(f"_target_={target}:", name, definitions)
+    found = definitions[name]
+    if isinstance(found, ast.FunctionDef):
+        return found.args
+    inits = [n.args for n in found.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    for arguments in inits:
+        del arguments.args[0]
+    return inits[0] if inits else None
+
+
+def check_call(target: str, positional: Sequence[str], path: str) -> None:
+    """Raise UserError unless a target takes the positional arguments that the engine calls it with."""
+    arguments = _arguments(target)
+    if arguments is None or arguments.vararg is not None:
+        return
+    most = len(arguments.posonlyargs) + len(arguments.args)
+    if not most - len(arguments.defaults) <= len(positional) <= most:
+        raise UserError(f"{path}._target_={target}: expected something to call as f({', '.join(positional)}, *, ...)")
 
 
 def parameters_of(settings: type) -> dict[str, Parameter]:
@@ -90,10 +114,31 @@ def _default(node: ast.expr | None) -> Any:
     return _REQUIRED if node is None else ast.literal_eval(node)
 
 
-def check_target(node: Any, path: str) -> dict[str, Any] | None:
+def trust(targets: Iterable[str]) -> None:
+    """This process, and those that it starts, may read these targets from a run's own files: the user named them."""
+    packages = {target.partition(".")[0] for target in targets}
+    os.environ[PACKAGES] = ",".join(sorted(packages | _trusted()))
+
+
+def _trusted() -> set[str]:
+    named = os.environ.get(PACKAGES, "").split(",")
+    return {"normlab"} | {package.strip() for package in named if package.strip()}
+
+
+def _check_trusted(target: str, path: str) -> None:
+    package = target.partition(".")[0]
+    if package not in _trusted():
+        raise UserError(
+            f"{path}._target_={target}: a run's own files may name targets of normlab only; "
+            f"if you trust this one, {PACKAGES}={package or 'PACKAGE'} allows it"
+        )
+
+
+def check_target(node: Any, path: str, foreign: bool = False) -> dict[str, Any] | None:
     """A group's node, checked against the signature of its `_target_` and with all defaults filled in.
 
-    `_target_: null` means nothing (None). Raises UserError in one line naming the key, the value and what is allowed.
+    `_target_: null` means nothing (None). A `foreign` node comes from a run's own files. Nothing is imported.
+    Raises UserError in one line naming the key, the value and what is allowed.
     """
     if not isinstance(node, Mapping):
         raise UserError(f"{path}={shown(node)}: expected settings with a _target_")
@@ -107,6 +152,8 @@ def check_target(node: Any, path: str) -> dict[str, Any] | None:
         return None
     if not isinstance(target, str):
         raise UserError(f"{path}._target_={shown(target)}: expected package.module.name or null")
+    if foreign:
+        _check_trusted(target, path)
     return {"_target_": target} | check(settings, signature(target), path)
 
 
@@ -196,6 +243,7 @@ def _coerce(value: Any, hint: Any) -> Any:
 def describe(hint: Any) -> str:
     """A type in a user's words: "a whole number", "var or std"."""
     words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
+    words |= {Real: "a number"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return "settings with names"

@@ -32,6 +32,7 @@ def _declare_missing_operators() -> torch.library.Library | None:
 
 
 _operators = _declare_missing_operators()  # operators live as long as their library object
+has_own_operators = _operators is None
 
 import torchvision  # noqa: E402
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import yaml
 import normlab
 from normlab.cli import VERBS, main
 from normlab.config import GROUPS, Config, choices, conf_dir, identity, load
-from normlab.engine.record import RunFolder, append_jsonl, write_json
+from normlab.engine.record import RunFolder
+from normlab.writing import append_jsonl, write_json
 
 SOURCE = Path(normlab.__file__).parent.parent
 
@@ -109,8 +112,8 @@ def test_cfg_job_prints_what_loads_back(verb: str, capsys) -> None:
     ("words", "messages"),
     [
         (["trian"], ["'trian'", "did you mean 'train'?"]),
-        (["norm=sn"], ["'norm=sn'", "allowed: data, ", "train"]),
-        (["--cfg", "job"], ["'--cfg'", "allowed: data, ", "train"]),
+        (["norm=sn"], ["'norm=sn'", "allowed: ", "data, "]),
+        (["--cfg", "job"], ["'--cfg'", "allowed: ", "data, "]),
         (["train", "--cfg", "foo"], ["--cfg foo", "--cfg job"]),
         (["train", "--cfg"], ["--cfg", "--cfg job"]),
         (["train", "norm=bn,gn"], ["norm=bn,gn", "one value"]),
@@ -308,3 +311,85 @@ def test_wheel_runs_outside_the_repository(tmp_path: Path) -> None:
     module, conf, run_id = json.loads(done.stdout)
     assert Path(module).parent == Path(conf).parent == installed / "normlab"
     assert run_id == identity(load(["norm=hn", "batch=4x4"]))
+
+
+# ---- terminals, pipes and signals ------------------------------------------------------------------------------------
+
+
+def in_shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A shell's command, where `normlab` is this one."""
+    command = command.replace("normlab", f"{sys.executable} -m normlab.cli")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "NORMLAB_DATA": "", **environment}
+    return subprocess.run(["bash", "-c", command], capture_output=True, env=environment, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("set -o pipefail; normlab list norm | head -c 1; exit 0", 0),
+        ("normlab --help | true; exit ${PIPESTATUS[0]}", 141),
+        ("normlab list norm >&-", 0),
+        ("normlab --help >&- 2>&-", 0),
+        ("normlab --help > /dev/full", 2),
+        ("normlab status | true; exit 0", 0),
+    ],
+)
+def test_output_that_nobody_reads(command: str, status: int) -> None:
+    done = in_shell(command, COLUMNS="20")
+    said = done.stderr.decode()
+    assert done.returncode == status and said.count("\n") == (status == 2), said
+    assert status != 2 or said.startswith("normlab: ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "environment"),
+    [
+        ("plan", {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}),
+        ("status", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+        ("plan", {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "XDG_CONFIG_HOME": "/dev/null"}),
+        ("status", {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "20"}),
+        ("status", {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "1"}),
+    ],
+)
+def test_any_terminal(verb: str, environment: dict[str, str]) -> None:
+    done = in_shell(f"normlab {verb} 'out=\"ö/µ\"' && normlab list && normlab train norm=snn", **environment)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(b"normlab: norm=snn")
+    assert b"\x1b[3" not in done.stdout  # no colour
+
+
+def test_words_that_are_no_text() -> None:
+    done = in_shell("normlab train norm=$'\\xff\\xfe'; normlab plan out=$'\\xff'")
+    assert b"Traceback" not in done.stderr and b"normlab: " in done.stderr
+
+
+def test_ctrl_c_ends_any_verb_quietly() -> None:
+    """While it imports or works; the shell learns 130."""
+    for words in (
+        ["plan", "model=resnet50"],
+        ["status", "seed=range(0,9999)"],
+        ["train", "--cfg", "job", *["seed=1"] * 3000],
+    ):
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; print(flush=True); from normlab.cli import main; sys.exit(main())",
+        ]
+        with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.readline()
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            process.stdout.read()
+            said = process.stderr.read()
+        assert process.returncode in (130, 0) and b"Traceback" not in said, (words, said)
+
+
+def test_a_folder_that_cannot_be_used(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    for word in ("file", "file/runs"):
+        assert f"out={word}" in refusal(capsys, "train", f"out={word}")
+    for command in (["show", "a"], ["status"]):
+        assert "out=file" in refusal(capsys, *command, "out=file")
+    assert "file" in refusal(capsys, "plan", "data=mnist", "data.root=file")
+    assert "file" in refusal(capsys, "report", "table2", "results=file")

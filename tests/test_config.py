@@ -192,7 +192,8 @@ BAD = [
     ("threads=0", "threads=0", "1 or more"),
     ("log_every=0", "log_every=0", "1 or more"),
     ("ratios_every=0", "ratios_every=0", "1 or more"),
-    ("checkpoint_every=0", "checkpoint_every=0", "1 or more"),
+    ("checkpoint.every=0", "checkpoint.every=0", "above 0"),
+    ("checkpoint.keep=0", "checkpoint.keep=0", "1 or more"),
     ("norm_dropout=1", "norm_dropout=1", "from 0 to below 1"),
     ("batch_average.samples=0", "batch_average.samples=0", "50k or all"),
     ("batch_average.samples=5m", "batch_average.samples=5m", "50k or all"),
@@ -310,7 +311,7 @@ def id_of(*words: str) -> str:
 
 SAME = [
     *("devices=4", "replicas_per_pass=2", "workers=3", "threads=1", "channels_last=true", "compile=true"),
-    *("out=elsewhere", "rerun=true", "log_every=3", "ratios_every=7", "checkpoint_every=5"),
+    *("out=elsewhere", "rerun=true", "log_every=3", "ratios_every=7", "checkpoint.every=5"),
     *("tracker=none", "tracker.project=mine", "launch.timeout=5", "launch.nodes=2"),
     *("batch_average.samples=50000", "norm.groups=32", "norm.eps=0.00001", "seed=0", "epochs=30.0"),
 ]

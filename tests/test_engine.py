@@ -1,8 +1,5 @@
-"""Runs from beginning to end: records, resumption, determinism, estimators, divergence, precision."""
+"""Runs from beginning to end: records, determinism, estimators, divergence, precision."""
 
-import json
-import os
-import signal
 from pathlib import Path
 
 import data_files
@@ -16,10 +13,11 @@ from normlab.engine import saved
 from normlab.engine.batch_average import measure
 from normlab.engine.build import build
 from normlab.engine.evaluate import evaluate, statistics
-from normlab.engine.record import RunFolder, cut_jsonl, read_jsonl
+from normlab.engine.record import RunFolder, checkpoint_files
 from normlab.engine.session import open_session
 from normlab.engine.train import train
 from normlab.errors import UserError
+from normlab.reading import read_jsonl
 from normlab.replicas import normalizers, permutation
 from normlab.seeding import mix_seed
 
@@ -68,7 +66,7 @@ def test_the_records_of_a_run(tmp_path):
     assert summary["id"] in folder.path.name and summary["norm"] == "sn" and summary["batch"] == "4x4"
     assert {"versions", "commit", "seconds", "seed", "parameters"} <= summary.keys()
     assert load_file(folder.weights).keys() == build(config(tmp_path)).model.state_dict().keys()
-    assert torch.load(folder.last, weights_only=True)["updates"] == 16
+    assert [file.name for file in checkpoint_files(folder.checkpoints)] == ["000008.pt", "000016.pt"]
     for name in ("config.yaml", "run.json", "training.png", "ratios.png"):
         assert (folder.path / name).stat().st_size > 0
 
@@ -77,43 +75,6 @@ def test_the_same_command_gives_the_same_bytes(tmp_path):
     first, second = (records(run(config(tmp_path / name))) for name in ("a", "b"))
     assert first == second and len(first) == 4
     assert records(run(config(tmp_path / "c", "seed=1")))["metrics.jsonl"] != first["metrics.jsonl"]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop_at", [1, 8, 13])
-def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, stop_at, workers):
-    """SIGTERM after any update, at an epoch's end too; the records are those of the run that was not stopped."""
-    whole = run(config(tmp_path / "whole", "task.dropout=0.3"))
-    settings = config(tmp_path / "stopped", "task.dropout=0.3", f"workers={workers}")
-
-    def terminate(what: str, done: int, total: int) -> None:
-        if (what, done) == ("training", stop_at):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    folder = run(settings, terminate)
-    assert folder.status() == {"status": "interrupted", "updates": stop_at, "signal": signal.SIGTERM}
-    assert not folder.summary_file.exists()
-    assert train(folder) == "finished"
-    assert records(folder) == records(whole)
-
-
-def test_rows_after_the_checkpoint_are_written_again(tmp_path):
-    """A kill leaves rows that the checkpoint does not know of, the last of them cut."""
-    folder = run(config(tmp_path))
-    whole = records(folder)
-    with folder.metrics.open("a") as file:
-        file.write(json.dumps({"step": 17}) + '\n{"ste')
-    cut_jsonl(folder.metrics, 16)
-    assert records(folder) == whole
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    one, other = run(config(tmp_path)), RunFolder.of(config(tmp_path, "seed=5"))
-    other.create(config(tmp_path, "seed=5"))
-    other.last.write_bytes(one.last.read_bytes())
-    with pytest.raises(UserError, match="belongs to run"):
-        train(other)
-    assert other.status()["status"] == "failed"
 
 
 def test_a_loss_that_is_not_finite_ends_as_diverged(tmp_path):

@@ -1,35 +1,72 @@
-import math
+"""Figures of runs: what is drawn is what the records say, and every label can be read."""
 
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
+from safetensors.numpy import save_file
+from scipy.stats import entropy
 
-from normlab.report.figures import ratio_figure, training_figure
-from normlab.report.style import save
+from normlab.errors import UserError
+from normlab.figures.bars import averages, hard_ratios, layers, overview
+from normlab.figures.curves import ratio_curves, ratio_ranges, run_divergence
+from normlab.figures.geometry import angles, expected_std, geometry, lengths
+from normlab.figures.gradients import reduction
+from normlab.figures.run import NoRecordsError, Run, labels
+from normlab.figures.statistics import evolution, fluctuation
+from normlab.figures.style import at_print_size, save
+from normlab.figures.training import estimators, learning_curves
 
 pytestmark = pytest.mark.filterwarnings("error")  # matplotlib warns when a layout does not fit
 
-
-def layer(index: int, mean: dict[str, float], var: dict[str, float], kernel: int = 1, shortcut: bool = False) -> dict:
-    return {
-        "layer": f"bn{index}",
-        "index": index,
-        "kernel_size": [kernel, kernel],
-        "shortcut": shortcut,
-        "receptive_field": 3 * index,
-        "mean": mean,
-        "var": var,
-    }
+SCOPES = ("in", "ln", "bn")
+COLOURS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73"}
+SETTINGS = {"norm": "sn", "weight": "none", "model": "net", "data": "digits", "batch": "8x2", "seed": "0"}
+RANGES = (49, 100, 200, 300, 10**9)  # one pixel above the last field of each
 
 
-def records(layers: int, epochs: int = 3) -> list[dict]:
-    def rows(epoch: int) -> list[dict]:
-        bn = 0.3 + 0.1 * epoch
-        ratio = {"in": 0.9 - bn, "ln": 0.1, "bn": bn}
-        return [layer(i, ratio, {"bn": 1.0}, (1, 3)[i % 2], shortcut=i % 5 == 0) for i in range(1, layers + 1)]
+@pytest.fixture
+def make(tmp_path):
+    """A run of given settings with the records it is given: make(batch="8x1", ratios=[...])."""
+    count = itertools.count()
 
-    return [{"epoch": epoch, "step": 10 * epoch, "layers": rows(epoch)} for epoch in range(epochs)]
+    def run(**words) -> Run:
+        records = {key: words.pop(key) for key in ("ratios", "metrics", "statistics", "gradients") if key in words}
+        folder = tmp_path / f"run-{next(count):08d}"
+        folder.mkdir()
+        for name, rows in records.items():
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return Run(folder, SETTINGS | words)
+
+    return run
+
+
+def moments(num_layers: int, epochs: int = 3, seed: int = 0, scopes: tuple[str, ...] = SCOPES) -> list[dict]:
+    random = np.random.default_rng(seed)
+
+    def ratio() -> dict[str, float]:
+        return dict(zip(scopes, random.dirichlet(np.ones(len(scopes))).tolist(), strict=True))
+
+    def row(i: int) -> dict:
+        return {
+            "layer": f"layer{1 + i // 3}.{i % 3}.bn1",
+            "index": i + 1,
+            "kernel_size": [[1, 1], [3, 3]][i % 2],
+            "shortcut": i % 5 == 4,
+            "receptive_field": 7 + 8 * i,
+            "mean": ratio(),
+            "var": ratio(),
+        }
+
+    return [{"epoch": e, "step": 10 * e, "layers": [row(i) for i in range(num_layers)]} for e in range(epochs)]
 
 
 def panel(figure: Figure, label: str):
@@ -37,21 +74,49 @@ def panel(figure: Figure, label: str):
     return axis
 
 
-@pytest.mark.parametrize("layers", [1, 9, 53])
-def test_bars_show_the_last_record(layers):
-    bars = panel(ratio_figure(records(layers)), "mean").patches
-    heights = {to_hex(colour): 0.0 for colour in ("#0072B2", "#D55E00", "#009E73")}
-    assert len(bars) == 3 * layers
-    for bar in bars:
-        heights[to_hex(bar.get_facecolor())] += bar.get_height() / layers
-    assert list(heights.values()) == pytest.approx([0.4, 0.1, 0.5])
-    assert [bool(bar.get_hatch()) for bar in bars[:layers]] == [i % 2 == 1 for i in range(1, layers + 1)]
+def ydata(axis) -> list[list[float]]:
+    return [list(line.get_ydata()) for line in axis.lines]
 
 
-def test_labels_and_marks():
-    figure = ratio_figure(records(9))
+def heights(axis) -> dict[str, list[float]]:
+    """Colour -> heights of its bars, in order."""
+    found: dict[str, list[float]] = {}
+    for bar in axis.patches:
+        found.setdefault(to_hex(bar.get_facecolor()), []).append(bar.get_height())
+    return found
+
+
+def of_range(rows: list[dict], index: int, value) -> float:
+    """The average of value(row) over the layers of a range, by the paper's bounds; 5: of all."""
+    low = ((0, *RANGES))[index] if index < 5 else 0
+    high = RANGES[index] if index < 5 else 10**9
+    return float(np.mean([value(row) for row in rows if low <= row["receptive_field"] < high]))
+
+
+def apart(p: dict[str, float], q: dict[str, float]) -> float:
+    a, b = ([ratio[scope] for scope in SCOPES] for ratio in (p, q))
+    return entropy(a, b) + entropy(b, a)
+
+
+# ---- bars ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 9, 53])
+def test_bars_show_the_last_moment(make, number):
+    records = moments(number)
+    figure = overview([make(ratios=records)])
+    last = records[-1]["layers"]
+    for moment in ("mean", "var"):
+        expected = {COLOURS[scope]: [row[moment][scope] for row in last] for scope in SCOPES}
+        assert heights(panel(figure, moment)) == {c: pytest.approx(h) for c, h in expected.items()}
+    bars = panel(figure, "mean").patches
+    assert [bool(bar.get_hatch()) for bar in bars[:number]] == [i % 2 == 1 for i in range(number)]
+
+
+def test_labels_and_marks(make):
+    figure = overview([make(ratios=moments(9))])
     axis = panel(figure, "var")
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == [str(3 * i) for i in range(1, 10)]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [str(7 + 8 * i) for i in range(9)]
     assert list(axis.lines[0].get_xdata()) == [4]  # the fifth layer is on a shortcut
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -60,49 +125,343 @@ def test_labels_and_marks():
     ]
 
 
-def test_history_is_the_average_over_layers():
-    axis = panel(ratio_figure(records(4)), "mean over epochs")
-    assert list(axis.lines[2].get_xdata()) == [0, 1, 2]
-    assert list(axis.lines[2].get_ydata()) == pytest.approx([0.3, 0.4, 0.5])
+def test_history_is_the_average_over_layers(make):
+    records = moments(4)
+    axis = panel(overview([make(ratios=records)]), "mean over epochs")
+    expected = [[np.mean([row["mean"][s] for row in record["layers"]]) for record in records] for s in SCOPES]
+    np.testing.assert_allclose(ydata(axis), expected)
 
 
-def test_scopes_of_one_family_differ_in_colour():
-    ratios = {"bn": 0.2, "en1": 0.2, "en32": 0.2, "gn8": 0.2, "gn32": 0.2}
-    figure = ratio_figure([{"epoch": 0, "step": 0, "layers": [layer(1, ratios, ratios)]}])
-    assert len({bar.get_facecolor() for bar in panel(figure, "mean").patches}) == 5
+def test_layers_of_runs_at_an_epoch(make):
+    runs = [make(ratios=moments(6, seed=seed), batch=batch) for seed, batch in enumerate(("8x32", "8x2"))]
+    figure = layers(runs, epoch=1.2)
+    for i, (run, moment) in enumerate(itertools.product(runs, ("mean", "var"))):
+        rows = run.ratios[1]["layers"]
+        assert heights(figure.axes[i])[COLOURS["bn"]] == pytest.approx([row[moment]["bn"] for row in rows])
+    assert figure.axes[2].get_title("left") == "(8,2): mean µ, epoch 1"
 
 
-def test_nothing_is_cut_off(tmp_path):
-    """With many scopes, few and many layers, all text lies inside the picture."""
-    scopes = ("in", "ln", "bn", "gn8", "gn32", "en1", "en8", "en32")
-    ratio = dict.fromkeys(scopes, 1 / 8)
-    for layers in (1, 53):
-        rows = [layer(i, ratio, ratio, 3, shortcut=layers > 1) for i in range(1, layers + 1)]
-        figure = ratio_figure([{"epoch": 0, "step": 0, "layers": rows}])
-        save(figure, tmp_path / "ratios.png")
-        needed, whole = figure.get_tightbbox(), figure.bbox_inches
-        assert needed.x0 >= 0 and needed.y0 >= 0 and needed.x1 <= whole.x1 and needed.y1 <= whole.y1
+def test_hard_ratios(make):
+    records = moments(12, epochs=11)
+    figure = hard_ratios([make(ratios=records)])
+    for axis, epoch in zip(figure.axes, (3, 6, 9), strict=True):
+        rows = records[epoch]["layers"]
+        chosen = [[max(SCOPES, key=row[moment].__getitem__) for row in rows] for moment in ("mean", "var")]
+        colours = [to_hex(bar.get_facecolor()) for bar in axis.patches]
+        assert colours == [COLOURS[scope] for scope in chosen[0] + chosen[1]]
+        differ = sum(a != b for a, b in zip(*chosen, strict=True))
+        assert f"epoch {epoch}: µ and σ² choose differently in {differ} of 12 layers" in axis.get_title("left")
+    assert len(hard_ratios([make(ratios=records)], epochs=[1, 10]).axes) == 2
 
 
-def test_training_curves():
-    rows = [{"step": s, "epoch": s / 2, "train/loss": float(s), "lr": 0.1} for s in range(4)]
-    rows += [{"step": 3, "epoch": 2, "val/top1": 97.5, "val/top5": 99.0}]
-    loss, top1 = training_figure(rows).axes
-    (line,) = loss.lines
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 0.5, 1, 1.5], [0, 1, 2, 3])
-    (line,) = top1.lines
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([2], [97.5])
-    assert top1.get_ylabel() == "top-1 (%)"
+def test_averages_by_batch_join_seeds(make):
+    runs = [
+        make(batch=batch, seed=str(seed), ratios=moments(5, seed=i))
+        for i, (batch, seed) in enumerate([("8x2", 0), ("8x2", 1), ("8x32", 0)])
+    ]
+    figure = averages(runs, by="batch")
+    of_run = [np.mean([row["var"]["ln"] for row in run.ratios[-1]["layers"]]) for run in runs]
+    assert heights(figure.axes[1])[COLOURS["ln"]] == pytest.approx([(of_run[0] + of_run[1]) / 2, of_run[2]])
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["(8,2)", "(8,32)"]
 
 
-@pytest.mark.parametrize("losses", [[1.0, math.inf, math.nan, None], [math.nan], [None], []])
-def test_training_curves_of_a_diverged_run(tmp_path, losses):
-    rows = [{"step": s, "epoch": s / 10, "train/loss": loss} for s, loss in enumerate(losses)]
-    save(training_figure(rows), tmp_path / "new" / "training.png")
+@pytest.mark.parametrize(("depth", "blocks"), [(1, [[0, 1, 2], [3, 4, 5]]), (2, [[i] for i in range(6)])])
+def test_averages_by_block(make, depth, blocks):
+    run = make(ratios=moments(6))
+    axis = averages([run], by="block", block_depth=depth).axes[0]
+    rows = run.ratios[-1]["layers"]
+    assert heights(axis)[COLOURS["in"]] == pytest.approx([np.mean([rows[i]["mean"]["in"] for i in b]) for b in blocks])
+
+
+def test_scopes_of_one_family_differ_in_colour(make):
+    scopes = ("bn", "en1", "en32", "gn8", "gn32")
+    figure = overview([make(ratios=moments(1, scopes=scopes))])
+    assert len(heights(panel(figure, "mean"))) == 5
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_curves_of_every_layer_and_range(make):
+    records = moments(53)
+    axes = ratio_curves([make(ratios=records)]).axes
+    assert len(axes) == 2 * (53 + 6)
+    for block, moment in enumerate(("mean", "var")):
+        panels = axes[59 * block : 59 * (block + 1)]
+        for i in (0, 17, 52):
+            expected = [[record["layers"][i][moment][scope] for record in records] for scope in SCOPES]
+            np.testing.assert_allclose(ydata(panels[i]), expected)
+            assert panels[i].texts[0].get_text().removeprefix("■ ") == str(7 + 8 * i)
+            assert panels[i].texts[0].get_text().startswith("■") == (i % 5 == 4)
+        for i, axis in enumerate(panels[53:]):
+            expected = [
+                [of_range(r["layers"], i, lambda row, m=moment, s=s: row[m][s]) for r in records] for s in SCOPES
+            ]
+            np.testing.assert_allclose(ydata(axis), expected)
+
+
+def test_divergence_of_mean_and_variance(make):
+    records = moments(53)
+    axes = ratio_curves([make(ratios=records)], show=["divergence"]).axes
+    np.testing.assert_allclose(
+        ydata(axes[8]), [[apart(r["layers"][8]["mean"], r["layers"][8]["var"]) for r in records]]
+    )
+    for i, axis in enumerate(axes[53:]):
+        expected = [of_range(r["layers"], i, lambda row: apart(row["mean"], row["var"])) for r in records]
+        np.testing.assert_allclose(ydata(axis), [expected])
+
+
+def test_hard_ratios_leave_gaps_in_divergences(make):
+    records = moments(2)
+    records[1]["layers"][0] |= {"mean": {"in": 1.0, "ln": 0.0, "bn": 0.0}, "var": {"in": 0.0, "ln": 1.0, "bn": 0.0}}
+    axis = ratio_curves([make(ratios=records)], show=["divergence"]).axes[0]
+    assert [math.isnan(value) for value in ydata(axis)[0]] == [False, True, False]
+
+
+def test_ratios_by_range(make):
+    runs = [make(ratios=moments(20, seed=1)), make(ratios=moments(20, seed=2), batch="8x1")]
+    for record in runs[1].ratios:
+        for row in record["layers"]:
+            row["var"] = row["mean"]
+    axes = np.reshape(ratio_ranges(runs).axes, (3, 6))  # one row where mean and variance are tied
+    for row, (run, moment) in zip(axes, [(runs[0], "mean"), (runs[0], "var"), (runs[1], "mean")], strict=True):
+        for i in (0, 1, 2, 5):  # 20 layers reach 159 pixels
+            expected = [
+                [of_range(r["layers"], i, lambda row, m=moment, s=s: row[m][s]) for r in run.ratios] for s in SCOPES
+            ]
+            np.testing.assert_allclose(ydata(row[i]), expected)
+        assert not row[4].lines
+
+
+def test_divergence_of_two_runs(make):
+    a, b = (make(ratios=moments(20, epochs=epochs, seed=epochs), batch=f"8x{epochs}") for epochs in (3, 4))
+    axes = run_divergence([a, b]).axes
+    for i in (0, 1, 2, 5):
+        for moment, drawn in zip(("mean", "var"), ydata(axes[i]), strict=True):
+            pairs = zip(a.ratios, b.ratios[:3], strict=True)
+            both = [[x | {"other": y} for x, y in zip(p["layers"], q["layers"], strict=True)] for p, q in pairs]
+            expected = [of_range(rows, i, lambda row, m=moment: apart(row[m], row["other"][m])) for rows in both]
+            np.testing.assert_allclose(drawn, expected)
+    with pytest.raises(UserError, match="needs 2 or more runs, got 1: the first is compared"):
+        run_divergence([a])
+    with pytest.raises(UserError, match="expected runs of one network"):
+        run_divergence([a, make(ratios=moments(19))])
+    with pytest.raises(UserError, match="never recorded at the same epoch"):
+        run_divergence([a, make(ratios=[{**moments(20)[0], "epoch": 0.5}])])
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+EPOCHS = [
+    {"step": 10 * e, "epoch": e, "train/loss": 1 / e, "train/top1": 10.0 * e, "val/top1": 9.0 * e} for e in (1, 2, 3)
+]
+
+
+def test_learning_curves(make):
+    between = {"step": 15, "epoch": 1.5, "batch/loss": 3.0}
+    runs = [make(norm=norm, metrics=[*EPOCHS[:1], between, *EPOCHS[1:]]) for norm in ("bn", "gn")]
+    loss, top1 = learning_curves(runs).axes
+    assert ydata(loss)[0] == pytest.approx([1, 1 / 2, 1 / 3]) and not ydata(loss)[1]
+    assert ydata(top1) == 2 * [[10, 20, 30], [9, 18, 27]]
+    assert [to_hex(line.get_color()) for line in top1.lines[::2]] == ["#009e73", "#cc79a7"]
+    (error,) = learning_curves(runs[:1], quantities=["error"], splits=["val"]).axes
+    assert ydata(error) == [[91, 82, 73]]
+    with pytest.raises(UserError, match=r"quantities=top2: no run has measured it; did you mean 'top1'\?"):
+        learning_curves(runs, quantities=["top2"])
+
+
+@pytest.mark.parametrize("losses", [[1.0, math.inf, math.nan, None], [math.nan], [None]])
+def test_learning_curves_of_a_diverged_run(make, tmp_path, losses):
+    rows = [{"step": s, "epoch": s / 10, "train/loss": loss, "val/top1": 10.0} for s, loss in enumerate(losses)]
+    save(learning_curves([make(metrics=rows)]), tmp_path / "new" / "training.png")
     assert imread(tmp_path / "new" / "training.png").ndim == 3
 
 
-def test_the_same_figure_gives_the_same_bytes(tmp_path):
-    for name in ("a.png", "b.png"):
-        save(ratio_figure(records(2)), tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+def test_estimators(make):
+    both = [row | {"val_batch_average/top1": 50.0 + row["epoch"]} for row in EPOCHS]
+    runs = [make(norm="bn", metrics=EPOCHS), make(norm="sn", metrics=both)]
+    (axis,) = estimators(runs).axes
+    assert ydata(axis) == [[9, 18, 27], [9, 18, 27], [51, 52, 53]]
+    with pytest.raises(UserError, match="has no val_batch_average/top1"):
+        estimators(runs[:1])
+
+
+# ---- statistics and gradients ----------------------------------------------------------------------------------------
+
+
+def statistics_records(steps: int, num_layers: int = 2, neurons: int = 3) -> list[dict]:
+    random = np.random.default_rng(0)
+
+    def row(i: int) -> dict:
+        bn = {f"bn_{what}": random.normal(size=neurons).tolist() for what in ("mean", "std")}
+        return {"layer": f"norm{i}", "index": i + 1} | bn | {f"en_{what}": random.normal() for what in ("mean", "std")}
+
+    return [{"step": s, "epoch": s / 10, "layers": [row(i) for i in range(num_layers)]} for s in range(steps)]
+
+
+def test_evolution_and_fluctuation(make):
+    records = statistics_records(9)
+    run = make(norm="bn", statistics=records)
+    axis = evolution([run], neuron=2, last=4).axes[1]
+    rows = [record["layers"][1] for record in records[-4:]]
+    expected = [[r["bn_mean"][1] for r in rows], [r["bn_std"][1] for r in rows]]
+    assert ydata(axis) == [*expected, [r["en_mean"] for r in rows], [r["en_std"] for r in rows]]
+    assert list(axis.lines[0].get_xdata()) == [5, 6, 7, 8]
+
+    bars = [bar.get_height() for bar in fluctuation([run], last=9).axes[0].patches]
+    of_layer = [[record["layers"][i]["bn_std"] for record in records] for i in range(2)]
+    assert bars[2:4] == pytest.approx([np.std(values, axis=0, ddof=1).mean() for values in of_layer])
+    assert bars[4] == pytest.approx(np.std([r["layers"][0]["en_mean"] for r in records], ddof=1))
+    one = [bar.get_height() for bar in fluctuation([run], last=9, neuron=3).axes[0].patches]
+    assert one[3] == pytest.approx(np.std([values[2] for values in of_layer[1]], ddof=1))
+
+    with pytest.raises(UserError, match=r"neuron=4: norm0 of .* has neurons 1 to 3"):
+        evolution([run], neuron=4)
+    with pytest.raises(UserError, match="not as many"):
+        fluctuation([run, make(statistics=statistics_records(3, num_layers=1))])
+
+
+def test_reduction(make):
+    def row(i: int, epoch: int) -> dict:
+        division, centring = 0.01 * (i + 1), 0.1 * (epoch + 1)
+        return {
+            "layer": f"conv{i}",
+            "index": i + 1,
+            "division": division,
+            "centring": centring,
+            "remaining": 1 - division - centring,
+        }
+
+    records = [{"step": 10 * e, "epoch": e, "layers": [row(i, e) for i in range(3)]} for e in (0, 1)]
+    (axis,) = reduction([make(gradients=records)]).axes
+    np.testing.assert_allclose(ydata(axis), [[88, 78], [10, 20], [2, 2]])
+    assert axis.get_yscale() == "log"
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 4, 64])
+def test_bn_shortens_filters_as_simulated(n):
+    """The linear filter nearest to x -> (w'x - batch mean) / batch std has this length, and the filter's direction."""
+    random = np.random.default_rng(0)
+    x_BNI = random.normal(size=(400_000 // n, n, 2))
+    response_BN = x_BNI @ np.array([3.0, 4.0])
+    std_B1 = response_BN.std(1, keepdims=True)
+    normalized_BN = (response_BN - response_BN.mean(1, keepdims=True)) / std_B1
+    nearest_I, *_ = np.linalg.lstsq(x_BNI.reshape(-1, 2), normalized_BN.ravel())
+    np.testing.assert_allclose(nearest_I, expected_std(n) * np.array([0.6, 0.8]), atol=5e-3)
+
+
+def test_lengths_and_angles():
+    weight_CI = np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
+    found = lengths(weight_CI, 1.5, {"in": 0.5, "ln": 0.25, "bn": 0.25}, batch_values=4)
+    np.testing.assert_allclose(found["wn"], 1.5)
+    np.testing.assert_allclose(found["in"], 1.5)
+    np.testing.assert_allclose(found["ln"], 1.5 * np.array([1, 2, 2**0.5]) / ((1 + 4 + 2) / 3) ** 0.5)
+    np.testing.assert_allclose(found["sn"], 0.5 * found["in"] + 0.25 * found["ln"] + 0.25 * found["bn"])
+    np.testing.assert_allclose(np.degrees(angles(weight_CI)), [0, 90, -135])
+    turned, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))
+    np.testing.assert_allclose(np.degrees(angles(np.pad(weight_CI, [(0, 0), (0, 3)]) @ turned)), [0, 90, 135])
+
+
+def test_geometry_of_a_run(make):
+    weight = np.random.default_rng(1).normal(size=(4, 1, 3, 3))
+    run = make(ratios=moments(2))
+    (run.folder / "checkpoints").mkdir()
+    save_file(
+        {"conv1.weight": weight, "fc.weight": np.ones((2, 2))}, run.folder / "checkpoints" / "weights.safetensors"
+    )
+    axis = geometry([run], filters=3, gamma=2.0).axes[2]
+    norms = np.linalg.norm(weight.reshape(4, -1), axis=1)
+    tips = [text.xy for text in axis.texts]
+    np.testing.assert_allclose(np.hypot(*np.transpose(tips)), 2 * (norms / (norms**2).mean() ** 0.5)[:3])
+    cosine = weight[1].ravel() @ weight[0].ravel() / norms[0] / norms[1]
+    assert tips[1][0] / math.hypot(*tips[1]) == pytest.approx(cosine)
+    with pytest.raises(UserError, match="convolution 'conv2' does not exist; did you mean 'conv1'"):
+        geometry([run], layer="conv2")
+    assert len(geometry([]).axes) == 5
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_told_apart(make):
+    assert labels([make(norm="sn"), make(norm="bn")]) == ["SN", "BN"]
+    assert labels([make(batch="8x2", seed="0"), make(batch="8x4", seed="1")]) == ["(8,2) seed 0", "(8,4) seed 1"]
+    assert labels([make()]) == ["SN (8,2)"]
+    assert labels([make(weight="none"), make(weight="ws")]) == ["SN", "SN +ws"]
+    assert len(set(labels([make(), make()]))) == 2
+
+
+def test_missing_and_damaged_records(make):
+    with pytest.raises(NoRecordsError, match=r"there is no ratios\.jsonl: norm=bn has no ratios"):
+        overview([make(norm="bn")])
+    with pytest.raises(NoRecordsError, match="no epoch of it was evaluated"):
+        learning_curves([make()])
+    damaged = moments(2)
+    del damaged[1]["layers"][1]["shortcut"]
+    with pytest.raises(UserError, match=r"ratios\.jsonl: a layer has no shortcut"):
+        layers([make(ratios=damaged)])
+    with pytest.raises(UserError, match=r"gradients\.jsonl: a moment has no layers"):
+        reduction([make(gradients=[{"step": 1, "epoch": 0.1, "layers": []}])])
+    with pytest.raises(UserError, match=r"statistics\.jsonl: bn_std=3: expected list"):
+        evolution(
+            [
+                make(
+                    statistics=[
+                        statistics_records(1)[0]
+                        | {"layers": [{"layer": "a", "bn_mean": [1.0], "bn_std": 3, "en_mean": 0.0, "en_std": 0.0}]}
+                    ]
+                )
+            ]
+        )
+
+
+EIGHT = ("in", "ln", "bn", "gn8", "gn32", "en1", "en8", "en32")
+BUSY = {
+    "overview": lambda make: overview([make(ratios=moments(53))]),
+    "overview of one": lambda make: overview([make(ratios=moments(1, scopes=EIGHT))]),
+    "layers": lambda make: layers([make(ratios=moments(53)), make(ratios=moments(53), batch="8x32")]),
+    "hard_ratios": lambda make: hard_ratios([make(ratios=moments(53, epochs=11))]),
+    "ratio_curves": lambda make: ratio_curves([make(ratios=moments(53))], show=["mean", "divergence"]),
+    "blocks": lambda make: averages([make(ratios=moments(53))], by="block", block_depth=2),
+    "ranges": lambda make: ratio_ranges([make(ratios=moments(53)), make(ratios=moments(53), batch="8x32")]),
+    "geometry": lambda make: geometry([]),
+}
+
+
+@pytest.mark.parametrize("name", BUSY)
+def test_every_label_can_be_read(make, name):
+    """No two texts overlap, and none is cut off, at the size of print."""
+    figure = BUSY[name](make)
+    at_print_size(lambda drawn: drawn.draw_without_rendering() or drawn)(figure)
+    hidden = set(outside(figure))
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = np.array([text.get_window_extent().extents for text in texts if text not in hidden])
+    assert len(boxes) > 5
+    x0, y0, x1, y1 = boxes.T
+    assert x0.min() >= 0 and y0.min() >= 0 and x1.max() <= figure.bbox.x1 and y1.max() <= figure.bbox.y1
+    overlap = (x0[:, None] < x1) & (x0 < x1[:, None]) & (y0[:, None] < y1) & (y0 < y1[:, None])
+    straight = np.array([text.get_rotation() in (0, 90) for text in texts if text not in hidden])
+    assert (
+        overlap[straight][:, straight].sum() == straight.sum()
+    )  # each with itself; the boxes of slanted ones are larger
+
+
+def outside(figure: Figure) -> Iterator[Text]:
+    """Labels of ticks beyond the ends of their axis, which matplotlib keeps and does not draw."""
+    for axis in figure.axes:
+        for which, interval in ((axis.xaxis, sorted(axis.get_xlim())), (axis.yaxis, sorted(axis.get_ylim()))):
+            for tick in (*which.get_major_ticks(), *which.get_minor_ticks()):
+                if not (axis.axison and interval[0] <= tick.get_loc() <= interval[1]):
+                    yield from (tick.label1, tick.label2)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_same_figure_gives_the_same_bytes(make, tmp_path, suffix):
+    run = make(ratios=moments(2))
+    paths = [Path(tmp_path, f"{name}.{suffix}") for name in "ab"]
+    for path in paths:
+        save(overview([run]), path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()

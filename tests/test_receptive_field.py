@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.dynamics.receptive_field import RF_RANGES, NormSite, range_of, trace
+from normlab.dynamics.ratios import RF_RANGES, range_of
+from normlab.dynamics.receptive_field import NormSite, trace
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -17,9 +17,10 @@ from normlab import multirun
 from normlab.cli import main
 from normlab.config import load
 from normlab.engine.launch import launch, num_devices
-from normlab.engine.record import RunFolder, read_jsonl
+from normlab.engine.record import RunFolder
 from normlab.engine.train import train
 from normlab.errors import UserError
+from normlab.reading import read_jsonl
 from normlab.report.progress import silent
 
 SMALL = ("batch=4x4", "model.width=4", "data.fraction=0.1", "tracker=none", "threads=1")

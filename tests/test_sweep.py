@@ -12,9 +12,10 @@ import pytest
 
 from normlab.cli import main
 from normlab.config import load
-from normlab.engine.record import RunFolder, read_json, read_jsonl
+from normlab.engine.record import RunFolder
 from normlab.engine.sweep import LOG, plan
 from normlab.multirun import expand
+from normlab.reading import read_json, read_jsonl
 
 SMALL = ["batch=4x4", "epochs=1", "model.width=4", "data.fraction=0.1", "tracker=none"]
 
@@ -67,10 +68,11 @@ def test_what_happens_to_one_cell_costs_no_other(capsys):
     names = {config.task["how"]: RunFolder.of(config).run()["id"] for config in expand([*SMALL, *words])}
     assert errors == {
         names["kill"]: "the process was killed by SIGKILL",
-        names["exit"]: "7",
-        names["raise"]: "the third pass fails",
-        names["memory"]: "no room",
+        names["exit"]: "SystemExit: 7",
+        names["raise"]: "RuntimeError: the third pass fails",
+        names["memory"]: errors[names["memory"]],
     }
+    assert errors[names["memory"]].startswith("out of memory (no room); replicas_per_pass=2 ")
     log = next(Path("results/runs").glob(f"*-{names['raise']}")) / LOG
     assert "RuntimeError: the third pass" in log.read_text()
 

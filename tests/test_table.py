@@ -10,9 +10,10 @@ import yaml
 from rich.console import Console
 
 from normlab.config import conf_dir, identity, load
-from normlab.engine.record import RunFolder, read_jsonl
+from normlab.engine.record import RunFolder
 from normlab.engine.start import start
 from normlab.errors import UserError
+from normlab.reading import read_jsonl
 from normlab.report import table as table_module
 from normlab.report.records import collect, table_folder
 from normlab.report.render import report
@@ -214,7 +215,7 @@ def test_papers_that_disagree(monkeypatch):
 
 
 def test_reports_do_without_torch():
-    code = "import sys; import normlab.report.render, normlab.report.table_figures; sys.exit('torch' in sys.modules)"
+    code = "import sys; import normlab.report.render, normlab.figures.table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""A classification whose training ends in one of the ways a job can."""
+"""A classification whose training ends in one of the ways a job can, and one that draws from the global generator."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from normlab.tasks.classification import Classification, Images
@@ -38,3 +39,14 @@ class Failing(Classification):
                 case "memory":
                     raise MemoryError("no room")
         return super().losses(model, batch, replicas)
+
+
+class Noisy(Classification):
+    """Its model is noisy in training, as with stochastic depth."""
+
+    def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], seed: int, *, dropout: float = 0.0) -> None:
+        super().__init__(model, data, seed, dropout=dropout)
+
+    def losses(self, model: nn.Module, batch: Images, replicas: int) -> Outcome:
+        images, labels = batch
+        return super().losses(model, (images + 0.1 * torch.randn(images.shape), labels), replicas)

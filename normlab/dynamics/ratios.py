@@ -1,22 +1,35 @@
 """Importance ratios of switchable layers: what is written to ratios.jsonl each logged moment, and its summaries.
 
-A row describes one normalizing layer, a record one moment: {"epoch": 3, "step": 300, "layers": [row, ...]}.
+A row describes one normalizing layer, a record one moment: {"epoch": 3, "step": 300, "layers": [row, ...]}. Figures are
+drawn from such records, without torch.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from normlab.dynamics.receptive_field import RF_RANGES, NormSite, range_of
+    from normlab.dynamics.receptive_field import NormSite
 
 Row = dict[str, Any]
 MOMENTS = ("mean", "var")
 
+# Seed 000, Figs. 4 and 7. "<49" excludes 49 and ">299" excludes 299, so both bounds belong to the middle ranges; 99 and
+# 199, on which no layer of ResNet50 falls, go to the lower one.
+_MIDDLE_RANGES = {"49-99": 99, "99-199": 199, "199-299": 299}
+RF_RANGES = ("<49", *_MIDDLE_RANGES, ">299", "all")
 
-def snapshot(model: nn.Module, sites: Iterable[NormSite]) -> list[Row]:
+
+def range_of(receptive_field: int) -> str:
+    """The name in `RF_RANGES` (other than "all") of the range in which a receptive field in pixels falls."""
+    if receptive_field < 49:
+        return "<49"
+    return next((name for name, last in _MIDDLE_RANGES.items() if receptive_field <= last), ">299")
+
+
+def snapshot(model: "nn.Module", sites: "Iterable[NormSite]") -> list[Row]:
     """The ratios of every normalizing layer now, in network order, ready for JSON.
 
     A row has: layer (module name), index (from 1, as the papers count), kernel_size, shortcut, receptive_field,
@@ -42,10 +55,9 @@ def snapshot(model: nn.Module, sites: Iterable[NormSite]) -> list[Row]:
     return rows
 
 
-@torch.no_grad()
-def _by_scope(moment: str, scopes: Sequence[str], ratio: Tensor) -> Row:
+def _by_scope(moment: str, scopes: Sequence[str], ratio: "Tensor") -> Row:
     """ratio is (S,) or (ratio_groups, S)."""
-    ratio_GS = ratio.double().reshape(-1, len(scopes))
+    ratio_GS = ratio.detach().double().reshape(-1, len(scopes))
     row: Row = {moment: dict(zip(scopes, ratio_GS.mean(0).tolist(), strict=True))}
     if ratio.ndim == 2:
         row[f"{moment}_groups"] = dict(zip(scopes, ratio_GS.T.tolist(), strict=True))
@@ -83,6 +95,28 @@ def mean_by_range(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]
     return {name: average(inside) for name, inside in members.items() if inside}
 
 
+def mean_by_block(rows: Iterable[Row], depth: int) -> dict[str, dict[str, dict[str, float]]]:
+    """The average of the layers in each block (seed 001, Fig. 3): {block: {"mean": {scope: ratio}, "var": ...}}.
+
+    A block is the first `depth` words of a layer's name, as torchvision gives them: layer1 of layer1.0.bn1 at 1, its
+    residual block layer1.0 at 2.
+    """
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        members.setdefault(".".join(row["layer"].split(".")[:depth]), []).append(row)
+    return {name: average(inside) for name, inside in members.items()}
+
+
+def choice(ratio: Mapping[str, float]) -> str:
+    """The scope of the largest ratio, which a hard ratio keeps alone; the first declared of equal ones."""
+    return max(ratio, key=lambda scope: ratio[scope])
+
+
+def num_disagreeing(rows: Iterable[Row]) -> int:
+    """Layers whose mean and variance choose different scopes (seed 000, Fig. 2)."""
+    return sum(choice(row["mean"]) != choice(row["var"]) for row in rows)
+
+
 def flatten(rows: Sequence[Row]) -> dict[str, float]:
     """Flat keys for a tracker: "ratios/mean/bn/layer1.0.bn1" by layer, "ratios_rf/var/ln/49-99" by range."""
     by_layer = {
@@ -111,3 +145,15 @@ def divergence(p: Mapping[str, float], q: Mapping[str, float]) -> float:
         if a != b:
             total += (a - b) * math.log(a / b) if a > 0 and b > 0 else math.inf
     return total
+
+
+def divergence_by_range(pairs: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """The average divergence of the layers in each range of receptive fields, and of "all" (seed 000, Figs. 3c and 5).
+
+    pairs are (receptive field, divergence) of each layer; ranges without a layer are left out.
+    """
+    members: dict[str, list[float]] = {name: [] for name in RF_RANGES}
+    for receptive_field, value in pairs:
+        members[range_of(receptive_field)].append(value)
+        members["all"].append(value)
+    return {name: math.fsum(values) / len(values) for name, values in members.items() if values}

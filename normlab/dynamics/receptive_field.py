@@ -18,18 +18,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
 
-# Seed 000, Figs. 4 and 7. "<49" excludes 49 and ">299" excludes 299, so both bounds belong to the middle ranges; 99 and
-# 199, on which no layer of ResNet50 falls, go to the lower one.
-_MIDDLE_RANGES = {"49-99": 99, "99-199": 199, "199-299": 299}
-RF_RANGES = ("<49", *_MIDDLE_RANGES, ">299", "all")
-
-
-def range_of(receptive_field: int) -> str:
-    """The name in `RF_RANGES` (other than "all") of the range in which a receptive field in pixels falls."""
-    if receptive_field < 49:
-        return "<49"
-    return next((name for name, last in _MIDDLE_RANGES.items() if receptive_field <= last), ">299")
-
 
 @dataclass(frozen=True)
 class NormSite:

@@ -120,7 +120,9 @@ def measure(session: Session) -> State:
 
     def forward(trip: tuple[Pass, Batch]) -> None:
         current, batch = trip
-        set_replicas(model, len(current.replicas), current.seeds(seed))
+        seeds = current.seeds(seed)
+        torch.manual_seed(seeds[0])  # for what draws from the global generator inside a model
+        set_replicas(model, len(current.replicas), seeds)
         with devices.autocast(config, session.device):
             task.losses(model, batch, len(current.replicas))
         session.progress("measuring statistics", current.iteration + current.last, iterations)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from normlab.config import Config
 from normlab.dynamics.receptive_field import NormSite, trace
+from normlab.engine.checkpoint import load_tensors
 from normlab.errors import UserError, unknown
 from normlab.norm.convert import convert
 from normlab.norm.layer import Normalizer
@@ -84,7 +84,7 @@ def _initialize(model: nn.Module, path: Path) -> list[str]:
         raise UserError(f"init={path}: the run has no weights yet; finish it first")
     if file.suffix != ".safetensors":
         raise UserError(f"init={path}: expected a run's folder or a .safetensors file")
-    state, own = load_file(file), model.state_dict()
+    state, own = load_tensors(file), model.state_dict()
     fitting = {name: t for name, t in state.items() if name in own and own[name].shape == t.shape}
     if not fitting:
         raise UserError(f"init={path}: none of its {len(state)} tensors fits the model")

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from normlab.config import Config
 
@@ -25,6 +25,8 @@ def prepare(config: Config, device: torch.device) -> None:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Else torch.empty writes NaN first: a pass more over every tensor that a kernel then writes.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:
         torch.cuda.set_device(device)
 
@@ -48,6 +50,16 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager:
 
 def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """In the order of the ranks: how many values are summed in one go does not change a bit of them."""
+    _, size = rank_and_size()
+    if size == 1:
+        return values
+    everyone = [torch.empty_like(values) for _ in range(size)]
+    dist.all_gather(everyone, values)
+    return torch.stack(everyone).sum(0)
 
 
 def describe(device: torch.device) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from normlab.engine import devices
 from normlab.engine.loader import batches
 from normlab.engine.session import Session
+from normlab.errors import UserError
 from normlab.replicas import Pass
 
 SAMPLES_AT_ONCE = 256
@@ -27,7 +28,7 @@ def evaluate(session: Session, split: str = "val") -> dict[str, float]:
     metric = task.metric().to(session.device)
     was_training = model.training
     model.eval()
-    for current, batch in batches(session, split, passes, SAMPLES_AT_ONCE):
+    for current, batch in batches(session, split, passes, SAMPLES_AT_ONCE, leave_out=True):
         with devices.autocast(session.config, session.device):
             predictions = task.predict(model, batch)
         task.update(metric, predictions, batch)
@@ -38,8 +39,14 @@ def evaluate(session: Session, split: str = "val") -> dict[str, float]:
 
 @contextmanager
 def statistics(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the layers hold these statistics (buffer name -> value); afterwards their own again."""
-    own = {name: model.get_buffer(name).clone() for name in state}
+    """Inside, the layers hold these statistics (buffer name -> value); afterwards their own again.
+
+    Raises UserError on statistics of another model.
+    """
+    buffers = dict(model.named_buffers())
+    if any(name not in buffers or buffers[name].shape != value.shape for name, value in state.items()):
+        raise UserError("the run's batch averages are not those of its model; `normlab estimate` measures them again")
+    own = {name: buffers[name].clone() for name in state}
     try:
         model.load_state_dict(state, strict=False)
         yield

@@ -1,6 +1,7 @@
 """The training loop: updates from where the last checkpoint left off to the run's end."""
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -17,13 +18,17 @@ from normlab.dynamics import ratios
 from normlab.engine import checkpoint, devices
 from normlab.engine.evaluate import evaluate
 from normlab.engine.loader import batches
-from normlab.engine.record import append_jsonl, cut_jsonl
-from normlab.engine.session import Session, Stop
+from normlab.engine.record import checkpoint_file, checkpoint_files
+from normlab.engine.session import Session
+from normlab.engine.stop import Interrupted
 from normlab.errors import UserError
 from normlab.replicas import Pass, RunningStatistics, passes, set_replicas
 from normlab.schema import bind
 from normlab.tasks.task import Batch
 from normlab.tracker import Tracker
+from normlab.writing import append_jsonl, cut, size_on_disk
+
+_log = logging.getLogger(__name__)
 
 
 class Length:
@@ -76,29 +81,36 @@ class Fit:
         return DistributedDataParallel(wrapped, forward_sync_buffers=False)  # type: ignore[arg-type]
 
     def run(self) -> str:
+        """Raises Interrupted where nothing needs to be finished; what was done before is saved."""
         self._resume()
         start = time.monotonic() - self.seconds
         if self.updates == 0:
             self._record_ratios()
-        with Stop() as stop:
+        elif self._epoch_ends():  # checkpoints are written ahead of an epoch's evaluation
+            self._end_epoch()
+        with self.session.stop.patience():
             for _ in self._train():
                 self.seconds = time.monotonic() - start
                 self.session.progress("training", self.updates, self.length.total)
-                self.signal = stop.requested(self.session.device)
-                ends = self.updates == self.length.total
-                epoch_ends = ends or self.updates % self.length.per_epoch == 0
-                if epoch_ends or self.signal or self.updates % self.config.log_every == 0:
+                self.signal = self.session.stop.requested(self.session.device)
+                saves = self._checkpoint_is_due() or self.updates == self.length.total or self.signal != 0
+                if saves or self._epoch_ends() or self.updates % self.config.log_every == 0:
                     self._look_at_losses()
                     if self.diverged_at is not None:
                         return "diverged"
                 if self.config.ratios_every != "epoch" and self.updates % self.config.ratios_every == 0:
                     self._record_ratios()
-                if epoch_ends:
-                    self._end_epoch()
-                if ends or self.signal or self._checkpoint_is_due():
+                if saves:
                     self._save()
-                if self.signal and not ends:
+                if self.signal:
                     return "interrupted"
+                if self._epoch_ends():
+                    try:
+                        self._end_epoch()
+                    except Interrupted:
+                        if not saves:
+                            self._save()
+                        raise
         return "finished"
 
     # ---- updates ---------------------------------------------------------------------------------------------------
@@ -159,8 +171,7 @@ class Fit:
         """Join what was measured since the last look over the ranks, write a row an update, find divergence."""
         names = list(self._pending[0][0])
         sums = torch.stack([torch.stack([row[name].double() for name in names]) for row, _ in self._pending])
-        if dist.is_initialized():
-            dist.all_reduce(sums)
+        sums = devices.sum_over_ranks(sums)
         means = (sums / (self.config.replicas * self.config.accumulate)).tolist()
         rows: list[dict[str, Any]] = []
         first = self.updates - len(means) + 1
@@ -175,11 +186,16 @@ class Fit:
         self._pending = []
         self._write(rows)
 
+    def _epoch_ends(self) -> bool:
+        return self.updates == self.length.total or self.updates % self.length.per_epoch == 0
+
     def _end_epoch(self) -> None:
+        with self.session.stop.patience(False):
+            values = evaluate(self.session)
         in_epoch = self.updates % self.length.per_epoch or self.length.per_epoch
         means = {name: total / in_epoch for name, total in self._epoch_sums.items()}
         self._epoch_sums = {}
-        measured = _prefixed("train", means) | _prefixed("val", evaluate(self.session))
+        measured = _prefixed("train", means) | _prefixed("val", values)
         self._write([{"step": self.updates, "epoch": self.length.epoch(self.updates)} | measured])
         if self.config.ratios_every == "epoch":
             self._record_ratios()
@@ -201,34 +217,58 @@ class Fit:
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _checkpoint_is_due(self) -> bool:
-        return self.updates % (self.length.per_epoch * self.config.checkpoint_every) == 0
+        return self.updates % max(1, round(self.length.per_epoch * self.config.checkpoint.every)) == 0
 
     def _save(self) -> None:
+        """What a later process needs to go on as this one would; the records up to here are on the disk before it."""
+        folder = self.session.folder
         if self.session.is_first:
             state = {
-                "id": self.session.folder.run()["id"],
+                "id": folder.run()["id"],
                 "updates": self.updates,
                 "seconds": self.seconds,
+                "records": {file.name: size_on_disk(file) for file in (folder.metrics, folder.ratios)},
                 "epoch_sums": self._epoch_sums,
                 "model": self.session.experiment.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "rng": torch.get_rng_state(),
             }
-            checkpoint.save(self.session.folder.last, state)
+            checkpoint.save(folder.checkpoints, state, self.config.checkpoint.keep)
 
     def _resume(self) -> None:
-        """Go on from the last checkpoint, if there is one; records after it are written again."""
+        """Go on from the last good checkpoint, if there is one; records after it are written again."""
         folder = self.session.folder
-        if folder.last.is_file():
-            state = checkpoint.load(folder.last, folder.run()["id"])
+        state = self._last_good() if self.session.is_first else None
+        if dist.is_initialized():  # all ranks from the one that the first has chosen
+            chosen: list[int | None] = [state["updates"] if state else None]
+            dist.broadcast_object_list(chosen)
+            if chosen[0] is not None and not self.session.is_first:
+                state = checkpoint.load(checkpoint_file(folder.checkpoints, chosen[0]), folder.run()["id"])
+        if state is not None:
             self.session.experiment.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.updates, self.seconds = state["updates"], state["seconds"]
             self._epoch_sums = state["epoch_sums"]
+            torch.set_rng_state(state["rng"])
         if self.session.is_first:
+            checkpoint.prune(folder.checkpoints, self.config.checkpoint.keep)  # a kill may come ahead of it
             for file in (folder.metrics, folder.ratios):
-                cut_jsonl(file, self.updates if self.updates else -1)
+                cut(file, state["records"][file.name] if state is not None else 0)
+
+    def _last_good(self) -> checkpoint.State | None:
+        """The newest checkpoint that is whole, and whose records are."""
+        folder = self.session.folder
+        had_some = bool(checkpoint_files(folder.checkpoints))
+        for state in checkpoint.good_ones(folder.checkpoints, folder.run()["id"]):
+            short = [name for name, size in state["records"].items() if size_on_disk(folder.path / name) < size]
+            if not short:
+                return state
+            _log.warning("%s: rows up to update %d are missing; going back", folder.path / short[0], state["updates"])
+        if had_some:
+            _log.warning("%s: no checkpoint is left to go on from; starting from the beginning", folder.path)
+        return None
 
 
 def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:

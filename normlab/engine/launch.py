@@ -1,23 +1,25 @@
 """Start the ranks of a run: this process for one device, torch's elastic launcher for several."""
 
+import contextlib
+import logging
+import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from normlab.config import Config
-from normlab.engine.rank import BAD_INPUT, STOPPED
+from normlab.engine.rank import STOPPED
 from normlab.engine.record import RunFolder
-from normlab.engine.session import Stop
 from normlab.engine.train import train
-from normlab.errors import UserError
+from normlab.errors import DiskFullError, RunError, UserError
 from normlab.report.progress import Progress
+
+TOGETHER = 5  # seconds; what ends within them of the first failure may be its cause
 
 
 def num_devices(config: Config) -> int:
@@ -60,8 +62,8 @@ def launch(
 
     Raises:
         UserError: what a rank found wrong with the input, or nodes that do not meet.
-        SystemExit: stopped by a signal before the ranks could save.
-        ChildFailedError: a rank failed otherwise.
+        RunError: a rank failed otherwise, or was killed.
+        Interrupted: a signal came; the ranks had time to save.
     """
     _check_nodes(nodes, devices, rendezvous)
     if devices == 1:
@@ -76,37 +78,47 @@ def launch(
         rdzv_configs={"join_timeout": timeout, "read_timeout": timeout},
         max_restarts=max_restarts,
         monitor_interval=0.1,
-        signals_to_handle=",".join(number.name for number in Stop.SIGNALS),
+        signals_to_handle="SIGQUIT",  # the others are ours: to wait for ranks that save, whatever comes meanwhile
     )
+    # A store that all attempts shared would give restarted ranks the addresses of those that are gone.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # one cause is told, and by normlab
     try:
-        with _handlers_restored():
-            elastic_launch(settings, sys.executable)("-m", "normlab.engine.rank", str(folder.path), str(timeout))
+        elastic_launch(settings, sys.executable)("-m", "normlab.engine.rank", str(folder.path), str(timeout))
     except (RendezvousConnectionError, RendezvousTimeoutError):
         raise UserError(
             f"launch.nodes={nodes}: they did not all meet at launch.rendezvous={rendezvous} within {timeout} s; "
             "the same command runs on every node, and the host is one of them"
         ) from None
     except ChildFailedError as error:
-        status = error.get_first_failure()[1].exitcode
-        if status == BAD_INPUT:
-            raise UserError(folder.status()["error"]) from None
-        if status <= STOPPED:
-            raise
-    except SignalException as stop:  # it was passed on to the ranks, which had time to save
-        if folder.status()["status"] != "interrupted":
-            sys.exit(STOPPED + stop.sigval)
+        if {failure.exitcode for failure in error.failures.values()} != {STOPPED + folder.status().get("signal", 0)}:
+            raise _cause(error, folder) from None
     return folder.status()["status"]
 
 
-@contextmanager
-def _handlers_restored() -> Iterator[None]:
-    """The elastic launcher leaves its own behind, and a scheduler's are to have the signal next."""
-    previous = {number: signal.getsignal(number) for number in Stop.SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _cause(error: ChildFailedError, folder: RunFolder) -> UserError | RunError:
+    """Of all ranks that failed, the one that made the others fail: a killed one, or the first to say why."""
+    first = min(failure.timestamp for failure in error.failures.values())
+    soon = {r: f for r, f in error.failures.items() if f.timestamp - first < TOGETHER}  # the launcher killed the later
+    told = {f.exitcode: f.message for f in soon.values()}
+    for kind in (DiskFullError, UserError):
+        if kind.exit_status in told:
+            return kind(_message(told[kind.exit_status]))
+    for rank, failure in soon.items():
+        if failure.exitcode < 0:
+            reason = f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}"
+            with contextlib.suppress(DiskFullError):
+                folder.set_status("failed", error=reason)
+            return RunError(f"the run failed: {reason}; the same command goes on from the last checkpoint")
+    status = folder.status()
+    if status["status"] == "failed":
+        return RunError(f"the run failed: {status['error']}; traceback: {folder.traceback}")
+    return RunError("; ".join(_message(message) for message in told.values()))
+
+
+def _message(recorded: Any) -> str:
+    """Of what a rank recorded, as "UserError: the line"."""
+    return recorded["message"].partition(": ")[2] if isinstance(recorded, dict) else str(recorded)
 
 
 def _check_nodes(nodes: int, devices: int, rendezvous: str) -> None:

@@ -1,29 +1,54 @@
 """One of several processes of a run, started by the elastic launcher: python -m normlab.engine.rank FOLDER SECONDS.
 
-Ends with status 0, BAD_INPUT (status.json has the reason), or STOPPED + the signal after saving.
+Ends with status 0, STOPPED + the signal after saving (0 where the launcher would start it again: status.json tells), or
+the error's exit_status.
 """
 
 import os
 import secrets
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from normlab.engine.devices import this_device
+from normlab.engine.failure import failed
+from normlab.engine.processes import die_with_parent
 from normlab.engine.record import RunFolder
+from normlab.engine.stop import Interrupted, Stop
 from normlab.engine.train import train
-from normlab.errors import UserError
+from normlab.errors import RunError, UserError
 from normlab.report.progress import progress_bar, silent
 
-BAD_INPUT = 2
 STOPPED = 128
 
 
 def main(folder: RunFolder, timeout: timedelta) -> int:
     """Train on this rank; returns the exit status."""
+    die_with_parent()
+    with Stop():
+        if os.environ["RANK"] == "0":
+            folder.begin()
+        try:
+            _train(folder, timeout)
+        except Interrupted as end:
+            folder.interrupted(end.signal)
+        except Exception as error:
+            told = error if isinstance(error, UserError | RunError) else failed(folder, error)
+            if folder.status()["status"] != "interrupted":  # else this rank lost one that a signal ended
+                get_error_handler().record_exception(told)
+                return told.exit_status
+        status = folder.status()
+        # A launcher that has restarts left must not use one; another at once stops waiting for nodes that have gone.
+        restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+        return STOPPED + status["signal"] if status["status"] == "interrupted" and not restarts else 0
+
+
+def _train(folder: RunFolder, timeout: timedelta) -> None:
     device = this_device()
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -31,23 +56,19 @@ def main(folder: RunFolder, timeout: timedelta) -> int:
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None)
     try:
         _check_shared(folder)
-        if dist.get_rank() == 0:
-            with progress_bar() as progress:
-                status = train(folder, progress)
-        else:
-            status = train(folder, silent)
+        with progress_bar() if dist.get_rank() == 0 else nullcontext(silent) as progress:
+            train(folder, progress)
         dist.barrier()  # no rank ends before the first has written its records
-        return STOPPED + folder.status()["signal"] if status == "interrupted" else 0
     except UserError as error:
         folder.set_status("failed", error=str(error))
-        return BAD_INPUT
+        raise
     finally:
         dist.destroy_process_group()
 
 
 def _check_shared(folder: RunFolder) -> None:
     """Raise UserError unless all ranks see one folder: each resumes from the checkpoint there."""
-    name = [f".rank0-{secrets.token_hex(4)}"]
+    name = [f".rank0-{secrets.token_hex(4)}.tmp"]
     dist.broadcast_object_list(name)
     mark = folder.path / name[0]
     if dist.get_rank() == 0:

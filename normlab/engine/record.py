@@ -6,15 +6,14 @@ status.json      running | finished | diverged | failed | interrupted, with the 
 metrics.jsonl    a line per update (loss, learning rate) and per epoch (accuracies)
 ratios.jsonl     a line per recorded moment: the ratios of every norm layer
 summary.json     the outcome: metrics under each estimator, versions, commit, seconds
-checkpoints/     last.pt (to resume), weights.safetensors, batch_average.safetensors
+checkpoints/     000120.pt (after 120 updates, to go on), weights.safetensors, batch_average.safetensors
+lock             who works on the run, while someone does
+error.txt        the traceback, where the run failed
 """
 
 import importlib.metadata
-import json
-import os
-import secrets
+import re
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,11 @@ import yaml
 
 from normlab.config import Config, identity, run_name
 from normlab.errors import UserError, nearest
+from normlab.reading import RUN, STATUS, STEP, SUMMARY, last_json, read_json
+from normlab.writing import write_json, write_text
+
+# Of summary.json and checkpoints: all that two runs of one experiment may differ in.
+TIME_FIELDS = ("seconds",)
 
 PACKAGES = ("normlab", "torch", "torchvision", "timm", "numpy")
 
@@ -34,8 +38,8 @@ class RunFolder:
         self.run_file = path / "run.json"
         self.metrics, self.ratios = path / "metrics.jsonl", path / "ratios.jsonl"
         self.summary_file, self.status_file = path / "summary.json", path / "status.json"
+        self.traceback = path / "error.txt"
         self.checkpoints = path / "checkpoints"
-        self.last = self.checkpoints / "last.pt"
         self.weights = self.checkpoints / "weights.safetensors"
         self.batch_average = self.checkpoints / "batch_average.safetensors"
 
@@ -66,22 +70,22 @@ class RunFolder:
             "id": identity(config),
             "name": self.path.name,
             "config": config.to_dict(),
-            "versions": {package: _version(package) for package in PACKAGES},
-            "commit": _commit(),
+            "versions": {package: version(package) for package in PACKAGES},
+            "commit": commit(),
         }
         write_json(self.run_file, record)
         write_text(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     def run(self) -> dict[str, Any]:
         """run.json."""
-        return read_json(self.run_file)
+        return read_json(self.run_file, RUN)
 
     def config(self) -> Config:
         return Config.from_dict(self.run()["config"])
 
     def status(self) -> dict[str, Any]:
         """status.json; {"status": "new"} before the run was started."""
-        return read_json(self.status_file) if self.status_file.is_file() else {"status": "new"}
+        return read_json(self.status_file, STATUS) if self.status_file.is_file() else {"status": "new"}
 
     @property
     def is_over(self) -> bool:
@@ -90,66 +94,47 @@ class RunFolder:
 
     def updates_done(self) -> int:
         """Updates in metrics.jsonl."""
-        if not self.metrics.is_file():
-            return 0
-        with self.metrics.open("rb") as file:
-            file.seek(max(0, self.metrics.stat().st_size - 4096))
-            whole = file.read().split(b"\n")[:-1]
-        return json.loads(whole[-1])["step"] if whole else 0
+        row = last_json(self.metrics, STEP)
+        return row["step"] if row else 0
 
     def set_status(self, status: str, **details: Any) -> None:
         write_json(self.status_file, {"status": status} | details)
 
+    def begin(self) -> None:
+        """Note that an attempt at the run is under way; what an earlier one came to goes."""
+        self.traceback.unlink(missing_ok=True)
+        self.set_status("running")
+
+    def interrupted(self, number: int) -> str:
+        """Note that a signal ended the run, and where it will go on from; returns its status: it may be over."""
+        if not self.is_over:
+            saved = checkpoint_files(self.checkpoints)
+            self.set_status("interrupted", updates=int(saved[-1].stem) if saved else 0, signal=number)
+        return self.status()["status"]
+
     def summary(self) -> dict[str, Any]:
-        return read_json(self.summary_file)
+        return read_json(self.summary_file, SUMMARY)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # ranks and nodes may write side by side
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def checkpoint_file(folder: Path, updates: int) -> Path:
+    """Of the checkpoint after so many updates, in the folder of a run's checkpoints."""
+    return folder / f"{updates:06d}.pt"
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by their updates."""
+    return sorted((p for p in folder.glob("*.pt") if re.fullmatch("[0-9]+", p.stem)), key=lambda p: int(p.stem))
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a kill may have cut the last one."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
-
-
-def cut_jsonl(path: Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run writes again."""
-    if path.is_file():
-        rows = [row for row in read_jsonl(path) if row["step"] <= step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package; None where it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the source tree, with + if it was changed; None where normlab is installed without one."""
     source = Path(__file__).resolve().parents[2]
     try:

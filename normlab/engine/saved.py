@@ -7,10 +7,12 @@ from normlab.config import BatchAverage
 from normlab.engine import checkpoint
 from normlab.engine.batch_average import measure
 from normlab.engine.evaluate import evaluate, statistics
-from normlab.engine.record import RunFolder, append_jsonl
+from normlab.engine.lock import locked
+from normlab.engine.record import RunFolder
 from normlab.engine.session import Session, open_session
 from normlab.errors import UserError
 from normlab.report.progress import progress_bar
+from normlab.writing import append_jsonl
 
 Metrics = dict[str, dict[str, float]]
 
@@ -19,7 +21,10 @@ def _open(folder: RunFolder, progress: Any) -> Session:
     if not folder.weights.is_file():
         raise UserError(f"run {folder.path.name} has no weights: it is {folder.status()['status']}")
     session = open_session(folder, progress)
-    session.experiment.model.load_state_dict(checkpoint.load_tensors(folder.weights))
+    try:
+        session.experiment.model.load_state_dict(checkpoint.load_tensors(folder.weights))
+    except RuntimeError:
+        raise UserError(f"{folder.weights}: these are not weights of the model that {folder.run_file} names") from None
     return session
 
 
@@ -36,11 +41,11 @@ def evaluate_run(folder: RunFolder, split: str) -> Metrics:
 
 def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:
     """Metrics under batch averages measured anew by `settings`; adds them to the run's estimates.jsonl."""
-    with progress_bar() as progress:
+    with locked(folder.path), progress_bar() as progress:
         session = _open(folder, progress)
         session.config.batch_average = settings
         with statistics(session.experiment.model, measure(session)):
             metrics = evaluate(session)
-    append_jsonl(folder.path / "estimates.jsonl", [dataclasses.asdict(settings) | metrics])
+        append_jsonl(folder.path / "estimates.jsonl", [dataclasses.asdict(settings) | metrics])
     label = f"{settings.samples} samples, {settings.variance} variance, augment={str(settings.augment).lower()}"
     return {label: metrics}

@@ -1,15 +1,14 @@
 """What one process holds while it works on a run: the config, its share of the replicas, the model on its device."""
 
-import signal
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from normlab.config import Config
 from normlab.engine import devices
 from normlab.engine.build import Experiment, build
 from normlab.engine.record import RunFolder
+from normlab.engine.stop import Stop
 from normlab.replicas import Share
 from normlab.report.progress import Progress, silent
 
@@ -22,6 +21,7 @@ class Session:
     device: torch.device
     share: Share
     progress: Progress
+    stop: Stop
 
     @property
     def is_first(self) -> bool:
@@ -29,48 +29,18 @@ class Session:
         return self.share.rank == 0
 
 
-def open_session(folder: RunFolder, progress: Progress = silent) -> Session:
+def open_session(folder: RunFolder, progress: Progress = silent, stop: Stop | None = None) -> Session:
     """Build the run's experiment on this rank's device. Raises UserError on what only building can tell."""
+    stop = stop or Stop()
+
+    def report(what: str, done: int, total: int) -> None:
+        progress(what, done, total)
+        stop.check()
+
     config, device = folder.config(), devices.this_device()
     devices.prepare(config, device)
     experiment = build(config)
     devices.place(experiment.model, config, device)
     rank, ranks = devices.rank_and_size()
     share = Share(config.replicas, config.per_replica, rank, ranks, config.replicas_per_pass)
-    return Session(config, folder, experiment, device, share, progress)
-
-
-class Stop:
-    """Set by SIGTERM, SIGINT (Ctrl-C) or SIGUSR2 (submitit's, ahead of a time limit): finish the update, save, go.
-
-    A second Ctrl-C ends a lone process at once; to ranks the launcher repeats every signal.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> "Stop":
-        self._previous = {number: signal.getsignal(number) for number in self.SIGNALS}
-        for number in self._previous:
-            signal.signal(number, self._set)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        ends_soon = self.signal and dist.is_initialized()  # then a repeated signal must not cut the records short
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_IGN if ends_soon else handler)
-
-    def _set(self, number: int, _frame: object) -> None:
-        if self.signal and number == signal.SIGINT and not dist.is_initialized():
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def requested(self, device: torch.device) -> int:
-        """The signal that any rank got, on all ranks alike; 0: none."""
-        if dist.is_initialized():
-            flag = torch.tensor(self.signal, device=device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            return int(flag)
-        return self.signal
+    return Session(config, folder, experiment, device, share, report, stop)

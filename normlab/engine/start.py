@@ -1,27 +1,53 @@
 """From the command line into a run: its folder, its ranks, its end."""
 
 import shutil
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 from normlab.config import Config
+from normlab.engine import lock
+from normlab.engine.failure import failed
 from normlab.engine.launch import num_devices
 from normlab.engine.record import RunFolder
-from normlab.errors import UserError
+from normlab.engine.stop import Interrupted, Stop
+from normlab.errors import RunError, UserError
 from normlab.report.progress import Progress, progress_bar
-from normlab.schema import bind
+from normlab.schema import bind, trust
 
 
 def start(config: Config, folder: RunFolder, progress: Progress | None = None) -> str:
-    """Start a run, or go on with it; returns its status. Raises UserError before any work on what cannot run.
+    """Start a run, or go on with it; returns its status.
 
     Shows a progress bar unless `progress` takes the news.
+
+    Raises:
+        UserError: before any work, on what cannot run.
+        BusyError: another command works on the run.
+        RunError: it failed.
+        SystemExit: a signal came before there was a run.
     """
-    if config.rerun and folder.path.exists():
-        if config.launch.get("nodes", 1) > 1:  # each would remove what the others have begun
-            raise UserError(f"rerun=true is for one node; remove {folder.path} and leave rerun=true out")
-        shutil.rmtree(folder.path)
+    nodes = config.launch.get("nodes", 1)
+    if config.rerun and nodes > 1 and folder.path.exists():  # each would remove what the others have begun
+        raise UserError(f"rerun=true is for one node; remove {folder.path} and leave rerun=true out")
+    try:
+        with Stop(), lock.locked(folder.path, shared_by=config.launch["rendezvous"] if nodes > 1 else None):
+            try:
+                return _start(config, folder, progress)
+            except Interrupted as end:
+                if not folder.run_file.exists():
+                    raise
+                return folder.interrupted(end.signal)
+    except Interrupted as end:
+        sys.exit(128 + end.signal)
+
+
+def _start(config: Config, folder: RunFolder, progress: Progress | None) -> str:
+    if config.rerun:
+        _clear(folder.path)
     is_new = not folder.run_file.exists()
     folder.create(config)
+    trust(config.targets())  # the folder holds what was asked for here, and the ranks read it from there
     try:
         with nullcontext(progress) if progress else progress_bar() as report:
             return bind(config.launch)(folder, num_devices(config), report)
@@ -29,3 +55,16 @@ def start(config: Config, folder: RunFolder, progress: Progress | None = None) -
         if is_new and not folder.metrics.exists():
             shutil.rmtree(folder.path, ignore_errors=True)  # another node may be at it too
         raise
+    except RunError:
+        raise
+    except Exception as error:
+        raise failed(folder, error) from error
+
+
+def _clear(path: Path) -> None:
+    """All but the lock, which is held."""
+    for inside in path.iterdir():
+        if inside.is_dir():
+            shutil.rmtree(inside)
+        elif inside.name != lock.NAME:
+            inside.unlink()

@@ -4,7 +4,6 @@ Processes fork from a server that has imported torch, so that a cell starts in m
 through a pipe of its own: a killed process cannot hold up the others.
 """
 
-import contextlib
 import os
 import signal
 import sys
@@ -20,10 +19,11 @@ from normlab.config import Config, identity
 from normlab.engine.launch import num_devices
 from normlab.engine.record import RunFolder
 from normlab.engine.start import start
-from normlab.errors import UserError
+from normlab.errors import BusyError, UserError
 from normlab.report.progress import progress_bar
 
 LOG = "log.txt"
+BUSY = 75  # exit status of a cell that another command works on (EX_TEMPFAIL)
 Pipe = connection.Connection
 
 
@@ -180,7 +180,7 @@ class _Pool:
         job.process.join()
         code, folder = job.process.exitcode, job.cell.folder
         status = folder.status()["status"]
-        if status in ("new", "running"):
+        if status in ("new", "running") and code != BUSY:
             reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.set_status("failed", error=f"the process was {reason}" if code < 0 else f"the process {reason}")
@@ -217,11 +217,16 @@ def _run_cell(config: Config, gpus: list[int], pipe: Pipe) -> None:
         nonlocal last
         if what == "training" and (time.monotonic() - last > 0.5 or done == total):
             last = time.monotonic()
-            with contextlib.suppress(OSError):  # nobody listens any more
+            try:
                 pipe.send(0.95 * done / total)
+            except OSError:  # the sweep was killed: save and end, as it would have asked
+                signal.raise_signal(signal.SIGTERM)
 
     try:
         start(config, folder, report)
+    except BusyError as error:
+        print(error, file=sys.stderr)
+        sys.exit(BUSY)
     except UserError as error:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.set_status("failed", error=str(error))

@@ -1,47 +1,69 @@
 """The life of a run on one rank: build, fit, measure statistics, evaluate under each estimator, draw, summarize."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from normlab.dynamics import ratios
 from normlab.engine import checkpoint, devices
 from normlab.engine.batch_average import measure
+from normlab.engine.data_errors import data_errors
 from normlab.engine.evaluate import evaluate, statistics
+from normlab.engine.failure import failed
 from normlab.engine.fit import Fit
-from normlab.engine.record import RunFolder, read_jsonl, write_json
+from normlab.engine.record import RunFolder
 from normlab.engine.session import Session, open_session
+from normlab.engine.stop import Interrupted, Stop
+from normlab.figures.bars import overview
+from normlab.figures.run import NoRecordsError, Run
+from normlab.figures.style import save
+from normlab.figures.training import learning_curves
 from normlab.replicas import normalizers
-from normlab.report import figures
 from normlab.report.progress import Progress, silent
-from normlab.report.style import save
 from normlab.schema import bind
 from normlab.tracker import NoTracker, Tracker
+from normlab.writing import write_json
 
 
 def train(folder: RunFolder, progress: Progress = silent) -> str:
     """Run or resume a run on this rank; returns its status, and leaves its records in the folder.
 
-    Raises UserError on what only building can tell; on any error status.json says failed, and why.
+    Raises UserError on what only building can tell, RunError on what ends a run under way; status.json says failed.
     """
-    try:
-        session = open_session(folder, progress)
-        tracker = _tracker(session)
-        fit = Fit(session, tracker)
-        if session.is_first:
-            folder.set_status("running", updates=fit.length.total)
-        status = fit.run()
-        if status == "interrupted":
-            if session.is_first:
-                folder.set_status(status, updates=fit.updates, signal=fit.signal)
-                tracker.finish({"status": status})
-        else:
-            _conclude(session, fit, status, tracker)
-    except BaseException as error:
-        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        if folder.status()["status"] != "failed":  # else another rank failed first: this one only lost its connection
-            folder.set_status(ended, error=" ".join(str(error).split()) or type(error).__name__)
-        raise
+    with Stop() as stop:
+        try:
+            return _train(folder, progress, stop)
+        except Interrupted as end:
+            return _interrupted(folder, end.signal)
+        except (Exception, SystemExit) as error:
+            if stop.signal:  # that is what took away a worker, or another rank
+                return _interrupted(folder, stop.signal)
+            raise failed(folder, error) from error
+
+
+def _interrupted(folder: RunFolder, number: int) -> str:
+    if dist.is_initialized() and folder.status()["status"] == "failed":
+        return "failed"  # another rank did, and the launcher ends this one
+    return folder.interrupted(number)
+
+
+def _train(folder: RunFolder, progress: Progress, stop: Stop) -> str:
+    if not dist.is_initialized():  # else the rank has said so
+        folder.begin()
+    session = open_session(folder, progress, stop)
+    tracker = _tracker(session)
+    fit = Fit(session, tracker)
+    if session.is_first:
+        folder.set_status("running", updates=fit.length.total)
+    status = fit.run()
+    if status != "interrupted":
+        _conclude(session, fit, status, tracker)
+    elif session.is_first:
+        folder.interrupted(fit.signal)
+        tracker.finish({"status": status})
     return status
 
 
@@ -58,8 +80,8 @@ def _conclude(session: Session, fit: Fit, status: str, tracker: Tracker) -> None
         write_json(session.folder.summary_file, summary)
         for path in draw(session.folder):
             tracker.image(f"figures/{path.stem}", path, fit.updates)
-        tracker.finish(summary)
         session.folder.set_status(status, updates=fit.updates)
+        tracker.finish(summary)  # the records are whole: what becomes of their mirror is not waited for
 
 
 def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
@@ -99,6 +121,7 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "norm_layers": len(layers),
         "not_used_of_init": experiment.unused,
+        "data_errors": data_errors(session.folder.path),
         "devices": session.share.ranks,
         "device": devices.describe(session.device),
         "versions": record["versions"],
@@ -108,15 +131,12 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
 
 def draw(folder: RunFolder) -> list[Path]:
     """The figures of a run, from its records: training curves, and ratios where there are any."""
-    drawn = []
-    epochs = [row for row in read_jsonl(folder.metrics) if any(key.startswith("val/") for key in row)]
-    if epochs:
-        drawn.append(folder.path / "training.png")
-        save(figures.training_figure(epochs), drawn[-1])
-    moments = read_jsonl(folder.ratios)
-    if moments:
-        drawn.append(folder.path / "ratios.png")
-        save(figures.ratio_figure(moments), drawn[-1])
+    run, drawn = Run.load(folder), []
+    for name, figure in (("training", learning_curves), ("ratios", overview)):
+        with suppress(NoRecordsError):
+            made = figure([run])
+            drawn.append(folder.path / f"{name}.png")
+            save(made, drawn[-1])
     return drawn
 
 

@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from normlab.engine.record import RunFolder, read_jsonl, write_text
+from normlab.engine.record import RunFolder
 from normlab.errors import UserError
+from normlab.reading import RECORD, STEP, read_jsonl
 from normlab.report.table import Cell, Table
+from normlab.writing import write_text
 
 Record = dict[str, Any]
 Key = tuple[str, str, int]  # row, column, seed
@@ -35,7 +37,7 @@ def collect(cells: Sequence[Cell], folders: Sequence[RunFolder], into: Path) -> 
 
 def read_records(folder: Path) -> list[Record]:
     """Raises UserError if nothing was collected there."""
-    records = read_jsonl(folder / "records.jsonl")
+    records = read_jsonl(folder / "records.jsonl", RECORD)
     if not records:
         raise UserError(f"{folder}/records.jsonl: there are no records; `normlab reproduce TABLE` makes them")
     return records
@@ -43,12 +45,17 @@ def read_records(folder: Path) -> list[Record]:
 
 def scores(records: Iterable[Record], metric: str) -> dict[Key, float | None]:
     """The metric of each run, under its headline's estimator; None where it diverged."""
-    return {
-        (r["row"], r["column"], r["seed"]): r["metrics"][r["headline"]["estimator"]][metric]
-        if r["status"] == "finished"
-        else None
-        for r in records
-    }
+    return {(r["row"], r["column"], r["seed"]): _score(r, metric) for r in records}
+
+
+def _score(record: Record, metric: str) -> float | None:
+    estimator = record["headline"]["estimator"]
+    if record["status"] != "finished":
+        return None
+    if metric not in record["metrics"].get(estimator, {}):
+        run = f"{record['row']} {record['column']} seed {record['seed']}"
+        raise UserError(f"records.jsonl: {run} has no {metric} under {estimator}; it is damaged, or of another table")
+    return record["metrics"][estimator][metric]
 
 
 def measured(records: Iterable[Record], metric: str, guessing: float) -> Measured:
@@ -72,7 +79,7 @@ def measured(records: Iterable[Record], metric: str, guessing: float) -> Measure
 
 def _record(cell: Cell, run: RunFolder) -> Record:
     summary = run.summary()
-    last = read_jsonl(run.ratios)[-1:] if summary["ratios"] else []
+    last = read_jsonl(run.ratios, STEP)[-1:] if summary["ratios"] else []
     written = datetime.fromtimestamp(run.summary_file.stat().st_mtime, UTC)
     return summary | {
         "row": cell.row,

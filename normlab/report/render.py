@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from normlab.engine.record import write_text
+from normlab.figures.style import save
 from normlab.report.records import table_folder
 from normlab.report.results import Entry, Judged, Results, load_results
-from normlab.report.style import save
 from normlab.report.table import Table
 from normlab.report.verdicts import ALPHA, Evidence
 from normlab.schema import bind
+from normlab.writing import write_text
 
 DASH, MINUS = "–", "−"
 _CSV_COLUMNS = (

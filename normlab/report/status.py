@@ -21,6 +21,6 @@ def print_status(folders: Iterable[RunFolder]) -> None:
             headline = folder.summary()["headline"]
             outcome = "-" if headline["value"] is None else f"{headline['metric']} {headline['value']:.2f}"
         table.add_row(folder.path.name, name, str(folder.updates_done()), outcome)
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(", ".join(f"{count} {name}" for name, count in counts.items()) or "no runs")

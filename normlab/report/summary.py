@@ -26,6 +26,12 @@ def print_summary(folder: RunFolder) -> None:
         for moment, ratios in summary["ratios"].items():
             shares = "  ".join(f"{scope} {ratio:.3f}" for scope, ratio in ratios.items())
             console.print(f"ratios of the {moment:<4} (mean over layers):  {shares}")
+    if bad := summary.get("data_errors", {}).get("count"):
+        console.print(
+            f"{bad} bad samples were replaced in training or left out of the evaluation: "
+            f"{folder.path / 'data_errors.*.jsonl'}",
+            soft_wrap=True,
+        )
     console.print(f"records: {folder.path}", soft_wrap=True)
     for figure in sorted(folder.path.glob("*.png")):
         console.print(f"figure:  {figure}", soft_wrap=True)
@@ -36,6 +42,6 @@ def print_metrics(title: str, metrics: dict[str, dict[str, float]], headline: st
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     table = Table("statistics", *names, title=title, title_justify="left")
     for estimator, values in metrics.items():
-        cells = [f"{values[name]:.2f}" for name in names]
+        cells = [f"{values[name]:.2f}" if name in values else "-" for name in names]
         table.add_row(ESTIMATORS.get(estimator, estimator), *cells, style="bold" if estimator == headline else None)
     Console(markup=False).print(table)

@@ -12,11 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from normlab import schema
 from normlab.config import conf_dir
 from normlab.errors import UserError, unknown
+from normlab.reading import read_yaml
 
 
 @dataclass
@@ -114,7 +113,7 @@ class Cell(NamedTuple):
 def tables() -> dict[str, Path]:
     """Name and aliases of each table -> its file."""
     named = {file.stem: file for file in sorted((conf_dir() / "table").glob("*.yaml"))}
-    aliases = {alias: file for file in named.values() for alias in _load_yaml(file).get("aliases", ())}
+    aliases = {alias: file for file in named.values() for alias in read_yaml(file).get("aliases", ())}
     return named | aliases
 
 
@@ -124,7 +123,7 @@ def load_table(name: str) -> Table:
     if name not in known:
         raise unknown("table", name, known)
     path = known[name].stem
-    table = _checked(Table, _load_yaml(known[name]) | {"name": path}, path)
+    table = _checked(Table, read_yaml(known[name]) | {"name": path}, path)
     table.paper = [_checked(Source, node, f"{path}.paper.{i}") for i, node in enumerate(table.paper)]
     table.rows = _each(Line, table.rows, f"{path}.rows")
     table.columns = _each(Line, table.columns, f"{path}.columns")
@@ -178,7 +177,7 @@ def printed_table(source: Source) -> Mapping[str, Any]:
 
 @cache
 def _tables_of(paper: Path) -> dict[str, Mapping[str, Any]]:
-    return {str(table["id"]): table for table in _load_yaml(paper)["tables"]}
+    return {str(table["id"]): table for table in read_yaml(paper)["tables"]}
 
 
 def printed(table: Table) -> dict[tuple[str, str], float | None]:
@@ -207,15 +206,11 @@ def printed(table: Table) -> dict[tuple[str, str], float | None]:
 # ---- reading and checking --------------------------------------------------------------------------------------------
 
 
-def _load_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def _read(group: str, name: str) -> Any:
     files = {file.stem: file for file in (conf_dir() / group).glob("*.yaml")}
     if name not in files:
         raise unknown(group, name, files)
-    return _load_yaml(files[name])
+    return read_yaml(files[name])
 
 
 def _checked(settings: type, node: Any, path: str) -> Any:

@@ -11,7 +11,6 @@ from normlab.errors import UserError
 from normlab.models.classifier import find_classifier
 from normlab.schema import bind
 from normlab.tasks.task import Metric, Outcome
-from normlab.vision import torchmetrics
 
 Images = tuple[Tensor, Tensor]  # images (rows, C, H, W) and labels (rows,)
 
@@ -74,6 +73,8 @@ class Classification:
         return torch.stack(images), torch.tensor(labels)
 
     def stack(self, batches: Sequence[Images]) -> Images:
+        if len(batches) == 1:
+            return batches[0]  # a copy of a batch takes as long as decoding an image or two
         images, labels = zip(*batches, strict=True)
         return torch.cat(images), torch.cat(labels)
 
@@ -88,6 +89,8 @@ class Classification:
         return model(batch[0])
 
     def metric(self) -> Metric:
+        from normlab.vision import torchmetrics  # takes a second to import, and training is not to wait for it
+
         accuracy = torchmetrics.classification.MulticlassAccuracy
         top = {f"top{k}": min(k, self.num_classes) for k in (1, 5)}
         return torchmetrics.MetricCollection(

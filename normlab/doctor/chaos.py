@@ -1,0 +1,124 @@
+"""`normlab doctor --chaos`: the proof, on the user's own machine, that a killed run loses nothing."""
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from normlab.doctor.attempts import Server
+from normlab.doctor.damage import Damage, WriteKill, damage_runs, draw_damages, draw_writes, kill_writes
+from normlab.doctor.experiment import Experiment
+from normlab.doctor.hardware import machine
+from normlab.doctor.kills import Kill, draw_kills, kill_runs
+from normlab.doctor.watch import PHASES
+from normlab.engine.record import PACKAGES, commit, version
+from normlab.errors import UserError
+from normlab.report.progress import progress_bar
+from normlab.writing import write_json
+
+MOST_RANKS = 2
+
+
+@dataclass
+class Proof:
+    """What is done, and what came of it.
+
+    lost: a line on everything that is not as in the uninterrupted run.
+    """
+
+    seed: int
+    ranks: int
+    workers: int
+    kills: list[Kill]
+    writes: list[WriteKill]
+    damages: list[Damage]
+    seconds: float = 0.0
+    lost: list[str] | None = None
+
+    @classmethod
+    def draw(cls, seed: int, ranks: int, workers: int, kills: int, writes: int, damages: int) -> "Proof":
+        """The moments of the kills, and the places of the damages, from the seed.
+
+        Args:
+            seed: of all draws.
+            ranks: processes of the run.
+            workers: loader workers of each.
+            kills: of a run.
+            writes: kills of a process that does nothing but write checkpoints.
+            damages: truncations of the newest checkpoint, and as many flips of a bit in it.
+
+        Raises:
+            UserError: more ranks than repeat bit for bit.
+        """
+        if ranks > MOST_RANKS:
+            raise UserError(f"ranks={ranks}: expected 1 or {MOST_RANKS}; more may add gradients in another order")
+        rng = random.Random(seed)
+        drawn = draw_kills(kills, ranks, workers, rng), draw_writes(writes, rng), draw_damages(damages, rng)
+        return cls(seed, ranks, workers, *drawn)
+
+
+def chaos(proof: Proof, out: Path, report: Path, server: str = "normlab.doctor.attempts") -> int:
+    """Kill, damage, resume, compare and write the report; returns the exit status: 1 if anything was lost.
+
+    Args:
+        proof: as drawn.
+        out: folder of the runs; those that lost something stay there.
+        report: JSON file to write.
+        server: module that serves the attempts.
+
+    Raises:
+        UserError: not on Linux, whose /proc tells of processes left behind.
+        RunError: the server of the attempts ended; the lines before say why.
+    """
+    if sys.platform != "linux":
+        raise UserError("doctor --chaos needs Linux, whose /proc tells which processes are left behind")
+    console = Console(stderr=True)
+    console.print(f"seed={proof.seed}")
+    for needed in (out, report.parent):
+        needed.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="runs-", dir=out.absolute()))
+    began = time.monotonic()
+    with Server(server) as attempts, progress_bar(console) as progress:
+        experiment = Experiment(attempts, folder, proof.ranks, proof.workers)
+        proof.lost = experiment.run_reference()
+        if not proof.lost:
+            proof.lost += kill_runs(experiment, proof.kills, partial(progress, "kills of runs"))
+            proof.lost += kill_writes(experiment, proof.writes, partial(progress, "kills of writes"))
+            proof.lost += damage_runs(experiment, proof.damages, partial(progress, "damaged checkpoints"))
+    proof.seconds = round(time.monotonic() - began, 1)
+    if not proof.lost:
+        shutil.rmtree(folder)
+    installed = {package: version(package) for package in PACKAGES}
+    about = {"verdict": _verdict(proof), "machine": machine(), "versions": installed, "commit": commit()}
+    write_json(report, about | asdict(proof))
+    _show(proof, report)
+    return 1 if proof.lost else 0
+
+
+def _verdict(proof: Proof) -> str:
+    return "something was lost" if proof.lost else "nothing was lost"
+
+
+def _show(proof: Proof, report: Path) -> None:
+    table = Table("what was done", "times", "remark")
+    for phase in PHASES:
+        kills = [kill for kill in proof.kills if kill.phase == phase]
+        repeated = max((kill.updates - kill.checkpoint for kill in kills), default=0)
+        table.add_row(f"kill: {phase}", str(len(kills)), f"at most {repeated} updates repeated" if kills else "")
+    inside = sum(kill.inside for kill in proof.writes)
+    table.add_row("kill: writing of checkpoints", str(len(proof.writes)), f"{inside} within a write")
+    for kind in ("truncation", "bit flip"):
+        damages = [damage for damage in proof.damages if damage.kind == kind]
+        table.add_row(f"checkpoint: {kind}", str(len(damages)), f"{sum(d.named for d in damages)} noticed")
+    console = Console(markup=False)
+    console.print(table)
+    for line in proof.lost or []:
+        console.print(f"lost: {line}", soft_wrap=True)
+    console.print(f"{_verdict(proof)}: seed={proof.seed}, {proof.seconds:.0f} s, report: {report}", soft_wrap=True)

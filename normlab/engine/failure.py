@@ -1,0 +1,62 @@
+"""From the exception that ends a run to one line that says what to do, and the records of it in the run's folder."""
+
+import contextlib
+import errno
+import re
+import traceback
+
+import torch
+
+from normlab.engine.devices import rank_and_size
+from normlab.engine.record import RunFolder
+from normlab.errors import DiskFullError, RunError, UserError
+from normlab.writing import write_text
+
+
+def failed(folder: RunFolder, error: BaseException) -> UserError | RunError:
+    """The error to raise in its place, of one line; status.json has the reason, error.txt the traceback.
+
+    What another rank has said before stays: this one may have failed only because it lost the other.
+    """
+    told = error if isinstance(error, UserError | RunError) else None
+    reason = " ".join(str(told or _reason(error, folder)).split())
+    with contextlib.suppress(DiskFullError, OSError, UserError):  # no room to say so, or no folder any more
+        if folder.status()["status"] not in ("failed", "interrupted"):
+            folder.set_status("failed", error=reason)
+            if told is None:
+                write_text(folder.traceback, "".join(traceback.format_exception(error)))
+    if told is not None:
+        return told
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(reason)
+    return RunError(f"the run failed: {reason}; traceback: {folder.traceback}")
+
+
+def _reason(error: BaseException, folder: RunFolder) -> str:
+    said = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said:
+        return f"out of memory ({said or type(error).__name__}); {_memory_advice(folder)}"
+    if "DataLoader worker" in said:
+        chain = f"{said} {error.__cause__ or error.__context__ or ''}"
+        pid = re.search(r"\(pid(?:\(s\))? ([0-9, ]+)\)", chain)
+        how = re.search(r"killed by signal: (\w+(?: \w+)?)", chain)
+        return (
+            f"a loader worker (process {pid[1] if pid else 'unknown'}) was killed{f' ({how[1]})' if how else ''}; "
+            "likely out of (shared) memory: fewer workers= need less, and workers=0 has none"
+        )
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _memory_advice(folder: RunFolder) -> str:
+    config = folder.config()
+    hosted = config.replicas // rank_and_size()[1]
+    at_once = min(config.replicas_per_pass or hosted, hosted)
+    ways = []
+    if at_once > 1 and not (config.norm or {}).get("sync"):
+        ways.append(f"replicas_per_pass={at_once // 2} (now {at_once} at a time)")
+    if hosted > 1:
+        ways.append("a larger number of devices=")
+    advice = [f"{' or '.join(ways)} needs less and does not change the result"] if ways else []
+    if config.precision in ("fp32", "fp64"):
+        advice.append("precision=bf16 needs less and is another experiment")
+    return "; ".join([*advice, "normlab changes nothing by itself"])

@@ -1,0 +1,64 @@
+"""`normlab figure NAME RUN ... [KEY=VALUE ...]`: draw a figure of conf/figure from the records of runs."""
+
+from pathlib import Path
+
+from normlab import schema
+from normlab.bench.command import parse
+from normlab.config import choices, conf_dir
+from normlab.engine.record import RunFolder
+from normlab.errors import UserError, nearest, unknown
+from normlab.reading import read_yaml
+from normlab.schema import Parameter
+
+RESULTS = Path("results/figures")
+
+
+def figure(words: list[str], runs_folder: str) -> int:
+    """Draw one figure and say where it is. Raises UserError, in one line, before anything is drawn or written.
+
+    Args:
+        words: the figure's name, runs, and the figure's settings; `out` is the file, `runs` where runs go by name.
+        runs_folder: the default of `runs`.
+    """
+    known = choices("figure")
+    plain = [word for word in words if "=" not in word]
+    if not plain:
+        raise UserError(f"expected the name of a figure and runs; {nearest('', known)}")
+    name, names = plain[0], plain[1:]
+    if name not in known:
+        raise unknown("figure", name, known)
+    node = read_yaml(conf_dir() / "figure" / f"{name}.yaml")
+    parameters = _parameters(node) | {"out": Parameter(str | None, None), "runs": Parameter(str, runs_folder)}
+    settings = parse([word for word in words if "=" in word], parameters)
+    folder = Path(settings.pop("runs"))
+    runs = [RunFolder.find(run, folder) for run in names]
+    out = _file(settings.pop("out"), name, runs)
+
+    from normlab.figures.run import Run
+    from normlab.figures.style import save
+
+    try:
+        drawn = schema.bind({"_target_": node["_target_"]} | settings)([Run.load(run) for run in runs])
+    except UserError as error:
+        raise UserError(f"figure {name}: {error}") from None
+    save(drawn, out)
+    print(f"written: {out}")
+    return 0
+
+
+def _parameters(node: dict[str, object]) -> dict[str, Parameter]:
+    """Of the target, with the file's own values as defaults."""
+    signature = schema.signature(str(node["_target_"]))
+    return {key: parameter._replace(default=node.get(key, parameter.default)) for key, parameter in signature.items()}
+
+
+def _file(given: str | None, name: str, runs: list[RunFolder]) -> Path:
+    """Where the figure goes: as given, or into the run's folder, or, of several runs, results/figures."""
+    from normlab.figures.style import FORMATS
+
+    path = Path(given) if given else (runs[0].path if len(runs) == 1 else RESULTS) / f"{name}.png"
+    if path.suffix[1:] not in FORMATS:
+        raise UserError(f"out={path}: expected a file that ends in {', '.join('.' + f for f in FORMATS)}")
+    if path.is_dir():
+        raise UserError(f"out={path}: expected a file, and this is a folder")
+    return path

@@ -1,0 +1,146 @@
+"""What figures are drawn from: the records of a run. No torch here."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from normlab import schema
+from normlab.engine.record import RunFolder
+from normlab.errors import UserError
+from normlab.reading import STEP, Fields, read_jsonl
+from normlab.schema import Parameter
+
+Record = dict[str, Any]
+
+
+class NoRecordsError(UserError):
+    """The run has left no records of the kind."""
+
+
+_IN_LABELS = ("norm", "weight", "model", "data", "batch", "seed")
+_EPOCH: Fields = {**STEP, "epoch": Parameter(float)}
+_MOMENT: Fields = {**_EPOCH, "layers": Parameter(list[dict[str, Any]])}
+_RATIO_ROW: Fields = {
+    "layer": Parameter(str),
+    "receptive_field": Parameter(int),
+    "kernel_size": Parameter(list[int] | None),
+    "shortcut": Parameter(bool),
+    "mean": Parameter(dict[str, float]),
+    "var": Parameter(dict[str, float]),
+}
+_STATISTICS_ROW: Fields = {
+    "layer": Parameter(str),
+    **{name: Parameter(list) for name in ("bn_mean", "bn_std")},
+    **{name: Parameter(float) for name in ("en_mean", "en_std")},
+}
+_GRADIENT_ROW: Fields = {name: Parameter(float) for name in ("remaining", "division", "centring")}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's settings and records. The records are read when a figure asks for them.
+
+    Attributes:
+        folder: of the run.
+        settings: norm, weight, model and data by name, batch as 8x2, seed.
+    """
+
+    folder: Path
+    settings: dict[str, str]
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> "Run":
+        """Raises UserError if run.json is damaged."""
+        config = folder.run()["config"]
+        chosen = schema.coerce(config.get("choices", {}), dict[str, str], f"{folder.run_file}: choices")
+        words = chosen | {key: str(config.get(key, "")) for key in ("batch", "seed")}
+        return cls(folder.path, {key: words.get(key, "") for key in _IN_LABELS})
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def ratios(self) -> list[Record]:
+        """Ratios of every layer at each recorded moment (normlab.dynamics.ratios). Raises NoRecordsError."""
+        why = f"norm={self.settings['norm']} has no ratios to learn, or nothing ran"
+        return self._records("ratios.jsonl", _RATIO_ROW, why)
+
+    @cached_property
+    def epochs(self) -> list[Record]:
+        """Measures of each epoch, as "val/top1". Raises NoRecordsError before the first one ended."""
+        rows = read_jsonl(self.folder / "metrics.jsonl", _EPOCH)
+        found = [row for row in rows if any(key.startswith("val") for key in row)]
+        if not found:
+            raise NoRecordsError(f"{self.name}: no epoch of it was evaluated; {self.folder / 'metrics.jsonl'} has none")
+        return found
+
+    @cached_property
+    def statistics(self) -> list[Record]:
+        """Statistics of every step (normlab.dynamics.statistics). Raises NoRecordsError."""
+        return self._records("statistics.jsonl", _STATISTICS_ROW, "its statistics were not recorded step by step")
+
+    @cached_property
+    def gradients(self) -> list[Record]:
+        """Reductions of the gradients (normlab.dynamics.lipschitz). Raises NoRecordsError."""
+        why = "the gradients of its standardized weights were not recorded"
+        return self._records("gradients.jsonl", _GRADIENT_ROW, why)
+
+    def _records(self, name: str, row_fields: Fields, why: str) -> list[Record]:
+        path = self.folder / name
+        records = read_jsonl(path, _MOMENT)
+        if not records:
+            raise NoRecordsError(f"{self.name}: there is no {name}: {why}")
+        for record in records:
+            if not record.get("layers") or "epoch" not in record:
+                raise UserError(
+                    f"{path}: a moment has no layers or no epoch; the file is damaged, or none of normlab's"
+                )
+            for row in record["layers"]:
+                _check_row(row, row_fields, path)
+        return records
+
+
+def _check_row(row: Record, fields: Fields, path: Path) -> None:
+    missing = [key for key in fields if key not in row]
+    if missing:
+        raise UserError(f"{path}: a layer has no {missing[0]}; the file is damaged, or none of normlab's")
+    try:
+        schema.check({key: row[key] for key in fields}, fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; the file is damaged, or none of normlab's") from None
+
+
+def labels(runs: Sequence[Run], keys: Iterable[str] = _IN_LABELS) -> list[str]:
+    """A short name for each run: its settings that are not the same in all, as "sn (8,2)"; norm and batch if all are.
+
+    Runs that these do not tell apart have their id as well.
+    """
+    differing = [key for key in keys if len({run.settings[key] for run in runs}) > 1] or ["norm", "batch"]
+    if "weight" in differing and "norm" not in differing:
+        differing.insert(0, "norm")
+    found = [" ".join(filter(None, (spelled(key, run.settings[key]) for key in differing))) for run in runs]
+    return [
+        text if found.count(text) == 1 else f"{text} {run.name[-8:]}" for text, run in zip(found, runs, strict=True)
+    ]
+
+
+def spelled(key: str, value: str) -> str:
+    """As the papers write it: SN, (8,2), +ws; nothing for weights as they are."""
+    if key == "batch":
+        return f"({value.replace('x', ',')})"
+    if key == "norm":
+        return value.upper() if len(value) <= 3 else value
+    if key == "weight":
+        return "" if value == "none" else f"+{value}"
+    return f"seed {value}" if key == "seed" else value
+
+
+def expect(runs: Sequence[Run], least: int, most: int | None = None, why: str = "") -> None:
+    """Raise UserError unless there are so many runs."""
+    if least <= len(runs) <= (most or len(runs)):
+        return
+    number = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
+    raise UserError(f"this figure needs {number} run{'s' * (number != '1')}, got {len(runs)}{why and f': {why}'}")

@@ -1,0 +1,200 @@
+"""Figures of a table: one named in its YAML is a function of the results. No torch here."""
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from normlab.dynamics.ratios import MOMENTS
+from normlab.errors import unknown
+from normlab.figures.bars import stacked
+from normlab.figures.style import MARKERS, MOMENT_NAMES, PAGE, at_print_size, legend_above, norm_colours, scope_colours
+from normlab.report.results import Results
+from normlab.report.table import Line
+
+Cell = tuple[str, str]  # row, column
+Values = Mapping[Cell, tuple[float | None, float | None]]  # mean (None: diverged), std
+
+_DASH = "–"  # as the papers print a run that failed
+
+
+@at_print_size
+def accuracy(
+    results: Results,
+    *,
+    along: Literal["columns", "rows"] = "columns",
+    groups: Mapping[str, Sequence[str]] | None = None,
+    reference: Sequence[str] | None = None,
+    xlabel: str = "GPUs × samples per GPU",
+) -> Figure:
+    """The metric by batch setting, ours beside the paper's, with standard deviations.
+
+    As seed 001, Fig. 1b, and, along rows, seed 004, Fig. 4.
+
+    Args:
+        results: of a table.
+        along: what the horizontal axis has; there is a line for each of the others.
+        groups: what places on the axis have in common -> these places; a line joins them. null: one line joins all.
+        reference: (row, column) whose value is a dashed line, as Fig. 1b draws an ideal BN. null: none.
+        xlabel: of the horizontal axis.
+    """
+    table = results.table
+    places, lines = (table.columns, table.rows) if along == "columns" else (table.rows, table.columns)
+    groups = groups or {"": list(places)}
+    for place in (place for group in groups.values() for place in group):
+        if place not in places:
+            raise unknown(f"{table.name}: groups:", place, places)
+    figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, (values, title) in zip(axes, _panels(results), strict=True):
+        turned = values if along == "columns" else {(c, r): v for (r, c), v in values.items()}
+        _draw_curves(axis, turned, lines, groups)
+        axis.set_xticks(axis.get_xticks(), [places[place].label for group in groups.values() for place in group])
+        ideal, _ = values.get((reference[0], reference[1]), (None, None)) if reference else (None, None)
+        if reference and ideal is not None:
+            label = f"{table.rows[reference[0]].label} at {table.columns[reference[1]].label}"
+            axis.axhline(ideal, color="grey", linestyle="--", linewidth=1.0, label=label)
+        axis.set_title(title, loc="left", fontsize=7)
+        axis.set_xlabel(xlabel)
+        axis.grid(axis="y", alpha=0.3, linewidth=0.5)
+    axes[0].set_ylabel(results.metric)
+    legend_above(figure, axes[1].get_legend_handles_labels()[0])
+    return figure
+
+
+@at_print_size
+def ratios(results: Results, *, row: str) -> Figure:
+    """Ratios of a row's switchable layers by column, averaged over layers and seeds (seed 001, Fig. 4).
+
+    Args:
+        results: of a table.
+        row: whose ratios.
+    """
+    if row not in results.table.rows:
+        raise unknown(f"{results.table.name}: row", row, results.table.rows)
+    columns = [line.label for line in results.table.columns.values()]
+    averages = {moment: _average_ratios(results, row, moment) for moment in MOMENTS}
+    colours = scope_colours(dict.fromkeys(scope for of_moment in averages.values() for scope in of_moment))
+    figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
+    for axis, moment in zip(figure.subplots(1, 2), MOMENTS, strict=True):
+        stacked(axis, columns, averages[moment], colours)
+        title = f"{MOMENT_NAMES[moment]} of {results.table.rows[row].label}: {results.subject}"
+        axis.set_title(title, loc="left", fontsize=7)
+        axis.set(ylabel="ratio, average of all layers", xlabel="GPUs × samples per GPU")
+    if colours:
+        legend_above(figure, [Patch(color=colour, label=scope.upper()) for scope, colour in colours.items()])
+    return figure
+
+
+@at_print_size
+def heat_map(results: Results) -> Figure:
+    """Every cell's metric as a colour, ours beside the paper's; redder is higher (seed 004, Figs. 2 and 3).
+
+    Cells on the diagonal, whose row and column have the same label but for the first word ("mean BN", "std BN"), have a
+    frame. A cell far below the others takes the palest colour: the scale begins at Tukey's lower fence. A dash:
+    diverged, or not printed; an empty cell was not run.
+
+    Args:
+        results: of a table.
+    """
+    table = results.table
+    rows, columns = list(table.rows), list(table.columns)
+    figure = Figure(figsize=(PAGE, 1.3 + 0.36 * len(rows)), layout="constrained")
+    for axis, (values, title) in zip(figure.subplots(1, 2), _panels(results), strict=True):
+        shown = np.array([[_number(values.get((r, c))) for c in columns] for r in rows])
+        low, high = _scale(shown[np.isfinite(shown)])
+        image = axis.imshow(shown, cmap="YlOrRd", vmin=low, vmax=high, aspect="auto")
+        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+            value = shown[i, j]
+            text = f"{value:.{table.decimals}f}" if np.isfinite(value) else _DASH if (row, column) in values else ""
+            dark = np.isfinite(value) and value > low + 0.65 * (high - low)
+            axis.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            if _last_words(table.rows[row]) == _last_words(table.columns[column]):
+                axis.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, linewidth=1.0))
+        axis.set_xticks(range(len(columns)), [_last_words(table.columns[c]) for c in columns], fontsize=6)
+        axis.set_yticks(range(len(rows)), [_last_words(table.rows[r]) for r in rows], fontsize=6)
+        axis.set(xlabel=_first_word(table.columns), ylabel=_first_word(table.rows))
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        axis.set_title(title, loc="left", fontsize=7)
+        below = np.nanmin(shown, initial=high) < low
+        bar = figure.colorbar(image, ax=axis, location="bottom", extend="min" if below else "neither", aspect=40)
+        bar.set_label(results.metric, fontsize=7)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def _panels(results: Results) -> list[tuple[Values, str]]:
+    """Ours and the paper's, with a title each; of ours only cells that were run."""
+    entries = results.entries.items()
+    ours = {cell: (entry.mean, entry.std) for cell, entry in entries if entry.mean is not None or entry.diverged}
+    papers = {cell: (entry.printed, None) for cell, entry in entries}
+    seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}"
+    return [
+        (ours, f"Measured: {results.subject}, {seeds}"),
+        (papers, f"Paper: {results.paper_subject}"),
+    ]
+
+
+def _draw_curves(axis: Axes, values: Values, lines: Mapping[str, Line], groups: Mapping[str, Sequence[str]]) -> None:
+    """A line each, broken between groups of places, and a cross on the floor where one diverged."""
+    positions = _positions(groups)
+    floor = axis.get_xaxis_transform()
+    looks = zip(lines.items(), norm_colours(list(lines)), itertools.cycle(MARKERS), strict=False)
+    for i, ((name, line), colour, marker) in enumerate(looks):
+        aside = 0.12 * (i - (len(lines) - 1) / 2)  # so that error bars do not hide each other
+        axis.plot([], [], color=colour, marker=marker, markersize=4, label=line.label)
+        for places in groups.values():
+            found = {positions[place] + aside: values[name, place] for place in places if (name, place) in values}
+            points = [(x, mean, std or 0.0) for x, (mean, std) in found.items() if mean is not None]
+            if points:
+                x, means, stds = zip(*points, strict=True)
+                axis.errorbar(x, means, stds, color=colour, marker=marker, markersize=4, capsize=2)
+            for diverged in (x for x, (mean, _) in found.items() if mean is None):
+                axis.plot(diverged, 0.03, "x", color=colour, markersize=7, markeredgewidth=2, transform=floor)
+                axis.annotate("diverged", (diverged, 0.06), xycoords=floor, ha="center", fontsize=6)
+    axis.set_xticks(list(positions.values()))
+
+
+def _positions(groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Places along the axis, with room between the groups."""
+    places = [(place, 0.5 * g) for g, group in enumerate(groups.values()) for place in group]
+    return {place: i + room for i, (place, room) in enumerate(places)}
+
+
+def _average_ratios(results: Results, row: str, moment: str) -> dict[str, list[float]]:
+    """Scope -> its ratio at each column, averaged over seeds; 0 where no run has it."""
+    averages = {}
+    for quantity, values in results.measured.items():
+        if quantity.startswith(f"ratio.{moment}."):
+            cells = [
+                [v for (r, c, _), v in values.items() if (r, c) == (row, column)] for column in results.table.columns
+            ]
+            averages[quantity.rpartition(".")[2]] = [statistics.fmean(cell) if cell else 0.0 for cell in cells]
+    return averages
+
+
+def _number(value: tuple[float | None, float | None] | None) -> float:
+    return np.nan if value is None or value[0] is None else value[0]
+
+
+def _scale(values: np.ndarray) -> tuple[float, float]:
+    if not len(values):
+        return 0.0, 1.0
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    low = max(values.min(), lower - 1.5 * (upper - lower))
+    return low, values.max() if values.max() > low else low + 1
+
+
+def _first_word(lines: Mapping[str, Line]) -> str:
+    words = {line.label.partition(" ")[0] for line in lines.values() if " " in line.label}
+    return words.pop() if len(words) == 1 else ""
+
+
+def _last_words(line: Line) -> str:
+    return line.label.partition(" ")[2] or line.label

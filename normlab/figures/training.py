@@ -1,0 +1,95 @@
+"""Curves of training: loss and accuracy of several runs, and the same weights under two estimators of statistics."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from normlab.errors import UserError, nearest
+from normlab.figures.run import Record, Run, expect, labels
+from normlab.figures.style import PAGE, at_print_size, draw_line, key_line, legend_above, norm_colours
+
+_SPLITS = {"train": "--", "val": "-"}
+_ESTIMATORS = {"val": ("moving average", "--"), "val_batch_average": ("batch average", "-")}
+_LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "error": "top-1 error (%)"}
+
+
+@at_print_size
+def learning_curves(
+    runs: Sequence[Run],
+    *,
+    quantities: Sequence[str] = (),
+    splits: Sequence[Literal["train", "val"]] = ("train", "val"),
+) -> Figure:
+    """Loss and accuracy over epochs, a colour a run (seed 001, Fig. 2; seed 003, Figs. 4 and 5; seed 004, Fig. 5).
+
+    In training a value is the mean over the epoch's updates, as the papers have it. A loss that is not finite leaves a
+    gap.
+
+    Args:
+        runs: one or more.
+        quantities: a panel each: loss, top1, top5, what else the task measures, or error, 100 - top1. Empty: loss and
+            top1, as far as they were measured.
+        splits: train (dashed), val (solid).
+    """
+    expect(runs, 1)
+    if not splits:
+        raise UserError("splits=[]: expected train, val or both")
+    known = {key.partition("/")[2] for run in runs for row in run.epochs for key in row if "/" in key}
+    known |= {"error"} if "top1" in known else set()
+    quantities = quantities or [name for name in ("loss", "top1") if name in known] or sorted(known)
+    for quantity in quantities:
+        if quantity not in known:
+            raise UserError(f"quantities={quantity}: no run has measured it; {nearest(quantity, known)}")
+    names = labels(runs)
+    colours = norm_colours([run.settings["norm"] for run in runs])
+    figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for axis, quantity in zip(panels, quantities, strict=True):
+        for run, colour in zip(runs, colours, strict=True):
+            for split in splits:
+                _draw(axis, run.epochs, f"{split}/{quantity}", color=colour, linestyle=_SPLITS[split])
+        axis.set(xlabel="epoch", ylabel=_LABELS.get(quantity, quantity))
+    handles = [key_line(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
+    handles += [key_line(color="grey", linestyle=_SPLITS[split], label=split) for split in splits]
+    legend_above(figure, handles)
+    return figure
+
+
+@at_print_size
+def estimators(runs: Sequence[Run], *, quantity: str = "top1") -> Figure:
+    """Validation over epochs under the moving and the batch average, from one set of weights (seed 001, Fig. 8).
+
+    Args:
+        runs: one or more, of which one has measured both; the others, such as BN, have their moving average drawn.
+        quantity: of validation.
+    """
+    expect(runs, 1)
+    if not any(f"val_batch_average/{quantity}" in row for run in runs for row in run.epochs):
+        raise UserError(
+            f"{', '.join(run.name for run in runs)}: metrics.jsonl has no val_batch_average/{quantity}: "
+            "the batch average was not measured while training"
+        )
+    colours = norm_colours([run.settings["norm"] for run in runs])
+    figure = Figure(figsize=(PAGE / 2, 2.9), layout="constrained")
+    axis = figure.subplots()
+    handles = []
+    for run, name, colour in zip(runs, labels(runs), colours, strict=True):
+        for prefix, (estimator, line) in _ESTIMATORS.items():
+            key = f"{prefix}/{quantity}"
+            if any(key in row for row in run.epochs):
+                _draw(axis, run.epochs, key, color=colour, linestyle=line)
+                handles.append(key_line(color=colour, linestyle=line, label=f"{name}, {estimator}"))
+    axis.set(xlabel="epoch", ylabel=f"validation {_LABELS.get(quantity, quantity)}")
+    legend_above(figure, handles, columns=1)
+    return figure
+
+
+def _draw(axis: Axes, rows: Sequence[Record], key: str, **style: str) -> None:
+    split, _, quantity = key.partition("/")
+    source = f"{split}/top1" if quantity == "error" else key
+    points = [(row["epoch"], row[source]) for row in rows if row.get(source) is not None]
+    values = [100 - value if quantity == "error" else value for _, value in points]
+    draw_line(axis, [e for e, _ in points], [v if math.isfinite(v) else math.nan for v in values], **style)

@@ -1,0 +1,112 @@
+"""Reading what a run left behind: the files may be damaged, or come from anyone. No torch here.
+
+read_json(path, STATUS) -> {"status": "finished", ...}    a JSON file, its values checked
+read_jsonl(path, STEP)  -> [{"step": 1, ...}, ...]          a JSON object a line
+
+Every error is a UserError of one line that names the file and what is wrong with it. Nothing read here is executed.
+"""
+
+import json
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from normlab import schema
+from normlab.errors import UserError
+from normlab.schema import Parameter
+
+Fields = Mapping[str, Parameter]
+
+_ANY: Fields = {}
+_LONGEST_ROW = 4096  # bytes, of metrics.jsonl
+_Ratios = Mapping[str, Mapping[str, Real]]
+
+RUN: Fields = {"id": Parameter(str), "name": Parameter(str), "config": Parameter(Mapping[str, Any])}
+STATUS: Fields = {
+    "status": Parameter(str),
+    "updates": Parameter(int, 0),
+    "signal": Parameter(int, 0),
+    "error": Parameter(str, ""),
+}
+_HEADLINE: Fields = {"metric": Parameter(str), "estimator": Parameter(str), "value": Parameter(Real | None)}
+SUMMARY: Fields = {
+    **{key: Parameter(str) for key in ("status", "norm", "weight", "model", "data", "batch")},
+    **{key: Parameter(int) for key in ("seed", "updates")},
+    "seconds": Parameter(Real),
+    "metrics": Parameter(Mapping[str, Mapping[str, Real]]),
+    "ratios": Parameter(_Ratios | None),
+    "headline": Parameter(Mapping[str, Any]),
+    "diverged_at": Parameter(int | None, None),
+    "data_errors": Parameter(Mapping[str, Any], {}),
+}
+RECORD: Fields = {  # of a table; see report/records.py
+    **SUMMARY,
+    **{key: Parameter(str) for key in ("row", "column", "finished")},
+    "layers": Parameter(list[Mapping[str, Any]]),
+    "versions": Parameter(Mapping[str, Any]),
+    "commit": Parameter(str | None),
+    "device": Parameter(str),
+}
+STEP: Fields = {"step": Parameter(int)}
+
+
+def read_json(path: Path, fields: Fields = _ANY) -> dict[str, Any]:
+    """A JSON object with at least these fields."""
+    return _check(_parse(_text(path), path), fields, path)
+
+
+def read_jsonl(path: Path, fields: Fields = _ANY) -> list[dict[str, Any]]:
+    """A JSON object in each whole line (a kill may have cut the last one); none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = _text(path).split("\n")[:-1]
+    return [_check(_parse(line, f"{path}, line {i}"), fields, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
+
+
+def read_yaml(path: Path) -> Any:
+    """A file of conf/ or results/paper: plain values, no tags of Python's."""
+    try:
+        return yaml.safe_load(_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML raises ValueError on an impossible date
+        raise UserError(f"{path}: this is no YAML: {error}") from None
+
+
+def last_json(path: Path, fields: Fields = _ANY) -> dict[str, Any] | None:
+    """The object in the last whole line, however long the file is; None where there is no line."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LONGEST_ROW))
+        lines = file.read().split(b"\n")[:-1]
+    where = f"{path}, last line"
+    return _check(_parse(lines[-1].decode(errors="replace"), where), fields, where) if lines else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: this is no text; the file is damaged, or none of normlab's") from None
+
+
+def _parse(text: str, where: Path | str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: this is no JSON; the file is damaged, or none of normlab's") from None
+
+
+def _check(value: Any, fields: Fields, where: Path | str) -> dict[str, Any]:
+    try:
+        schema.coerce(value, Mapping[str, Any], "all of it")
+        known = {key: value[key] for key in fields if key in value}
+        checked = schema.check(known, fields)
+        if "headline" in fields:
+            headline = value["headline"]
+            schema.check({key: headline[key] for key in _HEADLINE if key in headline}, _HEADLINE, "headline")
+    except UserError as error:
+        raise UserError(f"{where}: {error}; the file is damaged, or none of normlab's") from None
+    return value | {key: checked[key] for key in known}

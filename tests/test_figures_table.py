@@ -1,0 +1,85 @@
+"""Figures of a table: each cell drawn is the report's; the paper's beside it."""
+
+import copy
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from normlab.errors import UserError
+from normlab.figures.table import accuracy, heat_map, ratios
+from normlab.report.results import Entry, Results
+from normlab.report.table import Difference, Line, load_table
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+SOURCES = ("BN", "IN", "LN", "GN", "EN", "EN_G32")
+
+
+def results(rows: dict[str, str], columns: dict[str, str], entries: dict[tuple[str, str], Entry]) -> Results:
+    """Of a table with these rows and columns (name -> label), and cells."""
+    table = copy.copy(load_table("table2"))
+    table.rows, table.columns = ({n: Line(label, []) for n, label in t.items()} for t in (rows, columns))
+    table.differences = {"x": Difference("a", "b")}
+    records = [{"model": "net", "data": "digits", "seed": 0}]
+    return Results(table, "digits", table.scale("digits"), records, entries, {})
+
+
+def cell(printed: float | None, *values: float, diverged: int = 0, missing: int = 0) -> Entry:
+    return Entry(printed, values, diverged, missing)
+
+
+@pytest.fixture
+def grid() -> Results:
+    """The shape of seed 004, Fig. 2: rows are sources of the std, columns of the mean."""
+    random = np.random.default_rng(0)
+    rows, columns = ({f"{what}_{s}": f"{what} {s}" for s in SOURCES} for what in ("std", "mean"))
+    entries = {(r, c): cell(random.uniform(90, 95), *random.uniform(80, 99, 2)) for r in rows for c in columns}
+    entries["std_LN", "mean_EN_G32"] = cell(None, diverged=1)
+    entries["std_IN", "mean_BN"] = cell(93.0, missing=1)
+    entries["std_GN", "mean_BN"] = cell(50.0, 98.0)
+    return results(rows, columns, entries)
+
+
+def test_heat_map(grid):
+    figure = heat_map(grid)
+    measured, paper = figure.axes[:2]
+    for axis, value in ((measured, lambda e: e.mean), (paper, lambda e: e.printed)):
+        expected = [[value(grid.entries[r, c]) for c in grid.table.columns] for r in grid.table.rows]
+        drawn = axis.images[0].get_array()
+        np.testing.assert_allclose(np.asarray(drawn.data, float), np.array(expected, float))
+        texts = np.reshape([t.get_text() for t in axis.texts], (6, 6))
+        assert texts[0, 0] == f"{expected[0][0]:.1f}"
+        assert texts[2, 5] == "–"
+        assert [tick.get_text() for tick in axis.get_yticklabels()] == list(SOURCES)
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ("mean", "std")
+        assert len(axis.patches) == 6  # the diagonal is framed
+    assert measured.texts[6].get_text() == ""  # was not run
+    low = paper.images[0].norm.vmin
+    finite = sorted(e.printed for e in grid.entries.values() if e.printed is not None)
+    assert finite[0] < low <= finite[1]  # an outlier does not stretch the scale
+
+
+def test_heat_map_of_what_was_hardly_run():
+    entries = {("a", "b"): cell(None, missing=1)}
+    figure = heat_map(results({"a": "std BN"}, {"b": "mean BN"}, entries))
+    assert [text.get_text() for axis in figure.axes[:2] for text in axis.texts] == ["", "–"]
+
+
+def test_accuracy_along_rows():
+    """As seed 004, Fig. 4: batch sizes go along the axis, normalizers are lines."""
+    sizes, norms = {"b4": "4", "b8": "8", "b16": "16"}, {"sn": "SN", "hn": "HN"}
+    entries = {(b, n): cell(90 + i + j, 80 + i, 82 + i) for i, b in enumerate(sizes) for j, n in enumerate(norms)}
+    figure = accuracy(results(sizes, norms, entries), along="rows", xlabel="batch size")
+    measured, paper = figure.axes
+    lines = [line for line in measured.lines if len(line.get_xdata()) == 3]
+    assert next(list(line.get_ydata()) for line in lines if to_hex(line.get_color()) == "#56b4e9") == [81, 82, 83]
+    assert [list(c.lines[0].get_ydata()) for c in paper.containers] == [[90, 91, 92], [91, 92, 93]]
+    assert [tick.get_text() for tick in paper.get_xticklabels()] == list(sizes.values())
+    with pytest.raises(UserError, match="groups: 'b5' does not exist"):
+        accuracy(results(sizes, norms, entries), along="rows", groups={"": ["b5"]})
+
+
+def test_ratios_need_a_row_of_the_table():
+    with pytest.raises(UserError, match="row 'sm' does not exist; allowed: sn"):
+        ratios(results({"sn": "SN"}, {"a": "A"}, {}), row="sm")

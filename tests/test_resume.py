@@ -1,0 +1,132 @@
+"""A run that was killed or stopped, at any moment, and started again ends as the run that was not, bit for bit."""
+
+import json
+import random
+import signal
+
+import pytest
+from killing import WRITE, Moment, attempt, config, differences, outcome
+
+from normlab.engine.record import RunFolder
+from normlab.engine.start import start
+from normlab.reading import read_jsonl
+from normlab.writing import append_jsonl
+
+# Within an epoch, in the last update of one, in its evaluation, in the measurement of statistics, and in writes.
+MOMENTS: tuple[Moment, ...] = (
+    *(("training", 3), ("training", 8), ("evaluating", 256), (WRITE, 11), ("training", 15)),
+    *(("training", 16), ("measuring statistics", 5), (WRITE, 25)),
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the run leaves that nothing stops."""
+    settings = config(tmp_path_factory.mktemp("whole"))
+    assert attempt(settings) == 0
+    return outcome(settings)
+
+
+def test_one_row_for_each_update_and_epoch(whole):
+    rows = [json.loads(line) for line in whole["metrics.jsonl"].splitlines()]
+    assert [row["step"] for row in rows if "batch/loss" in row] == list(range(1, 17))
+    assert [row["step"] for row in rows if "val/top1" in row] == [8, 16]
+    assert [json.loads(line)["step"] for line in whole["ratios.jsonl"].splitlines()] == [0, 8, 16]
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole):
+    settings = config(tmp_path)
+    for moment in MOMENTS:
+        assert attempt(settings, moment) == -signal.SIGKILL, moment
+    assert attempt(settings) == 0
+    assert differences(outcome(settings), whole) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole, number):
+    """With other loader workers each time. A signal loses nothing: the update is finished and saved."""
+    settings = config(tmp_path, "checkpoint.every=2")  # epochs
+    saved = {("training", 5): 5, ("training", 8): 8, ("evaluating", 256): 8, ("measuring statistics", 5): 16}
+    for moment, updates in saved.items():
+        settings.workers = 2 - settings.workers
+        assert attempt(settings, moment, number) == 128 + number, moment
+        assert RunFolder.of(settings).status() == {"status": "interrupted", "updates": updates, "signal": number}
+    settings.workers = 0
+    assert attempt(settings) == 0
+    assert differences(outcome(settings), whole) == ["files"]  # other checkpoints are among those kept
+
+
+def test_a_killed_run_repeats_no_more_than_an_interval(tmp_path):
+    settings = config(tmp_path)
+    attempt(settings, ("training", 13))
+    done: list[int] = []
+    start(settings, RunFolder.of(settings), lambda what, n, total: done.append(n) if what == "training" else None)
+    assert done[0] == 13  # 12 were saved
+
+
+def test_models_that_draw_from_the_global_generator_are_resumed_too(tmp_path):
+    """As stochastic depth does, in training and while statistics are measured."""
+    words = ("task._target_=toy_failing.Noisy", "norm=brn")
+    settings, other = config(tmp_path / "killed", *words), config(tmp_path / "whole", *words)
+    for moment in (("training", 5), ("measuring statistics", 2)):
+        assert attempt(settings, moment) == -signal.SIGKILL
+    assert attempt(settings) == attempt(other) == 0
+    assert differences(outcome(settings), outcome(other)) == []
+
+
+def test_rows_that_no_checkpoint_knows_are_written_again(tmp_path, whole):
+    """The last of them cut by the kill."""
+    settings = config(tmp_path)
+    attempt(settings, ("training", 6))
+    with RunFolder.of(settings).metrics.open("a") as file:
+        file.write(json.dumps({"step": 17}) + '\n{"ste')
+    assert attempt(settings) == 0
+    assert differences(outcome(settings), whole) == []
+
+
+def test_rows_that_are_missing_cost_the_checkpoints_behind_them(tmp_path, whole):
+    settings = config(tmp_path)
+    attempt(settings, ("training", 7))
+    metrics = RunFolder.of(settings).metrics
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[:4]))
+    assert attempt(settings) == 0
+    assert differences(outcome(settings), whole) == []
+
+
+def test_a_torn_line_is_no_row(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"step": 1}\n{"st')
+    append_jsonl(file, [{"step": 2}])
+    assert [row["step"] for row in read_jsonl(file)] == [1, 2]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_at_each_of_its_writes(tmp_path, whole, workers):
+    """Each fsync, each rename, each truncation: the next attempt is killed a write later, until one ends."""
+    writes = 0
+    for which in range(1, 200):
+        settings = config(tmp_path / str(which), f"workers={workers}")
+        if attempt(settings, (WRITE, which)) == 0:
+            break
+        writes += 1
+        assert attempt(settings) == 0
+        assert differences(outcome(settings), whole) == [], which
+    assert writes > 50
+
+
+@pytest.mark.long
+def test_a_run_killed_at_random_moments(tmp_path, whole):
+    """50 runs, each killed up to five times."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for which in range(50):
+        settings = config(tmp_path / str(which), f"workers={chance.choice([0, 2])}")
+        for _ in range(5):
+            what, most = chance.choice(
+                [("training", 16), ("evaluating", 359), ("measuring statistics", 8), (WRITE, 60)]
+            )
+            attempt(settings, (what, chance.randint(1, most)))
+        assert attempt(settings) == 0
+        assert differences(outcome(settings), whole) == [], (seed, which)
