@@ -16,6 +16,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+# Its functions keep the process group that exists when it is imported, as a default. Later, and gloo's threads would
+# outlive destroy_process_group, and now and then abort the process as it ends.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from normlab.norm.layer import BatchStatistics, Normalizer

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from normlab.config import load
-from normlab.engine.record import RunFolder, read_jsonl, write_text
+from normlab.engine.record import RunFolder
+from normlab.reading import read_jsonl
+from normlab.writing import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "norms_8x2-digits" / "records.jsonl"
