@@ -43,7 +43,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.errors import RunError, UserError, nearest, unknown
+from normlab.errors import RunError, UserError, is_out_of_memory, nearest, unknown
 
 if TYPE_CHECKING:
     from normlab.config import Config
@@ -72,13 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # as of `normlab list | head -1`
         _discard_output()
         return 128 + signal.SIGPIPE
-    except MemoryError as error:
-        return _refuse(f"there is not enough memory for these settings: {error}", RunError.exit_status)
     except OSError as error:  # of a file or folder that cannot be used
         if error.filename is None:
             _discard_output()
         return _refuse(f"{error.filename or 'output'}: {error.strerror or error}")
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            return _refuse(f"there is not enough memory for these settings: {error}", RunError.exit_status)
         if not ctrl_c.pressed:
             raise
         return 128 + signal.SIGINT

@@ -40,3 +40,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
     """The error for a name that is not among the valid ones."""
     return UserError(f"{what} '{name}' does not exist; {nearest(name, valid)}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch's allocator of the CPU (a RuntimeError) or that of a GPU had no room left."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)

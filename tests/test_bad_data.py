@@ -72,7 +72,8 @@ DAMAGE = {
     "header": (lambda path: path.write_bytes(path.read_bytes()[:3]), "it is no image"),
     "dangling": (lambda path: replace(path, lambda p: p.symlink_to("nowhere")), "No such file"),
     "loop": (lambda path: replace(path, lambda p: p.symlink_to(p)), "symbolic links"),
-    "folder": (lambda path: replace(path, Path.mkdir), "Is a directory"),
+    "folder": (lambda path: replace(path, Path.mkdir), "no regular file"),
+    "pipe": (lambda path: replace(path, os.mkfifo), "no regular file"),
     "16 bits": (deep, "mode I;16, not of 8 bits"),
     "bomb": (large_header, "decompression bomb"),
 }

@@ -222,6 +222,7 @@ def test_processes_forked_before_the_first_use_have_threads():
     assert run(code, OMP_NUM_THREADS="2") == "[0, 0, 0]"
 
 
+@pytest.mark.long
 def test_processes_that_build_at_once_all_succeed(tmp_path):
     env = os.environ | {"NORMLAB_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     code = USE + "print(kernels.status()['cpu'])"

@@ -42,7 +42,8 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole
     assert differences(outcome(settings), whole) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.long  # that a signal saves is tested in test_processes and test_scale, too
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole, number):
     """With other loader workers each time. A signal loses nothing: the update is finished and saved."""
     settings = config(tmp_path, "checkpoint.every=2")  # epochs

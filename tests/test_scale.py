@@ -76,6 +76,7 @@ def test_the_command_on_two_nodes_is_one_run(tmp_path, start):
     assert_same_run(folder, run(config(tmp_path / "one")))
 
 
+@pytest.mark.long
 def test_nodes_that_do_not_share_the_folder_are_told(tmp_path, start):
     point = meeting_point()
     nodes = [start(*point, "epochs=1", f"out={tmp_path / name}") for name in ("a", "b")]

@@ -111,7 +111,7 @@ def test_one_bad_cell_and_none_starts(capsys, words, message):
     assert not Path("results/runs").exists()
 
 
-@pytest.mark.parametrize("whom", ["the sweep", "all its processes"])
+@pytest.mark.parametrize("whom", ["the sweep", pytest.param("all its processes", marks=pytest.mark.long)])
 def test_a_stopped_sweep_goes_on(whom):
     """SIGTERM: cells finish their update and save; the same command goes on from there."""
     command = [sys.executable, "-m", "normlab.cli", "train", "-m", *SMALL, "epochs=300", "norm=bn,gn", "jobs=2"]

@@ -1,6 +1,7 @@
 """Image files in one folder per class."""
 
 import os
+import stat
 from collections.abc import Sequence
 from errno import EACCES, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM
 from itertools import chain
@@ -88,6 +89,8 @@ def decode(path: Path, least_side: int | None = None) -> Image.Image:
         OSError: the disk or the system failed; the file may be good.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise DecodeError("it is no regular file")
         with Image.open(path) as image:
             if image.mode.startswith(_DEEP):
                 raise DecodeError(f"its pixels are of mode {image.mode}, not of 8 bits a channel")

@@ -5,11 +5,9 @@ import errno
 import re
 import traceback
 
-import torch
-
 from normlab.engine.devices import rank_and_size
 from normlab.engine.record import RunFolder
-from normlab.errors import DiskFullError, RunError, UserError
+from normlab.errors import DiskFullError, RunError, UserError, is_out_of_memory
 from normlab.writing import write_text
 
 
@@ -34,7 +32,7 @@ def failed(folder: RunFolder, error: BaseException) -> UserError | RunError:
 
 def _reason(error: BaseException, folder: RunFolder) -> str:
     said = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said:
+    if is_out_of_memory(error):
         return f"out of memory ({said or type(error).__name__}); {_memory_advice(folder)}"
     if "DataLoader worker" in said:
         chain = f"{said} {error.__cause__ or error.__context__ or ''}"
