@@ -3,6 +3,7 @@
 `make test-long` runs the long ones; docs/reliability.md has their figures.
 """
 
+import importlib.util
 import json
 import shutil
 import time
@@ -143,3 +144,15 @@ def test_states_are_compared_bit_by_bit():
     assert unequal("", one, other) == ["a[0] differs", "a[1] differs", "b.c differs"]
     assert unequal("", one, {"a": 1}) == ["all of it differs"]
     assert unequal("x", torch.ones(1), torch.ones(1, dtype=torch.float64)) == ["x differs"]
+
+
+def test_the_tables_of_the_page_are_made_from_the_reports():
+    root = Path(__file__).resolve().parents[1]
+    spec = importlib.util.spec_from_file_location("reliability_tables", root / "scripts" / "reliability_tables.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert script.filled(page) == page
+    for file in script.REPORTS.glob("*.json"):
+        assert f"<!-- chaos: {file.name} -->" in page
+        assert json.loads(file.read_text())["verdict"] == "nothing was lost"
