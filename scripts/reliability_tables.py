@@ -54,13 +54,11 @@ def _section(path: Path) -> str:
 
 
 def _outcome(report: dict[str, Any]) -> str:
-    attempts, lost = report["kills"], report["lost"]
-    left = max((kill["left"] for kill in attempts), default=0)
-    runs = len({kill["run"] for kill in attempts})
+    kills, lost = report["kills"], report["lost"]
     named = sum(damage["named"] for damage in report["damages"])
     parts = [f"**{report['verdict'].capitalize()}**" + (f": {len(lost)} differences" if lost else "")]
-    if attempts:
-        parts.append(f"{runs} runs, {left} processes left behind")
+    if kills:
+        parts.append(f"{len({kill['run'] for kill in kills})} runs ended as the undisturbed one")
     if report["damages"]:
         parts.append(f"{named} of {len(report['damages'])} damages named")
     return "; ".join(parts)
