@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normlab.errors import UserError
+from normlab.initial import Initial
 from normlab.models.names import Library, check_model_name
-from normlab.norm.scopes import check_declaration
+from normlab.norm.scopes import check_declaration, check_profile
 
 if TYPE_CHECKING:
     from normlab.config import Config
@@ -18,7 +19,10 @@ _AT_LEAST = {
     **{"log_every": 1, "ratios_every": 1},
 }
 # What a setting of a group means does not depend on the file that has it.
-_WHOLE_FROM_ONE = {"model.width", "model.depth", "norm.groups", "norm.ratio_groups", "optim.lr_batch", "data.length"}
+_WHOLE_FROM_ONE = {
+    *{"model.width", "model.depth", "model.blocks", "model.groups", "model.growth"},
+    *{"norm.groups", "norm.ratio_groups", "optim.lr_batch", "data.length"},
+}
 _ABOVE_ZERO = {"optim.lr", "norm.eps", "weight.eps", "schedule.factor", "schedule.power", "data.fraction"}
 _NOT_NEGATIVE = {
     *{"optim.momentum", "optim.weight_decay", "optim.eps", "optim.alpha", "norm.momentum", "norm.d_max"},
@@ -26,7 +30,8 @@ _NOT_NEGATIVE = {
 }
 _UP_TO_ONE = {"optim.alpha", "norm.momentum", "data.fraction"}
 _AT_MOST = {  # beyond these, no machine has the room, and building only fails late
-    **{"model.width": 2**16, "model.depth": 2**12, "data.size": 2**12, "data.channels": 2**12, "data.length": 2**27},
+    **{"model.width": 2**16, "model.depth": 2**12, "model.blocks": 2**10, "model.growth": 2**10},
+    **{"data.size": 2**12, "data.channels": 2**12, "data.length": 2**27},
 }
 _MODEL_LIBRARIES: dict[str, Library] = {
     "normlab.models.library.timm_model": "timm",
@@ -53,6 +58,7 @@ def check_values(config: "Config") -> None:
         raise UserError(f"checkpoint.every={config.checkpoint.every:g}: expected a number of epochs above 0")
     if config.checkpoint.keep < 1:
         raise UserError(f"checkpoint.keep={config.checkpoint.keep}: expected a whole number of 1 or more")
+    _check_records(config)
     _check_devices(config)
     _check_needed(config)
     for group in config.choices:
@@ -62,6 +68,17 @@ def check_values(config: "Config") -> None:
         _check_norm(nodes.get("norm"), config, f"parts.{part}.norm")
     if config.model["_target_"] in _MODEL_LIBRARIES:
         check_model_name(_MODEL_LIBRARIES[config.model["_target_"]], config.model["name"])
+
+
+def _check_records(config: "Config") -> None:
+    for share in config.snapshots:
+        if not 0 < share < 1:
+            raise UserError(f"snapshots={share:g}: expected shares of training between 0 and 1; its end is always kept")
+    if config.record.statistics < 0:
+        raise UserError(f"record.statistics={config.record.statistics}: expected a number of updates, 0 or more")
+    for key in ("statistics", "gradients"):
+        if config.compile and getattr(config.record, key):
+            raise UserError(f"record.{key}: compile=true shows no single layers to look at; leave one of them out")
 
 
 def _check_devices(config: "Config") -> None:
@@ -103,6 +120,7 @@ def _check_norm(node: dict[str, Any] | None, config: "Config", path: str) -> Non
         return
     if "mean" in node and "var" in node:
         check_declaration(node["mean"], node["var"], node.get("tied", False), path)
+        check_profile(node.get("profile", "paper"), node["mean"], node["var"], node.get("sync", False), path)
     if node.get("sync") and config.replicas_per_pass is not None:
         raise UserError(
             f"replicas_per_pass={config.replicas_per_pass}: norm.sync=true needs all replicas of a device in one pass; "
@@ -116,11 +134,10 @@ def check_paths(config: "Config") -> None:
     if root is not None and not os.path.isdir(root):
         name = config.choices["data"]
         raise UserError(f"data.root={root}: there is no such folder; `normlab data prepare {name}` makes it")
-    init = config.init
-    if init != "none" and not (os.path.isfile(init) or os.path.isfile(os.path.join(init, "run.json"))):
-        raise UserError(f"init={init}: there is no such run or file; allowed: none, a run's folder, a file")
     if not config.out:
         raise UserError("out=: expected the folder of the runs")
+    if config.init != "none":
+        Initial.parse(config.init).path(Path(config.out))
     out = Path(config.out).absolute()
     exists = next(folder for folder in (out, *out.parents) if os.path.exists(folder))
     if not os.path.isdir(exists) or not os.access(exists, os.W_OK):

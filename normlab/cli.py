@@ -5,12 +5,22 @@
   normlab status [KEY=VALUE,VALUE ...]    how far the cells of a sweep are; without words, all runs
   normlab reproduce TABLE [scale=digits] [seeds=3] [jobs=N] [KEY=VALUE ...]
                                           run what is missing of a paper's table, and report it; --dry-run: the plan
+  normlab reproduce all [scale=digits] ...
+                                          every table that has the scale; what tables share runs once
   normlab report TABLE [scale=digits]     the report again, from its records alone
+  normlab claims [CLAIM ...] [scale=digits]
+                                          the papers' claims: where each is tested, and the verdict so far
+  normlab claims --run CLAIM ... [scale=digits] [seeds=3] [jobs=N]
+                                          run what is missing for them
   normlab plan   [KEY=VALUE ...]          what a run would be: steps, samples, parameters, norm layers, replicas
   normlab show   RUN ...                  outcome of runs
   normlab eval   RUN ... [split=val]      evaluate a run's weights again, under each estimator
   normlab estimate RUN ... [samples=50k] [variance=mean|population] [augment=true|false]
                                           measure batch-average statistics again, and evaluate with them
+  normlab import FILE [KEY=VALUE ...]     a released SN, SSN or WS checkpoint as a run; settings that the file does
+                                          not tell of are given as for train (data=imagenet, out=FOLDER)
+  normlab export RUN ... [out=FOLDER] [estimator=paper|moving_average|batch_average]
+                                          norms folded into weights: safetensors and torch.export, checked and timed
   normlab data   prepare|verify NAME [root=FOLDER]
   normlab bench  norm|step|train|data|start [KEY=VALUE ...]
                                           measure speed (docs/performance.md); `normlab bench NAME options` explains
@@ -214,6 +224,30 @@ def _estimate(words: list[str]) -> int:
     return 0
 
 
+def _import(words: list[str]) -> int:
+    files = [word for word in words if "=" not in word]
+    if len(files) != 1:
+        raise UserError("expected one file, a released checkpoint, and settings as KEY=VALUE")
+    from normlab.exchange.importing import import_run
+
+    folder, remarks = import_run(Path(files[0]), [word for word in words if word not in files])
+    print("\n".join(remarks))
+    return _print_summary(folder)
+
+
+def _export(words: list[str]) -> int:
+    names, options = _split(words, {"out": None, "estimator": "paper", "runs": DEFAULT_OUT})
+    runs, _ = _runs(names, {"out": options["runs"]})
+    if options["out"] is not None and len(runs) > 1:
+        raise UserError(f"out={options['out']}: expected one run, which goes there; without it each has its own place")
+    from normlab.exchange.exporting import export_run, print_export
+
+    for run in runs:
+        place = Path(options["out"]) if options["out"] else run.path / "export"
+        print_export(export_run(run, place, options["estimator"]), place)
+    return 0
+
+
 def _data(words: list[str]) -> int:
     from normlab.config import choices
 
@@ -264,22 +298,25 @@ def _status(words: list[str]) -> int:
 
 
 def _reproduce(words: list[str]) -> int:
-    from normlab.report.table import load_table
+    from normlab.report.table import load_table, tables_at
 
     names = [word for word in words if "=" not in word and word != "--dry-run"]
     if len(names) != 1:
-        raise UserError("expected the name of one table; `normlab list tables` shows them")
-    table = load_table(names[0])
-    own = {"scale": table.default_scale, "seeds": len(table.seeds), "jobs": 0, "results": "results"}
+        raise UserError("expected the name of one table, or all; `normlab list tables` shows them")
+    own = {"scale": None, "seeds": None, "jobs": 0, "results": "results"}
     given = [word for word in words if word.partition("=")[0] in own]
     _, options = _split(given, own)
-    seeds = range(_count("seeds", options["seeds"], 1, MOST_SEEDS))
+    everything = names == ["all"]
+    tables = tables_at(options["scale"] or "digits") if everything else [load_table(names[0])]
+    scale = options["scale"] or tables[0].default_scale
+    for table in tables:
+        table.scale(scale)
+    seeds = None if options["seeds"] is None else _count("seeds", options["seeds"], 1, MOST_SEEDS)
     jobs = _count("jobs", options["jobs"], 0)
-    table.scale(options["scale"])
     extra = [word for word in words if "=" in word and word not in given]
     from normlab.engine.reproduce import reproduce
 
-    return reproduce(table, options["scale"], seeds, jobs, extra, Path(options["results"]), "--dry-run" in words)
+    return reproduce(tables, scale, seeds, jobs, extra, Path(options["results"]), "--dry-run" in words)
 
 
 def _report(words: list[str]) -> int:
@@ -293,6 +330,28 @@ def _report(words: list[str]) -> int:
     for path in report(table, options["scale"] or table.default_scale, Path(options["results"])):
         print(f"written: {path}")
     return 0
+
+
+def _claims(words: list[str]) -> int:
+    names, options = _split(
+        [word for word in words if word != "--run"], {"scale": "digits", "seeds": None, "jobs": 0, "results": "results"}
+    )
+    from normlab.report.claims import chosen, print_claims, tables_of
+
+    scale, results = options["scale"], Path(options["results"])
+    wanted = chosen(names, scale, results)
+    status = 0
+    if "--run" in words:
+        if not names:
+            raise UserError("claims --run: expected a claim; `normlab claims` lists them")
+        seeds = None if options["seeds"] is None else _count("seeds", options["seeds"], 1, MOST_SEEDS)
+        tables = tables_of(wanted, scale)
+        from normlab.engine.reproduce import reproduce
+
+        status = reproduce(tables, scale, seeds, _count("jobs", options["jobs"], 0), [], results)
+        wanted = chosen(names, scale, results)
+    print_claims(wanted, scale)
+    return status
 
 
 def _figure(words: list[str]) -> int:
@@ -333,11 +392,14 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "show": _show,
     "eval": _eval,
     "estimate": _estimate,
+    "import": _import,
+    "export": _export,
     "data": _data,
     "list": _list,
     "status": _status,
     "reproduce": _reproduce,
     "report": _report,
+    "claims": _claims,
     "figure": _figure,
     "bench": _bench,
     "doctor": _doctor,

@@ -27,7 +27,8 @@ from yaml import YAMLError
 from normlab import schema
 from normlab.checks import check_paths, check_values
 from normlab.errors import UserError, nearest
-from normlab.reading import read_json, read_yaml
+from normlab.initial import Initial
+from normlab.reading import read_yaml
 
 # What the engine calls a group's `_target_` with; its settings follow as keywords.
 CALLS = {
@@ -46,8 +47,12 @@ GROUPS = tuple(CALLS)
 # Settings that say how a run is executed; they do not make it another experiment.
 EXECUTION = (
     *("tracker", "launch", "devices", "replicas_per_pass", "workers", "threads", "channels_last", "compile"),
-    *("out", "rerun", "log_every", "ratios_every", "checkpoint"),
+    *("out", "rerun", "log_every", "ratios_every", "record", "snapshots", "figures", "checkpoint"),
 )
+
+
+# Settings that came after runs were recorded: at these values a run is what it was before, and keeps its id.
+LATER = {"profile": "paper"}
 
 
 class Batch:
@@ -100,6 +105,15 @@ class Checkpoint:
 
 
 @dataclass
+class Record:
+    """What a run records beside metrics and ratios (see engine/observe.py); training is the same with it."""
+
+    statistics: int
+    gradients: bool
+    estimators: bool
+
+
+@dataclass
 class Config:
     """A run's settings; groups hold `_target_` and its keyword arguments (None: nothing). See conf/config.yaml."""
 
@@ -133,6 +147,9 @@ class Config:
     rerun: bool
     log_every: int
     ratios_every: int | Literal["epoch"]
+    record: Record
+    snapshots: list[float]
+    figures: Literal["auto", "all", "summary"]
     checkpoint: Checkpoint
     choices: dict[str, str]  # group -> the file chosen, for names people read; not part of the identity
 
@@ -202,7 +219,11 @@ def identity(config: Config) -> str:
     # Data that are all good give the same result under either on_error, and a run that bad data stopped goes on.
     scientific["data"] = {k: v for k, v in config.data.items() if k not in ("root", "on_error")}
     if config.init != "none":
-        scientific["init"] = _init_identity(Path(config.init))
+        scientific["init"] = Initial.parse(config.init).identity(Path(config.out))
+    for nodes in (scientific, *scientific["parts"].values()):
+        for group in ("norm", "weight"):
+            if nodes.get(group):
+                nodes[group] = {key: value for key, value in nodes[group].items() if LATER.get(key, ...) != value}
     if config.iterations is not None:
         scientific.pop("epochs")
     return hashlib.sha256(json.dumps(scientific, sort_keys=True).encode()).hexdigest()[:8]
@@ -284,6 +305,7 @@ def check_hydra(words: list[str]) -> None:
         raise UserError(f"{' '.join(words)}: {error}") from None
 
 
+@cache
 def parse(word: str, sweep: bool = False) -> Override:
     """A word of the command line as Hydra reads it.
 
@@ -315,6 +337,7 @@ def _nested_settings() -> dict[str, set[str]]:
     nested = {
         "batch_average": set(schema.parameters_of(BatchAverage)),
         "checkpoint": set(schema.parameters_of(Checkpoint)),
+        "record": set(schema.parameters_of(Record)),
     }
     for group in GROUPS:
         files = [read_yaml(conf_dir() / group / f"{name}.yaml") for name in choices(group)]
@@ -381,11 +404,3 @@ def _resolve_part(part: str, value: Any) -> dict[str, Any]:
     names = {group: _choice(group, name, f"parts.{part}.{group}") for group, name in chosen.items()}
     composed, _ = _compose([f"{group}={name}" for group, name in names.items()])
     return {group: schema.check_target(composed[group], group) for group in names}
-
-
-def _init_identity(path: Path) -> str:
-    """A run stands for itself by its id, a file by its bytes."""
-    if path.is_dir():
-        return read_json(path / "run.json", {"id": schema.Parameter(str)})["id"]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -44,11 +44,20 @@ SUMMARY: Fields = {
 }
 RECORD: Fields = {  # of a table; see report/records.py
     **SUMMARY,
-    **{key: Parameter(str) for key in ("row", "column", "finished")},
+    **{key: Parameter(str) for key in ("id", "row", "column", "finished")},
     "layers": Parameter(list[Mapping[str, Any]]),
+    "choices": Parameter(Mapping[str, list[list[str]]], {}),
+    "epochs_of": Parameter(Mapping[str, list[Real]], {}),
+    "fluctuations": Parameter(Mapping[str, list[Real]], {}),
+    "taken": Parameter(Mapping[str, Real], {}),
     "versions": Parameter(Mapping[str, Any]),
     "commit": Parameter(str | None),
     "device": Parameter(str),
+}
+ESTIMATE: Fields = {  # of a run's estimates.jsonl; see engine/saved.py
+    "samples": Parameter(int | str),
+    "variance": Parameter(str),
+    "augment": Parameter(bool),
 }
 STEP: Fields = {"step": Parameter(int)}
 

@@ -142,7 +142,7 @@ class RunningStatistics:
         if num_ranks() > 1:
             dist.all_reduce(flat)
             flat /= num_ranks()
-        averages = iter(flat.split([t.numel() for t in self._sums]))
+        averages = iter(flat[None].split([t.numel() for t in self._sums], 1))
         sizes = iter(self._sizes)
         for layer in self.layers:
             layer.update_running(

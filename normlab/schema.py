@@ -87,9 +87,15 @@ def check_call(target: str, positional: Sequence[str], path: str) -> None:
 
 
 def parameters_of(settings: type) -> dict[str, Parameter]:
-    """Fields of a dataclass of settings; all required, since their values stand in conf/config.yaml."""
+    """Fields of a dataclass of settings; those without a default are required."""
     hints = typing.get_type_hints(settings)
-    return {field.name: Parameter(hints[field.name]) for field in dataclasses.fields(settings)}
+    return {field.name: Parameter(hints[field.name], _field_default(field)) for field in dataclasses.fields(settings)}
+
+
+def _field_default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return _REQUIRED if field.default is dataclasses.MISSING else field.default
 
 
 def _source(module: str, target: str) -> str:

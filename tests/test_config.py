@@ -219,6 +219,13 @@ BAD = [
     ("init=nowhere", "init=nowhere", "a run's folder"),
     ("init=.", "init=.", "a run's folder"),
     ("init=", "init=", "a run's folder"),
+    ("init=nowhere@0.3", "init=nowhere", "a run's folder"),
+    ("init=1a2b3c4d@30", "init=1a2b3c4d@30", "a share of the run's updates"),
+    ("snapshots=[0.3,1]", "snapshots=1", "between 0 and 1"),
+    ("snapshots=0.3", "snapshots=0.3", "did you mean '[0.3]'?"),
+    ("record.statistics=-1", "record.statistics=-1", "0 or more"),
+    ("record.gradient=true", "record.gradient", "did you mean 'gradients'?"),
+    ("record.gradients=true compile=true", "record.gradients", "compile=true"),
     ("out=", "out=", "folder"),
     ("out=/dev/null/runs", "out=/dev/null/runs", "/dev/null is no folder"),
 ]
@@ -311,7 +318,8 @@ def id_of(*words: str) -> str:
 
 SAME = [
     *("devices=4", "replicas_per_pass=2", "workers=3", "threads=1", "channels_last=true", "compile=true"),
-    *("out=elsewhere", "rerun=true", "log_every=3", "ratios_every=7", "checkpoint.every=5"),
+    *("out=elsewhere", "rerun=true", "log_every=3", "ratios_every=7", "checkpoint.every=5", "snapshots=[0.3]"),
+    *("record.statistics=200", "record.gradients=true", "record.estimators=true", "figures=all"),
     *("tracker=none", "tracker.project=mine", "launch.timeout=5", "launch.nodes=2"),
     *("batch_average.samples=50000", "norm.groups=32", "norm.eps=0.00001", "seed=0", "epochs=30.0"),
 ]

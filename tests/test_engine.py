@@ -67,7 +67,7 @@ def test_the_records_of_a_run(tmp_path):
     assert {"versions", "commit", "seconds", "seed", "parameters"} <= summary.keys()
     assert load_file(folder.weights).keys() == build(config(tmp_path)).model.state_dict().keys()
     assert [file.name for file in checkpoint_files(folder.checkpoints)] == ["000008.pt", "000016.pt"]
-    for name in ("config.yaml", "run.json", "training.png", "ratios.png"):
+    for name in ("config.yaml", "run.json", "learning_curves.png", "ratios.png"):
         assert (folder.path / name).stat().st_size > 0
 
 

@@ -41,7 +41,7 @@ def test_every_weight(tmp_path, weight):
 
 @pytest.mark.parametrize("model", choices("model"))
 def test_every_model(tmp_path, model):
-    size = 96 if model == "inception_v3" else 64
+    size = 96 if model == "inception_v3" else 16 if model.startswith("digits") or model.endswith("_small") else 64
     settings = ("data.num_classes=4", f"data.size={size}") if model not in ("mlp", "resnet20") else ()
     summary = train(tmp_path, f"model={model}", "norm=sn_ln_bn", *QUICK["synthetic"], *settings)
     assert summary["norm_layers"] > 0

@@ -315,6 +315,18 @@ def test_evolution_and_fluctuation(make):
     one = [bar.get_height() for bar in fluctuation([run], last=9, neuron=3).axes[0].patches]
     assert one[3] == pytest.approx(np.std([values[2] for values in of_layer[1]], ddof=1))
 
+    deep = make(norm="bn", statistics=statistics_records(3, num_layers=53))
+    figure = evolution([deep])
+    assert [axis.get_title(loc="left").partition("neuron ")[2] for axis in figure.axes] == [
+        f"{layer}-1" for layer in (1, 11, 22, 32, 43, 53)
+    ]
+    assert ydata(evolution([deep], layers=[7]).axes[0]) == ydata(evolution([deep], layers=[3, 7]).axes[1])
+    (axis,) = fluctuation([deep]).axes
+    expected = [np.std([r["layers"][i]["bn_mean"] for r in deep.statistics], axis=0, ddof=1).mean() for i in range(53)]
+    assert ydata(axis)[0] == pytest.approx(expected)
+    with pytest.raises(UserError, match="layers=54: expected layers from 1 to 53"):
+        evolution([deep], layers=[54])
+
     with pytest.raises(UserError, match=r"neuron=4: norm0 of .* has neurons 1 to 3"):
         evolution([run], neuron=4)
     with pytest.raises(UserError, match="not as many"):
@@ -428,6 +440,8 @@ BUSY = {
     "blocks": lambda make: averages([make(ratios=moments(53))], by="block", block_depth=2),
     "ranges": lambda make: ratio_ranges([make(ratios=moments(53)), make(ratios=moments(53), batch="8x32")]),
     "geometry": lambda make: geometry([]),
+    "evolution": lambda make: evolution([make(statistics=statistics_records(9, num_layers=53))]),
+    "fluctuation": lambda make: fluctuation([make(statistics=statistics_records(9, num_layers=53))] * 2, neuron=1),
 }
 
 

@@ -1,6 +1,7 @@
 """What is measured for the figures of statistics and gradients, against plain torch and autograd in float64."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from normlab.norm.layer import Normalizer
 from normlab.norm.weight import WeightStandardization, weight_standardization
 
 F64 = torch.float64
+SIX_DIGITS = 6e-6  # relative; what is kept of statistics
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +29,10 @@ def test_statistics_of_the_first_replica(shape):
     x = 3 + 2 * torch.randn(shape, dtype=F64)
     row = statistics.batch_statistics(x, replicas=2)
     first = x[:3].transpose(0, 1).flatten(1)
-    assert row["bn_mean"] == pytest.approx(first.mean(1).tolist())
-    assert row["bn_std"] == pytest.approx(first.std(1, correction=0).tolist())
-    assert row["en_mean"] == pytest.approx(first.mean().item())
-    assert row["en_std"] == pytest.approx(first.std(correction=0).item())
+    assert row["bn_mean"] == pytest.approx(first.mean(1).tolist(), rel=SIX_DIGITS)
+    assert row["bn_std"] == pytest.approx(first.std(1, correction=0).tolist(), rel=SIX_DIGITS)
+    assert row["en_mean"] == pytest.approx(first.mean().item(), rel=SIX_DIGITS)
+    assert row["en_std"] == pytest.approx(first.std(correction=0).item(), rel=SIX_DIGITS)
     assert json.loads(json.dumps(row)) == row
 
 
@@ -52,11 +54,11 @@ def test_rows_of_a_training_pass():
         model(later)  # a second pass of the step, which does not count
         expected = model[0](x)
         assert [(row["layer"], row["index"]) for row in rows] == [("1", 1), ("3", 2)]
-        assert rows[0]["bn_mean"] == pytest.approx(expected.mean(0).tolist())
-        assert rows[1]["en_std"] == pytest.approx(out.std(correction=0).item())
+        assert rows[0]["bn_mean"] == pytest.approx(expected.mean(0).tolist(), rel=SIX_DIGITS)
+        assert rows[1]["en_std"] == pytest.approx(out.std(correction=0).item(), rel=SIX_DIGITS)
         rows.clear()
         model(later)
-        assert rows[0]["bn_mean"] == pytest.approx(model[0](later).mean(0).tolist())
+        assert rows[0]["bn_mean"] == pytest.approx(model[0](later).mean(0).tolist(), rel=SIX_DIGITS)
         rows.clear()
     model(x)
     assert rows == []
@@ -104,18 +106,22 @@ def test_rows_of_a_backward_pass():
     def loss_of(images):
         return model(images).square().sum()
 
-    with lipschitz.observed(model) as rows:
+    with lipschitz.observed(model) as found:
         loss_of(x).backward()
-        loss_of(later).backward()  # a second pass of the step, which does not count
+        loss_of(later).backward()  # a second pass of the step
         with torch.no_grad():
             model(x)
+    rows = lipschitz.rows(found)
     assert [(row["layer"], row["index"]) for row in rows] == [("0", 1), ("2", 2)]
     for row in rows:
         leaf = model[int(row["layer"])].weight.detach().requires_grad_()
-        out = x
-        for name, module in model.named_children():
-            same = name == row["layer"]
-            out = nn.functional.conv2d(out, leaf, module.bias) if same else module(out)
-        out.square().sum().backward()
+        for out in (x, later):
+            for name, module in model.named_children():
+                same = name == row["layer"]
+                out = nn.functional.conv2d(out, leaf, module.bias) if same else module(out)
+            out.square().sum().backward()
         expected = lipschitz.shares(leaf.detach(), leaf.grad)
         assert {name: row[name] for name in expected} == pytest.approx(expected)
+    seen = found["0"]
+    for gradient_OI in (torch.zeros_like(seen.gradient_OI), torch.full_like(seen.gradient_OI, math.inf)):
+        assert lipschitz.rows({"0": lipschitz.Observed(1, seen.standardized_OI, gradient_OI)}) == []

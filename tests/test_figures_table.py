@@ -22,7 +22,7 @@ def results(rows: dict[str, str], columns: dict[str, str], entries: dict[tuple[s
     table.rows, table.columns = ({n: Line(label, []) for n, label in t.items()} for t in (rows, columns))
     table.differences = {"x": Difference("a", "b")}
     records = [{"model": "net", "data": "digits", "seed": 0}]
-    return Results(table, "digits", table.scale("digits"), records, entries, {})
+    return Results(table, "digits", table.scale("digits"), records, entries, {}, [])
 
 
 def cell(printed: float | None, *values: float, diverged: int = 0, missing: int = 0) -> Entry:

@@ -1,5 +1,6 @@
 """The C++ kernels against the definition of each operation in float64, on every shape class, layout and type."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from normlab.norm import kernels, ops
 from normlab.norm.algebra import Algebra
+from normlab.norm.layer import Normalizer
 
 KERNELS = kernels.backend("cpu").kernels
 if not KERNELS:
@@ -47,6 +50,13 @@ def arguments(shape, dtype, last, offset=3.0):
         "sums": (dy, x, anchor),
         "input_gradient": (dy, x, anchor, *rows),
     }
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def tuple_of(result):
@@ -163,14 +173,96 @@ def test_the_algebra_as_defined(algebra, replicas, N, groups, affine, own_rows, 
         assert_near(a, b, tolerance, name)
 
 
+# ---- whole passes ---------------------------------------------------------------------------------------------------
+
+SN = Algebra((False, False, True), (12, 1, 12), (0, 1, 2), (0, 1, 2), False, False, 1e-3)
+
+
+def passes(x, dy, parameters, stored, algebra, replicas):
+    """The passes as single calls, and as the operations they are made of: results of both, in the same order."""
+    y, *kept = KERNELS["forward"](x, None, None, *parameters, stored, algebra, replicas)
+    saved = (*kept, *parameters, stored is not None)
+    back = KERNELS["backward"](dy, x, *saved, algebra, replicas, True)
+    mean, var = KERNELS["moments"](x)
+    scale, shift, mu, rstd, statistics = KERNELS["mix"](mean, var, *parameters, stored, *algebra, replicas)
+    saved = (mean, var, scale, mu, rstd, statistics, *parameters, stored is not None)
+    first, second = KERNELS["sums"](dy, x, mean)
+    dmean, dvar, *gradients = KERNELS["mix_backward"](second, first, *saved, *algebra, replicas)
+    dx = KERNELS["input_gradient"](dy, x, mean, scale, dmean, dvar)
+    one_by_one = (KERNELS["affine"](x, mean, scale, shift), mean, var, scale, mu, rstd, statistics, dx, *gradients)
+    return (y, *kept, *back), one_by_one
+
+
+@pytest.mark.parametrize("with_parameters", [True, False])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("last", [False, True])
+def test_a_pass_is_its_operations_bit_by_bit_for_any_number_of_threads(threads, last, dtype, with_parameters):
+    x, dy = (lay_out(draw((12, 12, 31, 17), seed, dtype), last) for seed in (0, 1))
+    wide = ops.accumulation_dtype(x)
+    shapes = ((12,), (12,), (3,), (3,))
+    parameters = [draw(shape, seed, wide) if with_parameters else None for seed, shape in enumerate(shapes)]
+    algebra = SN if with_parameters else Algebra((True,), (12,), (0,), (0,), False, False, 1e-3)
+    for replicas in (1, 3, 12):
+        results = []
+        for count in (1, 2, 5):
+            threads(count)
+            results += passes(x, dy, parameters, None, algebra, replicas)
+        for other in results[1:]:
+            for found, expected in zip(other, results[0], strict=True):
+                if found is None or expected is None or not expected.numel():
+                    continue
+                assert torch.equal(found, expected)
+
+
+def test_a_pass_takes_the_moments_and_the_stored_statistics_it_is_given():
+    x = draw((4, 12, 5, 3), 0)
+    row, stored = draw((1, 12), 1).expand(4, 12), torch.cat([draw((12,), 2), draw((12,), 3).abs()])
+    algebra = Algebra((True,), (12,), (0,), (0,), False, False, 1e-3)
+    y, mean, *_ = KERNELS["forward"](x, row, row, None, None, None, None, stored, algebra, 1)
+    assert torch.equal(mean, row)
+    expected = torch.nn.functional.batch_norm(x, stored[:12], stored[12:], eps=1e-3)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_average_advances_as_defined():
+    measured = draw((3, 7), 0, torch.float32)
+    running = draw((7,), 1, torch.float32)
+    expected = running.double() * 0.7 + measured.double().mean(0) * (10 / 9) * 0.3
+    ops.advance(running, measured, 0.3, 10 / 9)
+    torch.testing.assert_close(running.double(), expected, rtol=1e-6, atol=1e-6)
+    assert KERNELS["advance"](running.half(), measured, 0.3, 1.0) is NotImplemented
+    narrow = running.half()
+    ops.advance(narrow, measured, 0.0, 1.0)
+    assert torch.equal(narrow, running.half())
+
+
+def test_what_watches_torch_sees_the_operators_and_the_same_bits():
+    class Seen(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.add(str(func))
+            return func(*args, **kwargs or {})
+
+    x = draw((4, 12, 5, 3), 0, torch.float32).requires_grad_()
+    results, seen = [], Seen()
+    for watch in (contextlib.nullcontext(), seen):
+        layer = Normalizer(12, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])
+        layer.replicas = 2
+        with watch:
+            y = layer(x)
+            gradients = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+        results.append((y, *gradients, *layer.buffers()))
+    names = {"moments", "mix", "affine", "sums", "mix_backward", "input_gradient"}
+    assert {f"normlab.{name}.default" for name in names} <= seen.names
+    for direct, watched in zip(*results, strict=True):
+        torch.testing.assert_close(direct, watched, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(results[0][:6], results[1][:6], strict=True))
+
+
 # ---- threads, processes and the build -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -15,7 +15,15 @@ from normlab.models.classifier import find_classifier
 from normlab.models.library import timm_model, torchvision_model
 from normlab.models.mlp import mlp
 from normlab.models.names import check_model_name, model_names
-from normlab.models.resnet import PadShortcut, digits_resnet, resnet_cifar, resnet_small
+from normlab.models.resnet import (
+    PadShortcut,
+    digits_resnet,
+    digits_resnet_deep,
+    digits_resnext,
+    resnet_cifar,
+    resnet_small,
+)
+from normlab.models.small_images import densenet_small, mobilenetv2_small, shufflenet_v2_small
 from normlab.vision import timm, torchvision
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -65,6 +73,54 @@ def test_digits_resnet():
     model(torch.randn(2, 1, 8, 8))
     assert sizes == [(16, 8, 8), (32, 4, 4), (64, 2, 2)]
     assert num_parameters(digits_resnet((1, 8, 8), 10, width=8)) < num_parameters(model) / 3
+
+
+def test_digits_resnet_deep_has_two_blocks_a_stage():
+    one, two = digits_resnet((1, 8, 8), 10), digits_resnet_deep((1, 8, 8), 10)
+    assert len(norms_of(two)) == 15
+    second = {w: 2 * 9 * w * w + 4 * w for w in (16, 32, 64)}  # two convolutions and two norms
+    assert num_parameters(two) == num_parameters(one) + sum(second.values())
+
+
+@pytest.mark.parametrize(("blocks", "norms"), [(1, 12), (2, 21)])
+def test_digits_resnext(blocks, norms):
+    """Xie et al. 2017, Table 1: grouped 3x3 convolutions inside, of half the channels that leave the block."""
+    model = digits_resnext((1, 8, 8), 10, width=16, blocks=blocks, groups=8)
+    assert len(norms_of(model)) == 1 + 3 * 3 * blocks + 2 == norms  # the first stage keeps its 32 channels
+    grouped = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)][1:]
+    assert [(m.groups, m.in_channels) for m in grouped] == [(8, w) for w in (16, 32, 64) for _ in range(blocks)]
+    assert [m.stride for m in grouped[::blocks]] == [(1, 1), (2, 2), (2, 2)]
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(UserError, match=r"groups=5 does not divide model.width=16"):
+        digits_resnext((1, 8, 8), 10, groups=5)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "features"),
+    [
+        (lambda: mobilenetv2_small((3, 32, 32), 10, width="x0_35"), "mobilenetv2_035", "conv_head"),
+        (lambda: shufflenet_v2_small((3, 32, 32), 10), "shufflenet_v2_x1_5", "conv5"),
+        (lambda: densenet_small((3, 32, 32), 10), "densenet121", "features"),
+    ],
+)
+def test_networks_for_small_images_end_at_4x4(small, large, features):
+    """All is as in the network for ImageNet but strides, and DenseNet's stem, 3x3 in place of 7x7."""
+    model = small()
+    library = timm_model if large.startswith("mobilenet") else torchvision_model
+    reference = library((3, 32, 32), 10, name=large)
+    changed = {
+        name: (p.shape, dict(reference.named_parameters())[name].shape)
+        for name, p in model.named_parameters()
+        if p.shape != dict(reference.named_parameters())[name].shape
+    }
+    stem = {"features.conv0.weight": ((64, 3, 3, 3), (64, 3, 7, 7))}
+    assert changed == (stem if large == "densenet121" else {})
+    assert len(list(model.parameters())) == len(list(reference.parameters()))
+    sizes = []
+    for network in (model, reference):
+        network.get_submodule(features).register_forward_hook(lambda m, i, output: sizes.append(output.shape[2:]))
+        network(torch.randn(2, 3, 32, 32))
+    assert sizes == [(4, 4), (1, 1)]
 
 
 def test_he_initialisation_by_fan_out():

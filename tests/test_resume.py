@@ -3,10 +3,13 @@
 import json
 import random
 import signal
+from pathlib import Path
 
+import killing
 import pytest
-from killing import WRITE, Moment, attempt, config, differences, outcome
+from killing import WRITE, Moment, attempt, differences, outcome
 
+from normlab.config import Config
 from normlab.engine.record import RunFolder
 from normlab.engine.start import start
 from normlab.reading import read_jsonl
@@ -17,6 +20,12 @@ MOMENTS: tuple[Moment, ...] = (
     *(("training", 3), ("training", 8), ("evaluating", 256), (WRITE, 11), ("training", 15)),
     *(("training", 16), ("measuring statistics", 5), (WRITE, 25)),
 )
+# Whatever a run can record, it does.
+RECORDED = ("weight=ws", "record={statistics:6,gradients:true,estimators:true}", "snapshots=[0.3,0.5,0.9]")
+
+
+def config(out: Path, *more: str) -> Config:
+    return killing.config(out, *RECORDED, *more)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +40,11 @@ def test_one_row_for_each_update_and_epoch(whole):
     rows = [json.loads(line) for line in whole["metrics.jsonl"].splitlines()]
     assert [row["step"] for row in rows if "batch/loss" in row] == list(range(1, 17))
     assert [row["step"] for row in rows if "val/top1" in row] == [8, 16]
-    assert [json.loads(line)["step"] for line in whole["ratios.jsonl"].splitlines()] == [0, 8, 16]
+    for name, steps in (("ratios", [0, 8, 16]), ("statistics", [11, 12, 13, 14, 15, 16]), ("gradients", [1, 9])):
+        assert [json.loads(line)["step"] for line in whole[f"{name}.jsonl"].splitlines()] == steps
+    assert [name for name in whole["files"] if "snapshots" in name] == [
+        f"snapshots/{share}.safetensors" for share in (0.3, 0.5, 0.9)
+    ]
 
 
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole):
@@ -47,7 +60,8 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole
 def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole, number):
     """With other loader workers each time. A signal loses nothing: the update is finished and saved."""
     settings = config(tmp_path, "checkpoint.every=2")  # epochs
-    saved = {("training", 5): 5, ("training", 8): 8, ("evaluating", 256): 8, ("measuring statistics", 5): 16}
+    saved = {("training", 5): 5, ("training", 8): 8, ("evaluating", 256): 8, ("measuring statistics", 5): 8}
+    saved |= {("training", 16): 16}
     for moment, updates in saved.items():
         settings.workers = 2 - settings.workers
         assert attempt(settings, moment, number) == 128 + number, moment

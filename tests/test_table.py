@@ -15,10 +15,12 @@ from normlab.engine.start import start
 from normlab.errors import UserError
 from normlab.reading import read_jsonl
 from normlab.report import table as table_module
+from normlab.report.printed import paper_dir, printed
 from normlab.report.records import collect, table_folder
 from normlab.report.render import report
 from normlab.report.results import load_results
-from normlab.report.table import cells, load_table, paper_dir, printed, tables
+from normlab.report.runs import plan
+from normlab.report.table import cells, load_table, tables
 
 TABLE = load_table("sn_table2")
 IMAGENET = TABLE.scales["imagenet"]
@@ -41,7 +43,10 @@ def real_layout(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", tables())
 def test_every_table_is_sound(name):
     table = load_table(name)
-    assert printed(table) and table.default_scale in table.scales and table.claims
+    values = printed(table).values
+    assert table.default_scale in table.scales and table.claims
+    assert all(claim.tests and claim.sources for claim in table.claims.values())
+    assert any(value is not None for value in values.values()) == bool(table.paper)
     for scale in table.scales:
         assert len(cells(table, scale, table.seeds)) == len(table.rows) * len(table.columns) * len(table.seeds)
 
@@ -57,6 +62,35 @@ def test_cells_of_table2():
         assert f"batch={cell.column}" in cell.overrides and f"seed={cell.seed}" in cell.overrides
         norm = "sn_in_ln" if (cell.row, cell.column) == ("sn", "8x1") else cell.row
         assert [word for word in cell.overrides if word.startswith("norm=")] == [f"norm={norm}"]
+
+
+OURS = [name for name in tables() if name.startswith(("distinct_", "sn_")) and name != "sn_table2"]
+
+
+@pytest.mark.parametrize("scale", ["digits", "imagenet"])
+@pytest.mark.parametrize("name", OURS)
+def test_every_run_loads(real_layout, tmp_path, name, scale):
+    """And has a batch setting of its own, and the seed."""
+    found = plan(load_table(name), scale, [3], [], tmp_path)
+    for cell in found.cells:
+        config = found.config_of(cell)
+        assert config.seed == 3 and f"batch={config.batch}" in cell.overrides
+        assert config.epochs <= {"digits": 30, "imagenet": 100}[scale]
+
+
+def test_a_groups_file_replaces_what_was_set_in_it():
+    table = load_table("distinct_factors")
+    table.rows = {"a": table_module.Line("a", ["optim=rmsprop", "optim.eps=0.5"])}
+    (found, _) = cells(table, "digits", [0])
+    assert [word for word in found.overrides if word.startswith("optim")] == ["optim=rmsprop", "optim.eps=0.5"]
+
+
+def test_overrides_by_scale():
+    table = load_table("distinct_depths")
+    for scale, model in (("digits", "model=digits_resnet_deep"), ("imagenet", "model=resnet101")):
+        words = {cell.column: cell.overrides for cell in cells(table, scale, [0])}
+        assert model in words["r101_top1"] and model not in words["r50_top1"]
+        assert words["r101_top1"] == words["r101_top5"]
 
 
 def test_later_words_win():
@@ -129,27 +163,6 @@ def test_reductions_keep_all_but_data_model_and_length(real_layout):
     assert cifar["schedule"] == imagenet["schedule"]
 
 
-# ---- the paper's numbers ---------------------------------------------------------------------------------------------
-
-
-def test_printed_numbers():
-    """Read off the table by eye."""
-    values = printed(TABLE)
-    assert values["bn", "8x2"] == 65.3 and values["sn", "8x32"] == 76.9 and values["gn", "1x8"] == 75.5
-    assert values["bn", "8x1"] is None and values["SN-BN", "8x1"] is None
-    assert values["GN-BN", "8x2"] == 10.6 and values["SN-GN", "8x1"] == -0.5
-    assert len(values) == 6 * 9
-
-
-def test_printed_differences_are_those_of_printed_rows():
-    values = printed(TABLE)
-    for label, difference in TABLE.differences.items():
-        for column in TABLE.columns:
-            of, minus = values[difference.of, column], values[difference.minus, column]
-            expected = None if of is None or minus is None else pytest.approx(of - minus)
-            assert values[label, column] == expected
-
-
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +177,7 @@ def test_unknown_names():
     ("change", "message"),
     [
         (("metric: top1", "metrik: top1"), "metrik: there is no such setting; did you mean 'metric'"),
+        (("metric: top1", "metric: top2"), "sn_table2: metric 'top2' does not exist; did you mean"),
         (("decimals: 1", "decimals: one"), "decimals=one: expected a whole number"),
         (
             ("label: BN, overrides", "lable: BN, overrides"),
@@ -179,6 +193,17 @@ def test_unknown_names():
         (("verdicts.exceeds, of", "verdicts.exceed, of"), "'exceed' does not exist; did you mean 'exceeds'"),
         (("margins: -1", "margin: -1"), "margin: there is no such setting; did you mean 'margins'"),
         (("row: sn\n", "rwo: sn\n"), "rwo: there is no such setting; did you mean 'row'"),
+        (("label: BN,", "label: BN, by_scale: {digit: []},"), "scale 'digit' does not exist; did you mean 'digits'"),
+        (("label: BN,", "label: BN, start: {row: bm, at: 1},"), "row 'bm' does not exist"),
+        (("label: BN,", "label: BN, start: {at: 2},"), "rows.bn.start.at=2: expected a share above 0, up to 1"),
+        (("label: BN,", "label: BN, start: {at: 1},"), "bn 8x32 starts from itself"),
+        (("label: BN,", "label: BN, estimator: moving,"), "estimator=moving: expected moving_average or batch_average"),
+        (("label: BN,", "label: BN, estimator: {samples: 5k},"), "estimator.variance: this setting has no default"),
+        (
+            ('"(8,32)",', '"(8,32)", estimator: batch_average,', "label: BN,", "label: BN, estimator: batch_average,"),
+            "row 'bn' and column '8x32' both say which estimator",
+        ),
+        (("sources: [sn_iclr.bn_drop", "sourcez: [sn_iclr.bn_drop"), "sourcez: there is no such setting"),
         (("imagenet: imagenet_sn", "imagenet: imagenet_ns"), "scale 'imagenet_ns' does not exist; did you mean"),
     ],
 )
@@ -187,31 +212,15 @@ def test_a_mistake_in_a_table_is_one_line(tmp_path, monkeypatch, change, message
         (tmp_path / group).mkdir()
         for file in (conf_dir() / group).glob("*.yaml"):
             text = file.read_text(encoding="utf-8")
-            (tmp_path / group / file.name).write_text(text.replace(*change), encoding="utf-8")
+            for old, new in zip(change[::2], change[1::2], strict=True):
+                text = text.replace(old, new)
+            (tmp_path / group / file.name).write_text(text, encoding="utf-8")
     monkeypatch.setattr(table_module, "conf_dir", lambda: tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         table = load_table("table2")
         printed(table)
         cells(table, "imagenet", [0])
     assert "\n" not in str(caught.value)
-
-
-def test_papers_that_disagree(monkeypatch):
-    other = load_table("table2")
-    other.paper[1] = table_module.Source("sn_tpami", "table2")
-    monkeypatch.setattr(
-        table_module,
-        "printed_table",
-        lambda source: {
-            "columns": [line.label for line in TABLE.columns.values()],
-            "rows": [
-                {"label": label, "values": [70 if source.file == "sn_tpami" else 71] * 9}
-                for label in ("BN", "GN", "SN", *TABLE.differences)
-            ],
-        },
-    )
-    with pytest.raises(UserError, match="sn_tpami prints 70 at BN"):
-        printed(other)
 
 
 def test_reports_do_without_torch():
@@ -245,13 +254,14 @@ def test_end_to_end(real_layout, tmp_path, scale):
     folders[-1].set_status("interrupted")
 
     into = table_folder(TABLE, scale, tmp_path)
-    records = collect([*wanted, stopped], folders, into)
+    ids = {(c.row, c.column, 0): identity(load(c.overrides)) for c in [*wanted, stopped]}
+    records = collect(TABLE, [*wanted, stopped], folders, ids, into)
     assert records == read_jsonl(into / "records.jsonl")
     assert [(r["row"], r["column"], r["seed"], r["name"]) for r in records] == [
         (c.row, c.column, 0, f.path.name) for c, f in zip(wanted, folders, strict=False)
     ]
     assert records[0]["layers"] == [] and len(records[1]["layers"]) == records[1]["norm_layers"]
-    assert set(records[1]["layers"][0]) == {"layer", "mean", "var"}
+    assert set(records[1]["layers"][0]) == {"layer", "receptive_field", "mean", "var"}
     assert all({"id", "commit", "versions", "seconds", "finished"} <= set(record) for record in records)
 
     console = Console(file=io.StringIO(), width=100)

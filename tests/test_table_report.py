@@ -14,11 +14,17 @@ from rich.console import Console
 from normlab.errors import UserError
 from normlab.report.render import comma_separated, latex, markdown, report
 from normlab.report.results import load_results, results_of
-from normlab.report.table import cells, load_table
+from normlab.report.table import Difference, cells, load_table
 
 TABLE = load_table("sn_table2")
 SCORES = {"bn": 98.0, "gn": 97.0, "sn": 99.0}
 BN_RATIO = {"8x32": 0.4, "8x16": 0.38, "8x8": 0.36, "8x4": 0.34, "8x2": 0.32, "1x16": 0.38, "1x32": 0.4, "1x8": 0.36}
+
+EPOCHS = {  # SN learns fastest and GN overfits most; validation leads in the first epoch
+    "bn": {"train/loss": [2.0, 0.2], "train/top1": [40.0, 98.0], "val/top1": [50.0, 97.0]},
+    "gn": {"train/loss": [2.0, 0.2], "train/top1": [40.0, 99.0], "val/top1": [50.0, 97.0]},
+    "sn": {"train/loss": [2.0, 0.2], "train/top1": [50.0, 98.0], "val/top1": [60.0, 98.0]},
+}
 
 
 def record(row: str, column: str, seed: int, score: float | None, **changes) -> dict:
@@ -28,7 +34,7 @@ def record(row: str, column: str, seed: int, score: float | None, **changes) -> 
         bn = BN_RATIO.get(column)
         ratio = {"in": 0.5, "ln": 0.5} if bn is None else {"in": 0.9 - bn, "ln": 0.1, "bn": bn + seed * 0.001}
     return {
-        "id": f"{seed:08x}",
+        "id": f"{row}-{column}-{seed}",
         "name": f"digits-digits_resnet-{row}-{column}-s{seed}",
         "status": "diverged" if score is None else "finished",
         "row": row,
@@ -44,6 +50,8 @@ def record(row: str, column: str, seed: int, score: float | None, **changes) -> 
         "seconds": 10.0,
         "finished": "2026-11-21T08:00:00+00:00",
         "layers": [],
+        "choices": {},
+        "epochs_of": EPOCHS.get(row, {}) if score is not None else {},
     } | changes
 
 
@@ -119,6 +127,10 @@ def test_verdicts_of_clear_records():
         "sn_not_behind_gn": "holds",
         "bn_ratio_follows_n": "holds",
         "ln_ratio_follows_n": "not enough seeds",
+        "learns_faster": "holds",
+        "overfits_less": "holds",
+        "validation_leads_early": "holds",
+        "variance_of_bn_falls": "holds",
     }
     diverged = results_of(TABLE, "digits", records(bn_8x2=[95.0, 95.1, 95.2], bn_8x1=[None] * 3)).judged
     assert diverged["bn_falls"].verdict == diverged["small_minibatches"].verdict == "holds"
@@ -213,3 +225,63 @@ def test_reports_of_what_there_is(tmp_path, kept):
     lines = [json.dumps(r) for r in records(bn_8x1=[None] * 3) if kept(r)]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert len(report(TABLE, "digits", tmp_path, Console(file=io.StringIO()))) == 5
+
+
+# ---- what Table 2 does not have --------------------------------------------------------------------------------------
+
+
+def made(name: str, scores: dict[tuple[str, str], list[float]], **settings):
+    """Results of a table with these scores, by cell and seed."""
+    table = load_table(name)
+    for key, value in settings.items():
+        setattr(table, key, value)
+    made = [record(*cell, seed, value) for cell, values in scores.items() for seed, value in enumerate(values)]
+    return results_of(table, "digits", made)
+
+
+def test_rows_that_no_paper_prints_have_one_line():
+    text = markdown(made("distinct_pools", {("sn", "top1"): [97.0], ("bn", "top1"): [96.0]}))
+    lines = [[w.strip().strip("*") for w in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    labels = [line[0] for line in lines if line[1] in ("paper", "digits", "difference")]
+    assert labels == ["IN+LN+BN", "", "", "IN+LN", "", "", "IN+BN", "", "", "LN+BN", "", "", "IN", "LN", "BN"]
+    assert ["BN", "digits", "96.00", "missing"] in lines
+
+
+def test_where_papers_disagree_the_report_says_so():
+    text = markdown(made("distinct_table1", {("sn", "8x32"): [97.0]}))
+    assert "sn_iclr table2 prints 76.9 at SN, (8,32); sn_distinct table1 77.1." in text
+    assert "The paper has no IN and LN at (8,8) and (8,2)" in text
+
+
+def test_claims_that_need_another_scale_say_so():
+    results = made("distinct_table1", {("sn", "8x32"): [97.0]})
+    assert results.judged["mean_and_variance_diverge"].verdict is None
+    assert "| **needs the scale imagenet** |" in markdown(results)
+
+
+def test_errors_and_differences_of_columns():
+    """An error is 100 minus the accuracy, of a diverged run too: it counts as guessing."""
+    scores = {("sn", "8x32"): [97.0, 98.0], ("sn", "8x2"): [96.0, 95.0], ("bn", "8x2"): [None, None]}
+    difference = {"8x2-8x32": Difference("8x2", "8x32", printed=None)}
+    results = made("distinct_table1", scores, metric="error1", column_differences=difference)
+    assert list(results.entries["sn", "8x32"].values) == [3.0, 2.0]
+    assert list(results.entries["sn", "8x2-8x32"].values) == [1.0, 3.0]
+    assert results.entries["SNtied-SN", "8x2-8x32"].missing == 2
+    assert results.measured.of("metric", ("bn", "8x2")) == {0: 90.0, 1: 90.0}
+    assert results.metric == "top-1 error in percent" and "8x2-8x32" in markdown(results)
+
+
+def test_cells_of_one_run_count_once():
+    results = made("distinct_table1", {("sn", "8x32"): [97.0], ("sn", "8x8"): [97.0]})
+    for one in results.records:
+        one["id"] = "same"
+    assert "1 run of digits_resnet on digits, 10 s in all" in markdown(results)
+
+
+def test_records_of_another_table_are_one_line():
+    with pytest.raises(
+        UserError, match=r"records.jsonl: distinct_pools has no cell sn 8x32; it is damaged, or of another"
+    ):
+        made("distinct_pools", {("sn", "8x32"): [97.0]})
+    with pytest.raises(UserError, match=r"sn top5 seed 0 has no top5 under batch_average"):
+        made("distinct_pools", {("sn", "top5"): [97.0]})

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from scipy import special
 
-from normlab.report.verdicts import Evidence, exceeds, rises, student_p, verdict, welch_p
+from normlab.report.quantities import Measured
+from normlab.report.verdicts import (
+    Evidence,
+    departs,
+    exceeds,
+    lies_above,
+    lies_below,
+    resembles,
+    rises,
+    student_p,
+    varies_less,
+    verdict,
+    welch_p,
+)
 
 
 def t_tail(t: float, df: float) -> float:
@@ -49,16 +62,22 @@ def test_below_two_seeds_there_is_no_p(sizes):
     assert math.isnan(student_p(np.array([1.0])))
 
 
-MEASURED = {
-    "metric": {("bn", "a", s): 98.0 + s for s in range(3)} | {("bn", "b", s): 95.0 + 2 * s for s in range(2)},
-    "ratio": {("sn", column, s): 0.3 + 0.02 * x + 0.01 * s * x for s in range(3) for x, column in enumerate("abc")},
-}
+RATIO = {("sn", column, s): 0.3 + 0.02 * x + 0.01 * s * x for s in range(3) for x, column in enumerate("abc")}
+MEASURED = Measured(
+    {
+        "metric": {("bn", "a", s): 98.0 + s for s in range(3)} | {("bn", "b", s): 95.0 + 2 * s for s in range(2)},
+        "ratio": RATIO,
+        "other": {key: value - 0.1 for key, value in RATIO.items()},
+    }
+)
 
 
 def test_exceeds():
     found = exceeds(MEASURED, 0.5, of=["bn", "a"], than=["bn", "b"], margins=-2)
     assert (found.effect, found.threshold, found.seeds) == (3.0, -1.0, 2)
     assert found.p == pytest.approx(welch_p(np.array([98.0, 99.0, 100.0]), np.array([95.0, 97.0]), -1.0))
+    between = exceeds(MEASURED, 1.0, of=["sn", "c"], than=["sn", "c"], quantity="ratio", than_quantity="other")
+    assert between.effect == pytest.approx(0.1) and between.threshold == 0
     missing = exceeds(MEASURED, 0.5, of=["bn", "a"], than=["gn", "b"])
     assert math.isnan(missing.effect) and math.isnan(missing.p) and missing.seeds == 0
 
@@ -73,10 +92,68 @@ def test_rises():
 
 
 def test_rises_leaves_out_seeds_that_lack_a_column():
-    measured = {"ratio": {k: v for k, v in MEASURED["ratio"].items() if k != ("sn", "b", 0)}}
+    measured = Measured({"ratio": {k: v for k, v in RATIO.items() if k != ("sn", "b", 0)}})
     found = rises(measured, 1.0, quantity="ratio", row="sn", columns=["a", "b", "c"])
     assert found.effect == pytest.approx(0.035) and found.seeds == 2
-    assert math.isnan(rises({}, 1.0, quantity="ratio", row="sn", columns=["a", "b"]).effect)
+    assert math.isnan(rises(Measured({}), 1.0, quantity="ratio", row="sn", columns=["a", "b"]).effect)
+
+
+def test_a_number_is_exceeded_or_not():
+    """0.34, 0.36, 0.38 less 0.3 have the mean 0.06, standard error 0.02 / sqrt(3)."""
+    above = lies_above(MEASURED, 1.0, cell=["sn", "c"], quantity="ratio", value=0.3)
+    assert above.effect == pytest.approx(0.36) and above.threshold == 0.3 and above.seeds == 3
+    assert above.p == pytest.approx(t_tail(3 * math.sqrt(3), 2))
+    below = lies_below(MEASURED, 1.0, cell=["sn", "c"], quantity="ratio", value=0.3)
+    assert below.p == pytest.approx(1 - above.p) and below.effect == -above.effect
+
+
+def test_spread():
+    """Of three values with a standard deviation of 1, below 2: P(chi2 of 2 degrees < 2 / 4) = 1 - exp(-1 / 4)."""
+    found = varies_less(MEASURED, 0.5, cell=["bn", "a"], margins=4)
+    assert (found.effect, found.threshold, found.seeds) == (-1.0, -2.0, 3)
+    assert found.p == pytest.approx(1 - math.exp(-0.25))
+    assert math.isnan(varies_less(MEASURED, 0.5, cell=["gn", "a"], margins=4).p)
+
+
+def layers(*shares: float) -> list[dict]:
+    """Of a switchable layer each: the BN ratio of the mean; the variance has twice the odds."""
+    rows = []
+    for share in shares:
+        odds = 2 * share / (1 - share)
+        var = {"in": 1 / (1 + odds), "bn": odds / (1 + odds)}
+        rows.append({"mean": {"in": 1 - share, "bn": share}, "var": var})
+    return rows
+
+
+def symmetric_kl(p: float, q: float) -> float:
+    """Of two coins."""
+    return sum(a * math.log(a / b) + b * math.log(b / a) for a, b in ((p, q), (1 - p, 1 - q)))
+
+
+RATIOS = Measured(
+    {},
+    {("sn", "home", s): layers(0.5, 0.4 + 0.01 * s) for s in range(3)}
+    | {("sn", "near", s): layers(0.5, 0.5) for s in range(3)}
+    | {("sn", "far", s): layers(0.8, 0.6) for s in range(3)},
+)
+
+
+def test_departs():
+    found = departs(RATIOS, 1.0, of=["sn", "far"], than=["sn", "near"], reference=["sn", "home"], moment="mean")
+    far = [(symmetric_kl(0.8, 0.5) + symmetric_kl(0.6, 0.4 + 0.01 * s)) / 2 for s in range(3)]
+    near = [symmetric_kl(0.5, 0.4 + 0.01 * s) / 2 for s in range(3)]
+    assert found.effect == pytest.approx(np.mean(far) - np.mean(near)) and found.seeds == 3
+    assert found.p == pytest.approx(student_p(np.array(far) - near)) and found.p < 0.05
+
+
+def test_resembles():
+    found = resembles(RATIOS, 1.0, of=["sn", "near"], reference=["sn", "home"], moment="mean", below=0.5)
+    assert found.effect == pytest.approx(-np.mean([symmetric_kl(0.5, 0.4 + 0.01 * s) / 2 for s in range(3)]))
+    assert found.threshold == -0.5 and found.p < 0.05
+    assert resembles(RATIOS, 1.0, of=["sn", "far"], reference=["sn", "home"], moment="mean", below=0.1).p > 0.95
+    own = resembles(RATIOS, 1.0, of=["sn", "home"], reference=["sn", "home"], moment="mean", below=0.5)
+    expected = [symmetric_kl(0.4 + 0.01 * s, 0.41 + 0.01 * s) / 2 for s in range(2)]
+    assert own.effect == pytest.approx(-np.mean(expected)) and own.seeds == 2
 
 
 @pytest.mark.parametrize(

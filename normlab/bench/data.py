@@ -42,8 +42,8 @@ def bench(
 ) -> list[Row]:
     """Samples per second of the loaders alone: decode, random resized crop, flip, normalize, stack, as float32.
 
-    The rate is that from the first batch to the last of a fresh loader. Batches end on the CPU; timm's loader
-    normalizes there what its workers leave as bytes.
+    The rate is that from the first batch to the last of a fresh loader, which has one more to load: timm's gives a
+    batch when it has the next. Batches end on the CPU; both normalize there what their workers leave as bytes.
 
     Args:
         workers: processes that load, each number in its turn; 0: the process itself.
@@ -64,7 +64,7 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         root = Path(data) if data else Path(folder) / "data"
         if data is None:
-            make_folders(root, batch * batches)
+            make_folders(root, batch * (batches + 1))
         candidates = {}
         for count in workers:
             ours = partial(_ours, root, size, batch, count)

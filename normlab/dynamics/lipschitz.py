@@ -10,8 +10,9 @@ A record is {"step": 300, "epoch": 3.0, "layers": [row, ...]}; a row has layer (
 (from 1), and remaining, division and centring: shares of ||g||^2, averaged over the filters, which sum to 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,33 +50,50 @@ def shares(standardized_OI: Tensor, gradient_OI: Tensor) -> dict[str, float]:
     return {name: (term_O[used] / total_O[used]).double().mean().item() for name, term_O in found.items()}
 
 
-@contextmanager
-def observed(model: nn.Module) -> Iterator[list[Row]]:
-    """While it lasts, backward passes leave rows in the list: one for each standardized convolution, in model order.
+@dataclass
+class Observed:
+    """A standardized convolution in a step: its place from 1, its weight, and the gradient by that, of all passes."""
 
-    Convolutions count whose weights are centred and divided, without a gain (weight=ws). Where a step has several
-    passes (replicas_per_pass, accumulate), the first one's rows stay. The caller takes them after a step and clears the
-    list. On several ranks each sees the gradients of its own replicas.
+    index: int
+    standardized_OI: Tensor
+    gradient_OI: Tensor
+
+
+@contextmanager
+def observed(model: nn.Module) -> Iterator[dict[str, Observed]]:
+    """While it lasts, backward passes leave their gradients: module name -> what was observed, in no certain order.
+
+    Convolutions count whose weights are centred and divided, without a gain (weight=ws). The gradients of several
+    passes are summed, as those of one step are; on several ranks each has the sum over its own replicas.
     """
-    rows: list[Row] = []
-    handles = []
-    for index, (name, standardization) in enumerate(_standardizations(model), start=1):
-        handles.append(standardization.register_forward_hook(_look(rows, index, name)))
+    found: dict[str, Observed] = {}
+    handles = [
+        standardization.register_forward_hook(_look(found, index, name))
+        for index, (name, standardization) in enumerate(_standardizations(model), start=1)
+    ]
     try:
-        yield rows
+        yield found
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _look(rows: list[Row], index: int, name: str) -> Any:
+def rows(found: Mapping[str, Observed]) -> list[Row]:
+    """One for each convolution in model order; none for one without a gradient, or with one that is not finite."""
+    return [
+        {"layer": name, "index": seen.index} | shares(seen.standardized_OI, seen.gradient_OI)
+        for name, seen in sorted(found.items(), key=lambda item: item[1].index)
+        if seen.gradient_OI.any() and seen.gradient_OI.isfinite().all()
+    ]
+
+
+def _look(found: dict[str, Observed], index: int, name: str) -> Any:
     def after_forward(module: nn.Module, inputs: tuple[Tensor, ...], standardized: Tensor) -> None:
         weight = standardized.detach()
 
         def after_backward(gradient: Tensor) -> None:
-            if gradient.any() and all(row["layer"] != name for row in rows):
-                rows.append({"layer": name, "index": index} | shares(weight, gradient))
-                rows.sort(key=lambda row: row["index"])
+            before = found[name].gradient_OI if name in found else torch.zeros_like(gradient)
+            found[name] = Observed(index, weight, before + gradient)
 
         if standardized.requires_grad:
             standardized.register_hook(after_backward)

@@ -22,14 +22,16 @@ Row = dict[str, Any]
 def batch_statistics(x: Tensor, replicas: int = 1) -> Row:
     """Of the first replica of x (R*N, C, ...): bn_mean, bn_std (C numbers) and en_mean, en_std, ready for JSON.
 
-    Standard deviations are biased, without an epsilon. EN has all channels in one group.
+    Standard deviations are biased, without an epsilon. EN has all channels in one group. Six digits are kept: a record
+    of ResNet50, with its 26,560 channels, has 0.5 MB.
     """
     mean_NC, var_NC = moments(x[: len(x) // replicas].reshape(len(x) // replicas, x.shape[1], -1))
     row: Row = {}
     for name, width in (("bn", x.shape[1]), ("en", 1)):
         mean, var = statistics(mean_NC[None], var_NC[None], across=True, width=width)
         values = {"mean": mean.double().flatten(), "std": var.double().flatten().sqrt()}
-        row |= {f"{name}_{what}": t.tolist() if name == "bn" else t.item() for what, t in values.items()}
+        numbers = {what: [float(f"{v:.6g}") for v in t.tolist()] for what, t in values.items()}
+        row |= {f"{name}_{what}": v if name == "bn" else v[0] for what, v in numbers.items()}
     return row
 
 
@@ -38,7 +40,6 @@ def observed(model: nn.Module, sites: Iterable[NormSite]) -> Iterator[list[Row]]
     """While it lasts, training passes leave rows in the list: one for each layer, in network order.
 
     Rows are of the first replica, and where a step has several passes (replicas_per_pass, accumulate), of the first.
-    The caller takes the rows at the end of a step and clears the list.
     """
     rows: list[Row] = []
     names = [site.name for site in sites]

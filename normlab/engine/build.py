@@ -11,12 +11,16 @@ from torch import nn
 from normlab.config import Config
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.engine.checkpoint import load_tensors
+from normlab.engine.record import RunFolder
 from normlab.errors import UserError, unknown
+from normlab.initial import Initial
 from normlab.norm.convert import convert
 from normlab.norm.layer import Normalizer
 from normlab.replicas import seed_dropout
 from normlab.schema import bind
 from normlab.tasks.task import Declaration, Task
+
+LOGITS = ("mean_logits", "var_logits")  # parameters of a norm layer whose ratios they are
 
 
 @dataclass
@@ -40,7 +44,7 @@ def build(config: Config, task: Task | None = None) -> Experiment:
     model = task.build()
     _convert_parts(model, task, config)
     seed_dropout(model)
-    unused = [] if config.init == "none" else _initialize(model, Path(config.init))
+    unused = [] if config.init == "none" else _initialize(model, config)
     sites = trace(model, task.example, lambda module: isinstance(module, Normalizer))
     return Experiment(task, model, sites, unused)
 
@@ -77,16 +81,43 @@ def _selects(part: str, parts: dict[str, str]):
     return selects
 
 
-def _initialize(model: nn.Module, path: Path) -> list[str]:
-    """Load what fits by name and shape from a run or a safetensors file; returns the names that did not."""
-    file = path / "checkpoints" / "weights.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"init={path}: the run has no weights yet; finish it first")
-    if file.suffix != ".safetensors":
-        raise UserError(f"init={path}: expected a run's folder or a .safetensors file")
-    state, own = load_tensors(file), model.state_dict()
+def _initialize(model: nn.Module, config: Config) -> list[str]:
+    """Load what fits by name and shape of what `init` names; returns the names of what did not.
+
+    Raises UserError if there are no such weights, if none fits, or if a layer with hard ratios gets no logits: what it
+    would choose then, nothing has learned.
+    """
+    state, own = load_tensors(_weights(config)), model.state_dict()
+    if Initial.parse(config.init).only_ratios:
+        state = {name: t for name, t in state.items() if name.rpartition(".")[2] in LOGITS}
     fitting = {name: t for name, t in state.items() if name in own and own[name].shape == t.shape}
     if not fitting:
-        raise UserError(f"init={path}: none of its {len(state)} tensors fits the model")
+        raise UserError(f"init={config.init}: none of its {len(state)} tensors fits the model")
+    hard = [name for name, layer in model.named_modules() if isinstance(layer, Normalizer) and layer.hard]
+    for missing in sorted({f"{name}.{logits}" for name in hard for logits in LOGITS} & own.keys() - fitting.keys()):
+        raise UserError(
+            f"init={config.init}: {missing} is not in it, or of another shape; hard ratios are chosen by it"
+        )
     model.load_state_dict(fitting, strict=False)
     return sorted(state.keys() - fitting.keys())
+
+
+def _weights(config: Config) -> Path:
+    """The file that `init` names. Raises UserError if it is not there."""
+    init = Initial.parse(config.init)
+    path = init.path(Path(config.out))
+    if path is None:
+        raise UserError(f"init={config.init}: there is no run of this id in {config.out}")
+    if path.is_dir():
+        run, path = path, RunFolder(path).weights_at(init.at)
+        if not path.is_file() and init.at == 1:
+            raise UserError(f"init={config.init}: the run has no weights yet; finish it first")
+        if not path.is_file():
+            kept = ", ".join(sorted(file.stem for file in RunFolder(run).snapshots.glob("*.safetensors")))
+            raise UserError(
+                f"init={config.init}: {run.name} has kept {kept or 'no snapshots'}; "
+                f"train it with snapshots=[{init.at:g}], and rerun=true if it is past that"
+            )
+    if path.suffix != ".safetensors":
+        raise UserError(f"init={config.init}: expected a run, or a .safetensors file")
+    return path

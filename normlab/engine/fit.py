@@ -16,13 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 from normlab.config import Config
 from normlab.dynamics import ratios
 from normlab.engine import checkpoint, devices
-from normlab.engine.evaluate import evaluate
+from normlab.engine.batch_average import measure
+from normlab.engine.evaluate import evaluate, statistics
 from normlab.engine.loader import batches
+from normlab.engine.observe import Observer
 from normlab.engine.record import checkpoint_file, checkpoint_files
 from normlab.engine.session import Session
 from normlab.engine.stop import Interrupted
 from normlab.errors import UserError
-from normlab.replicas import Pass, RunningStatistics, passes, set_replicas
+from normlab.replicas import Pass, RunningStatistics, normalizers, passes, set_replicas
 from normlab.schema import bind
 from normlab.tasks.task import Batch
 from normlab.tracker import Tracker
@@ -49,6 +51,10 @@ class Length:
         """Epochs done after so many updates."""
         return updates / self.per_epoch
 
+    def updates(self, share: float) -> int:
+        """Done after this share of the run, at least one."""
+        return max(1, round(share * self.total))
+
 
 class Fit:
     """Trains the session's model. `run` returns "finished", "diverged" or "interrupted"."""
@@ -64,6 +70,7 @@ class Fit:
         self.schedule = bind(self.config.schedule)
         self.scaler = torch.amp.GradScaler(session.device.type, enabled=self.config.precision == "fp16")
         self.statistics = RunningStatistics(model)
+        self.observer = Observer(session, self.length.per_epoch, self.length.total)
         self.forward_model = self._wrapped(model)
         self.updates = 0
         self.seconds = 0.0
@@ -94,12 +101,14 @@ class Fit:
                 self.session.progress("training", self.updates, self.length.total)
                 self.signal = self.session.stop.requested(self.session.device)
                 saves = self._checkpoint_is_due() or self.updates == self.length.total or self.signal != 0
-                if saves or self._epoch_ends() or self.updates % self.config.log_every == 0:
+                snapshots = [s for s in self.config.snapshots if self.length.updates(s) == self.updates]
+                if saves or snapshots or self._epoch_ends() or self.updates % self.config.log_every == 0:
                     self._look_at_losses()
                     if self.diverged_at is not None:
                         return "diverged"
                 if self.config.ratios_every != "epoch" and self.updates % self.config.ratios_every == 0:
                     self._record_ratios()
+                self._keep(snapshots)
                 if saves:
                     self._save()
                 if self.signal:
@@ -136,6 +145,7 @@ class Fit:
                 self._pending.append((self._sums, self.optimizer.param_groups[0]["lr"]))
                 self._sums = {}
                 self.updates += 1
+                self.observer.end(self.updates)
                 yield
                 self._set_learning_rate()
 
@@ -146,6 +156,8 @@ class Fit:
 
     def _pass(self, trip: Pass, batch: Batch, completes_update: bool) -> None:
         """Forward and backward of some replicas; gradients meet over ranks in the last pass of an update."""
+        if not self._sums:  # the first pass of an update
+            self.observer.begin(self.updates + 1)
         seeds = trip.seeds(self.config.seed)
         torch.manual_seed(seeds[0])  # for what draws from the global generator inside a model
         set_replicas(self.session.experiment.model, len(trip.replicas), seeds)
@@ -191,14 +203,27 @@ class Fit:
 
     def _end_epoch(self) -> None:
         with self.session.stop.patience(False):
-            values = evaluate(self.session)
+            values = _prefixed("val", evaluate(self.session))
+            if self.config.record.estimators:
+                values |= _prefixed("val_batch_average", self._evaluate_batch_average())
         in_epoch = self.updates % self.length.per_epoch or self.length.per_epoch
         means = {name: total / in_epoch for name, total in self._epoch_sums.items()}
         self._epoch_sums = {}
-        measured = _prefixed("train", means) | _prefixed("val", values)
+        measured = _prefixed("train", means) | values
         self._write([{"step": self.updates, "epoch": self.length.epoch(self.updates)} | measured])
         if self.config.ratios_every == "epoch":
             self._record_ratios()
+
+    def _evaluate_batch_average(self) -> dict[str, float]:
+        """Nothing where no layer stores statistics: there is one estimator then."""
+        model = self.session.experiment.model
+        if not any(layer.tracks_statistics for layer in normalizers(model)):
+            return {}
+        gpus = [self.session.device] if self.session.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus):  # training goes on as if nothing had been measured
+            state = measure(self.session)
+        with statistics(model, state):
+            return evaluate(self.session)
 
     def _record_ratios(self) -> None:
         experiment = self.session.experiment
@@ -219,6 +244,12 @@ class Fit:
     def _checkpoint_is_due(self) -> bool:
         return self.updates % max(1, round(self.length.per_epoch * self.config.checkpoint.every)) == 0
 
+    def _keep(self, snapshots: list[float]) -> None:
+        """Weights that another run may start from. They are there before a checkpoint that is past them."""
+        for share in snapshots if self.session.is_first else ():
+            self.session.folder.snapshots.mkdir(exist_ok=True)
+            checkpoint.save_tensors(self.session.folder.weights_at(share), self.session.experiment.model.state_dict())
+
     def _save(self) -> None:
         """What a later process needs to go on as this one would; the records up to here are on the disk before it."""
         folder = self.session.folder
@@ -227,7 +258,7 @@ class Fit:
                 "id": folder.run()["id"],
                 "updates": self.updates,
                 "seconds": self.seconds,
-                "records": {file.name: size_on_disk(file) for file in (folder.metrics, folder.ratios)},
+                "records": {file.name: size_on_disk(file) for file in folder.rows},
                 "epoch_sums": self._epoch_sums,
                 "model": self.session.experiment.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -254,8 +285,11 @@ class Fit:
             torch.set_rng_state(state["rng"])
         if self.session.is_first:
             checkpoint.prune(folder.checkpoints, self.config.checkpoint.keep)  # a kill may come ahead of it
-            for file in (folder.metrics, folder.ratios):
-                cut(file, state["records"][file.name] if state is not None else 0)
+            for file in folder.rows:
+                cut(file, state["records"].get(file.name, 0) if state is not None else 0)
+            for share in self.config.snapshots:
+                if self.length.updates(share) <= self.updates and not folder.weights_at(share).is_file():
+                    _log.warning("snapshots=%g: the run is past that; rerun=true starts over and keeps it", share)
 
     def _last_good(self) -> checkpoint.State | None:
         """The newest checkpoint that is whole, and whose records are."""

@@ -34,8 +34,9 @@ def locked(folder: Path, shared_by: str | None = None) -> Iterator[None]:
     """
     file = _open(folder, shared_by)
     try:
-        for path in [*folder.glob(TEMPORARY), *folder.glob(f"checkpoints/{TEMPORARY}")] if shared_by is None else []:
-            path.unlink(missing_ok=True)  # of a killed write
+        for place in ("", "checkpoints/", "snapshots/") if shared_by is None else ():
+            for path in folder.glob(place + TEMPORARY):
+                path.unlink(missing_ok=True)  # of a killed write
         yield
     finally:
         if _try(file, fcntl.LOCK_EX):  # else another node is still at it

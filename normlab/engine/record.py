@@ -5,8 +5,11 @@ run.json         id, name, settings, versions, commit: what the ranks read
 status.json      running | finished | diverged | failed | interrupted, with the reason
 metrics.jsonl    a line per update (loss, learning rate) and per epoch (accuracies)
 ratios.jsonl     a line per recorded moment: the ratios of every norm layer
+statistics.jsonl a line per update, of the last ones: BN's and EN's statistics (record.statistics)
+gradients.jsonl  a line per epoch: what Weight Standardization takes from gradients (record.gradients)
 summary.json     the outcome: metrics under each estimator, versions, commit, seconds
 checkpoints/     000120.pt (after 120 updates, to go on), weights.safetensors, batch_average.safetensors
+snapshots/       0.3.safetensors: the weights at 30% of training (snapshots)
 lock             who works on the run, while someone does
 error.txt        the traceback, where the run failed
 """
@@ -21,6 +24,7 @@ import yaml
 
 from normlab.config import Config, identity, run_name
 from normlab.errors import UserError, nearest
+from normlab.initial import find_runs
 from normlab.reading import RUN, STATUS, STEP, SUMMARY, last_json, read_json
 from normlab.writing import write_json, write_text
 
@@ -37,11 +41,14 @@ class RunFolder:
         self.path = path
         self.run_file = path / "run.json"
         self.metrics, self.ratios = path / "metrics.jsonl", path / "ratios.jsonl"
+        self.statistics, self.gradients = path / "statistics.jsonl", path / "gradients.jsonl"
+        self.rows = (self.metrics, self.ratios, self.statistics, self.gradients)
         self.summary_file, self.status_file = path / "summary.json", path / "status.json"
         self.traceback = path / "error.txt"
         self.checkpoints = path / "checkpoints"
         self.weights = self.checkpoints / "weights.safetensors"
         self.batch_average = self.checkpoints / "batch_average.safetensors"
+        self.snapshots = path / "snapshots"
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
@@ -55,19 +62,24 @@ class RunFolder:
         """A run by its folder, or by its name or id in `out`. Raises UserError if there is none, or several."""
         if (Path(name) / "run.json").is_file():
             return cls(Path(name))
-        runs = [p.parent for p in sorted(out.glob("*/run.json"))]
-        matching = [p for p in runs if p.name == name or p.name.endswith(f"-{name}")]
+        matching = find_runs(name, out)
         if len(matching) == 1:
             return cls(matching[0])
-        if not runs:
+        names = [p.parent.name for p in sorted(out.glob("*/run.json"))]
+        if not names:
             raise UserError(f"run '{name}': there are no runs in {out}; out=FOLDER names another place")
-        raise UserError(f"run '{name}': there is no such run in {out}; {nearest(name, [p.name for p in runs])}")
+        raise UserError(f"run '{name}': there is no such run in {out}; {nearest(name, names)}")
 
-    def create(self, config: Config) -> None:
+    def weights_at(self, share: float) -> Path:
+        """The file of the weights after this share of training; 1: the final ones."""
+        return self.snapshots / f"{share:g}.safetensors" if share < 1 else self.weights
+
+    def create(self, config: Config, run_id: str | None = None) -> None:
+        """Make the folder of a run to come; an imported one has an id beside that of its config."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.status_file.unlink(missing_ok=True)  # what an earlier attempt came to
         record = {
-            "id": identity(config),
+            "id": run_id or identity(config),
             "name": self.path.name,
             "config": config.to_dict(),
             "versions": {package: version(package) for package in PACKAGES},

@@ -1,63 +1,153 @@
-"""`normlab reproduce TABLE`: the runs of a paper's table that are missing, then its report from their records."""
+"""`normlab reproduce TABLE` (or all): the runs of papers' tables that are missing, then reports from their records."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from normlab.config import load
+from normlab.config import Config
 from normlab.engine.record import RunFolder
-from normlab.engine.sweep import num_jobs, sweep
-from normlab.report.records import collect, read_records, table_folder
+from normlab.engine.saved import estimate_run
+from normlab.engine.sweep import num_jobs, relative_time, sweep
+from normlab.reading import RECORD, read_jsonl
+from normlab.report.printed import printed
+from normlab.report.records import collect, estimate_of
 from normlab.report.render import report
-from normlab.report.table import Cell, Table, cells, printed
+from normlab.report.runs import Plan, plan
+from normlab.report.table import Table
 
 
 def reproduce(
-    table: Table, scale: str, seeds: Sequence[int], jobs: int, extra: Sequence[str], results: Path, dry: bool = False
+    tables: Sequence[Table],
+    scale: str,
+    seeds: int | None,
+    jobs: int,
+    extra: Sequence[str],
+    results: Path,
+    dry: bool = False,
 ) -> int:
-    """Run a table at a scale, and report; returns the exit status of the sweep.
+    """Run tables at a scale, and report each; returns the exit status of the sweep.
+
+    Runs that several cells or tables ask for run once.
 
     Args:
-        table: which cells there are, and what the paper prints.
-        scale: of the table's scales.
-        seeds: each cell runs once with each.
-        jobs: cells side by side; 0: as many as cores or GPUs allow.
+        tables: which cells there are, and what the paper prints.
+        scale: of each table's scales.
+        seeds: how many each cell runs with; None: as each table says.
+        jobs: runs side by side; 0: as many as cores or GPUs allow.
         extra: overrides of every run, such as devices=2.
-        results: where the table's records and report go.
+        results: where the tables' records and reports go.
         dry: stop after the plan.
 
     Raises:
         UserError: before anything runs, on what cannot work in any cell.
     """
     console = Console()
-    printed(table)  # a wrong reference to a paper shows now, not after the runs
-    planned = cells(table, scale, seeds, ["tracker=none", *extra])
-    configs = [load(cell.overrides) for cell in planned]
-    folders = [RunFolder.of(config) for config in configs]
-    into = table_folder(table, scale, results)
-    missing = [cell for cell, folder in zip(planned, folders, strict=True) if not folder.is_over]
-    console.print(f"{table.title}: {table.scale(scale).title}")
-    console.print(f"{len(planned)} runs, {len(missing)} of them missing{_expected(missing, into, num_jobs(jobs))}")
+    for table in tables:
+        printed(table)  # a wrong reference to a paper shows now, not after the runs
+    plans = [plan(t, scale, range(seeds or len(t.seeds)), ["tracker=none", *extra], results) for t in tables]
+    shared = _shared(plans)
+    _print_plan(plans, shared, jobs, console)
     if dry:
         return 0
-    status = sweep(configs, jobs)
-    if any(folder.is_over for folder in folders):
-        collect(planned, folders, into)
-        for path in report(table, scale, results, console):
-            console.print(f"written: {path}", soft_wrap=True)
+    status = _run(plans, shared, jobs, console)
+    for one in plans:
+        if any(run.is_over for run in one.runs()):
+            collect(one.table, one.cells, one.runs(), one.ids, one.folder)
+            for path in report(one.table, scale, results, console):
+                console.print(f"written: {path}", soft_wrap=True)
     return status
 
 
-def _expected(missing: Sequence[Cell], into: Path, jobs: int) -> str:
-    """How long the missing runs took when they were last recorded, if they were."""
-    if not missing or not (into / "records.jsonl").is_file():
+def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
+    """Each experiment once, with the snapshots that any table needs of it.
+
+    A run that is over without a snapshot from which a missing run begins is to run again: it will be the same.
+    """
+    shared: dict[str, Config] = {}
+    for one in plans:
+        for run_id in dict.fromkeys(one.ids[cell.row, cell.column, cell.seed] for cell in one.cells):
+            config = shared.setdefault(run_id, one.configs[run_id])
+            config.snapshots = sorted({*config.snapshots, *one.configs[run_id].snapshots})
+    for one in plans:
+        for cell in one.cells:
+            origin = one.table.start_of(cell.row, cell.column)
+            if origin is None or RunFolder.of(one.config_of(cell)).is_over:
+                continue
+            other = shared[one.ids[origin.row, origin.column, cell.seed]]
+            folder = RunFolder.of(other)
+            other.rerun |= folder.status()["status"] == "finished" and not folder.weights_at(origin.at).is_file()
+    return shared
+
+
+def _run(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, console: Console) -> int:
+    """The sweeps, those first whose weights others begin from, and the measurements; returns the exit status."""
+    origins = {one.ids[cell.row, cell.column, cell.seed]: one.origin_of(cell) for one in plans for cell in one.cells}
+    waiting, status = dict(shared), 0
+    while waiting and status < 128:  # 128 and more: interrupted
+        ready = {run_id: config for run_id, config in waiting.items() if origins[run_id] not in waiting}
+        waiting = {run_id: config for run_id, config in waiting.items() if run_id not in ready}
+        able = []
+        for run_id, config in ready.items():
+            origin = origins[run_id]
+            if origin is None or RunFolder.of(shared[origin]).status()["status"] == "finished":
+                able.append(config)
+            else:
+                console.print(
+                    f"not run: {RunFolder.of(config).path.name}, since {origin}, which it begins from, has not finished"
+                )
+                status = max(status, 1)
+        status = max(status, sweep(able, jobs)) if able else status
+    if status < 128:
+        _measure(plans)
+    return status
+
+
+def _measure(plans: Sequence[Plan]) -> None:
+    """Batch averages that cells ask for and that are not among a run's estimates."""
+    for one in plans:
+        for run, settings in one.measurements():
+            if run.status()["status"] == "finished" and estimate_of(run, settings) is None:
+                estimate_run(run, settings)
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+def _print_plan(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, console: Console) -> None:
+    seconds = _recorded_seconds(plans)
+    missing = {run_id for run_id, config in shared.items() if config.rerun or not RunFolder.of(config).is_over}
+    for one in plans:
+        ids = {one.ids[cell.row, cell.column, cell.seed] for cell in one.cells}
+        console.print(f"{one.table.name}: {one.table.title}: {one.table.scale(one.scale).title}", soft_wrap=True)
+        console.print(f"    {len(one.cells)} cells of {len(ids)} runs, {len(ids & missing)} of them missing")
+    expected = _expected({run_id: shared[run_id] for run_id in missing}, shared, seconds, num_jobs(jobs))
+    console.print(f"{len(shared)} runs, {len(missing)} of them missing{expected}", soft_wrap=True)
+
+
+def _recorded_seconds(plans: Sequence[Plan]) -> dict[str, float]:
+    """Of each run, by what its cell took when it was last recorded, with whatever seed."""
+    found: dict[str, float] = {}
+    for one in plans:
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for record in read_jsonl(one.folder / "records.jsonl", RECORD):
+            seconds.setdefault((record["row"], record["column"]), []).append(record["seconds"])
+        for (row, column, _), run_id in one.ids.items():
+            if (row, column) in seconds:
+                found[run_id] = statistics.median(seconds[row, column])
+    return found
+
+
+def _expected(
+    missing: Mapping[str, Config], shared: Mapping[str, Config], seconds: Mapping[str, float], jobs: int
+) -> str:
+    """How long the missing runs take: as recorded, or else by how many samples they see."""
+    rates = [seconds[run_id] / relative_time(config) for run_id, config in shared.items() if run_id in seconds]
+    if not missing or not rates:
         return ""
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for record in read_records(into):
-        seconds.setdefault((record["row"], record["column"]), []).append(record["seconds"])
-    if any((cell.row, cell.column) not in seconds for cell in missing):
-        return ""
-    total = sum(statistics.median(seconds[cell.row, cell.column]) for cell in missing)
-    return f": about {total / jobs / 60:.0f} minutes with jobs={jobs}, going by the recorded runs"
+    rate = statistics.median(rates)
+    total = sum(seconds.get(run_id, rate * relative_time(config)) for run_id, config in missing.items())
+    guesses = len(missing.keys() - seconds.keys())
+    how = "going by the recorded runs" + (f" ({guesses} of the missing never were)" if guesses else "")
+    return f": about {total / jobs / 60:.0f} minutes with jobs={jobs}, {how}"

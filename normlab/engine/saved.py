@@ -1,7 +1,6 @@
 """Work on runs that are over: evaluate their weights again, measure their statistics again."""
 
 import dataclasses
-from typing import Any
 
 from normlab.config import BatchAverage
 from normlab.engine import checkpoint
@@ -11,13 +10,14 @@ from normlab.engine.lock import locked
 from normlab.engine.record import RunFolder
 from normlab.engine.session import Session, open_session
 from normlab.errors import UserError
-from normlab.report.progress import progress_bar
+from normlab.report.progress import Progress, progress_bar, silent
 from normlab.writing import append_jsonl
 
 Metrics = dict[str, dict[str, float]]
 
 
-def _open(folder: RunFolder, progress: Any) -> Session:
+def open_run(folder: RunFolder, progress: Progress = silent) -> Session:
+    """A run with its final weights, and the statistics of the moving average. Raises UserError if it has none."""
     if not folder.weights.is_file():
         raise UserError(f"run {folder.path.name} has no weights: it is {folder.status()['status']}")
     session = open_session(folder, progress)
@@ -29,20 +29,25 @@ def _open(folder: RunFolder, progress: Any) -> Session:
 
 
 def evaluate_run(folder: RunFolder, split: str) -> Metrics:
-    """Metrics of a run's weights on a split under the statistics that it saved: moving and batch average."""
+    """Metrics of a run's weights on a split under the statistics that it saved: moving and batch average.
+
+    An imported run has no batch average.
+    """
     if split not in ("train", "val"):
         raise UserError(f"split={split}: expected train or val")
     with progress_bar() as progress:
-        session = _open(folder, progress)
-        moving_average = evaluate(session, split)
-        with statistics(session.experiment.model, checkpoint.load_tensors(folder.batch_average)):
-            return {"moving_average": moving_average, "batch_average": evaluate(session, split)}
+        session = open_run(folder, progress)
+        metrics = {"moving_average": evaluate(session, split)}
+        if folder.batch_average.is_file():
+            with statistics(session.experiment.model, checkpoint.load_tensors(folder.batch_average)):
+                metrics["batch_average"] = evaluate(session, split)
+        return metrics
 
 
 def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:
     """Metrics under batch averages measured anew by `settings`; adds them to the run's estimates.jsonl."""
     with locked(folder.path), progress_bar() as progress:
-        session = _open(folder, progress)
+        session = open_run(folder, progress)
         session.config.batch_average = settings
         with statistics(session.experiment.model, measure(session)):
             metrics = evaluate(session)

@@ -77,12 +77,12 @@ def sweep(configs: list[Config], jobs: int = 0, on_failure: str = "continue", co
 
 def plan(configs: list[Config]) -> list[Cell]:
     """A cell for each different experiment; the same one given twice runs once."""
-    cells = {identity(config): Cell(config, RunFolder.of(config), _expected_time(config)) for config in configs}
+    cells = {identity(config): Cell(config, RunFolder.of(config), relative_time(config)) for config in configs}
     return list(cells.values())
 
 
-def _expected_time(config: Config) -> float:
-    """Relative: iterations cost their samples, and as much again as some samples for each pass."""
+def relative_time(config: Config) -> float:
+    """Expected, to compare runs: iterations cost their samples, and as much again as some samples for each pass."""
     samples = config.replicas * config.per_replica
     iterations = config.iterations * config.accumulate if config.iterations else config.epochs * 1000 / samples
     return iterations * (samples + 32)
@@ -204,6 +204,8 @@ def _run_cell(config: Config, gpus: list[int], pipe: Pipe) -> None:
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if config.figures == "auto":
+        config.figures = "summary"  # all of them can take longer than the cell's training
     folder = RunFolder.of(config)
     folder.path.mkdir(parents=True, exist_ok=True)
     log = os.open(folder.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,12 +1,14 @@
 """The life of a run on one rank: build, fit, measure statistics, evaluate under each estimator, draw, summarize."""
 
+import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from normlab.config import Config, choices, conf_dir
 from normlab.dynamics import ratios
 from normlab.engine import checkpoint, devices
 from normlab.engine.batch_average import measure
@@ -17,15 +19,19 @@ from normlab.engine.fit import Fit
 from normlab.engine.record import RunFolder
 from normlab.engine.session import Session, open_session
 from normlab.engine.stop import Interrupted, Stop
-from normlab.figures.bars import overview
-from normlab.figures.run import NoRecordsError, Run
+from normlab.errors import DiskFullError, UserError
+from normlab.figures.run import Run
 from normlab.figures.style import save
-from normlab.figures.training import learning_curves
+from normlab.reading import read_yaml
 from normlab.replicas import normalizers
 from normlab.report.progress import Progress, silent
 from normlab.schema import bind
 from normlab.tracker import NoTracker, Tracker
 from normlab.writing import write_json
+
+SUMMARY_FIGURES = ("learning_curves", "ratios")  # drawn of every run
+
+_log = logging.getLogger(__name__)
 
 
 def train(folder: RunFolder, progress: Progress = silent) -> str:
@@ -78,7 +84,7 @@ def _conclude(session: Session, fit: Fit, status: str, tracker: Tracker) -> None
             "seconds": round(seconds, 2),
         }
         write_json(session.folder.summary_file, summary)
-        for path in draw(session.folder):
+        for path in draw(session.folder, _figures(session.config, tracker)):
             tracker.image(f"figures/{path.stem}", path, fit.updates)
         session.folder.set_status(status, updates=fit.updates)
         tracker.finish(summary)  # the records are whole: what becomes of their mirror is not waited for
@@ -129,15 +135,28 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
     }
 
 
-def draw(folder: RunFolder) -> list[Path]:
-    """The figures of a run, from its records: training curves, and ratios where there are any."""
+def draw(folder: RunFolder, names: Iterable[str]) -> list[Path]:
+    """Those figures of conf/figure that the run's records can show, into its folder; no other error fails the run."""
     run, drawn = Run.load(folder), []
-    for name, figure in (("training", learning_curves), ("ratios", overview)):
-        with suppress(NoRecordsError):
-            made = figure([run])
-            drawn.append(folder.path / f"{name}.png")
-            save(made, drawn[-1])
+    for name in names:
+        path = folder.path / f"{name}.png"
+        try:
+            save(bind(read_yaml(conf_dir() / "figure" / f"{name}.yaml"))([run]), path)
+        except UserError:
+            continue  # it shows other records, or several runs
+        except DiskFullError:
+            raise
+        except Exception as error:
+            _log.warning("figure %s cannot be drawn: %s: %s", name, type(error).__name__, error)
+            continue
+        drawn.append(path)
     return drawn
+
+
+def _figures(config: Config, tracker: Tracker) -> Iterable[str]:
+    """Drawing all takes half a minute for 53 layers: for those who look at them in W&B; others ask for one by one."""
+    wants_all = config.figures == "all" or (config.figures == "auto" and not isinstance(tracker, NoTracker))
+    return choices("figure") if wants_all else SUMMARY_FIGURES
 
 
 def _tracker(session: Session) -> Tracker:

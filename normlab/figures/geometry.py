@@ -122,6 +122,8 @@ def filters_of(run: Run, layer: str) -> np.ndarray:
     convolutions = {
         name.removesuffix(".weight"): t for name, t in tensors.items() if t.ndim > 2 and name.endswith("weight")
     }
+    if not convolutions:
+        raise UserError(f"{run.name}: none of its convolutions has plain weights; weight=ws changes them, mlp has none")
     if layer not in convolutions:
         raise unknown(f"{run.name}: convolution", layer, convolutions)
     return convolutions[layer].reshape(len(convolutions[layer]), -1).astype(float)

@@ -80,12 +80,13 @@ class Run:
     @cached_property
     def statistics(self) -> list[Record]:
         """Statistics of every step (normlab.dynamics.statistics). Raises NoRecordsError."""
-        return self._records("statistics.jsonl", _STATISTICS_ROW, "its statistics were not recorded step by step")
+        why = "record.statistics=200 makes a run record them at its last updates"
+        return self._records("statistics.jsonl", _STATISTICS_ROW, why)
 
     @cached_property
     def gradients(self) -> list[Record]:
         """Reductions of the gradients (normlab.dynamics.lipschitz). Raises NoRecordsError."""
-        why = "the gradients of its standardized weights were not recorded"
+        why = "record.gradients=true makes a run with weight=ws record them"
         return self._records("gradients.jsonl", _GRADIENT_ROW, why)
 
     def _records(self, name: str, row_fields: Fields, why: str) -> list[Record]:

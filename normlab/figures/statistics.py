@@ -1,12 +1,15 @@
 """How the statistics of BN and of EN move and fluctuate from step to step (seed 004, Figs. 6 and 7)."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from normlab.dynamics.fluctuation import spread
 from normlab.errors import UserError
 from normlab.figures.run import Record, Run, expect, labels
 from normlab.figures.style import COLOURS, PAGE, at_print_size, key_line, legend_above
@@ -18,30 +21,37 @@ _LOOKS = {  # statistic -> its colour, line and whether a bar is hatched
     "en_std": (COLOURS["en"], "--", True),
 }
 _HATCH = "/////"
+_MOST_BELOW = 8  # layers that have rows of their own
+_MOST_BESIDE = 12  # layers on an axis in half a page
 
 
 @at_print_size
-def evolution(runs: Sequence[Run], *, neuron: int = 1, last: int = 200) -> Figure:
-    """Mean and standard deviation of BN and of EN in every layer, step by step (seed 004, Fig. 7).
+def evolution(runs: Sequence[Run], *, neuron: int = 1, layers: Sequence[int] = (), last: int = 200) -> Figure:
+    """Mean and standard deviation of BN and of EN in some layers, step by step (seed 004, Fig. 7).
 
     Args:
         runs: one or more, such as two batch sizes: a column each; a row is a layer.
         neuron: whose BN statistics, from 1; EN's are those of the whole layer.
+        layers: from 1, in network order. Empty: all, or, of more than eight, six from the first to the last.
         last: steps, counted from the end of training.
     """
     expect(runs, 1)
     names = labels(runs)
     found = [_last(run, last) for run in runs]
     num_layers = _num_layers(runs, found)
-    figure = Figure(figsize=(PAGE, 0.7 + 1.25 * num_layers), layout="constrained")
-    axes = figure.subplots(num_layers, len(runs), squeeze=False, sharex="col", sharey="row")
+    layers = layers or _some(num_layers)
+    for layer in layers:
+        if not 1 <= layer <= num_layers:
+            raise UserError(f"layers={layer}: expected layers from 1 to {num_layers}")
+    figure = Figure(figsize=(PAGE, 0.7 + 1.25 * len(layers)), layout="constrained")
+    axes = figure.subplots(len(layers), len(runs), squeeze=False, sharex="col", sharey="row")
     for column, (name, records, run) in enumerate(zip(names, found, runs, strict=True)):
         steps = [record["step"] for record in records]
-        for row, axis in enumerate(axes[:, column]):
+        for layer, axis in zip(layers, axes[:, column], strict=True):
             for statistic, (colour, line, _) in _LOOKS.items():
-                values = [_value(run, record["layers"][row], statistic, neuron) for record in records]
+                values = [_value(run, record["layers"][layer - 1], statistic, neuron) for record in records]
                 axis.plot(steps, values, color=colour, linestyle=line, linewidth=0.8)
-            axis.set_title(f"{name}: neuron {row + 1}-{neuron}", loc="left")
+            axis.set_title(f"{name}: neuron {layer}-{neuron}", loc="left")
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             axis.grid(alpha=0.3, linewidth=0.5)
         axis.set_xlabel("training step")
@@ -63,26 +73,44 @@ def fluctuation(runs: Sequence[Run], *, neuron: int = 0, last: int = 200) -> Fig
         raise UserError(f"last={last}: expected 2 or more")
     found = [_last(run, last) for run in runs]
     num_layers = _num_layers(runs, found)
-    figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
-    for axis, run, name, records in zip(
-        figure.subplots(1, len(runs), squeeze=False, sharey=True)[0], runs, labels(runs), found, strict=True
-    ):
-        for i, (statistic, (colour, _, hatched)) in enumerate(_LOOKS.items()):
-            heights = [
-                _spread(run, [r["layers"][row] for r in records], statistic, neuron) for row in range(num_layers)
-            ]
-            at = [row + 0.2 * (i - 1.5) for row in range(num_layers)]
-            axis.bar(at, heights, 0.18, color=colour, hatch=_HATCH if hatched else None, edgecolor="white", linewidth=0)
-        ticks = [f"{row + 1}-{neuron}" if neuron else f"layer {row + 1}" for row in range(num_layers)]
-        axis.set_xticks(range(num_layers), ticks)
+    many = num_layers > _MOST_BESIDE
+    figure = Figure(figsize=(PAGE, 0.5 + 2.4 * (len(runs) if many else 1)), layout="constrained")
+    grid = (len(runs), 1) if many else (1, len(runs))
+    panels = figure.subplots(*grid, squeeze=False, sharey=True).flat
+    for axis, run, name, records in zip(panels, runs, labels(runs), found, strict=True):
+        of_layers = [[record["layers"][row] for record in records] for row in range(num_layers)]
+        heights = {what: [_spread(run, rows, what, neuron) for rows in of_layers] for what in _LOOKS}
+        (_draw_points if many else _draw_bars)(axis, heights)
+        names = [f"{row + 1}-{neuron}" if neuron else f"{row + 1}" for row in range(num_layers)]
+        axis.set_xticks(range(num_layers), names, rotation=90 if many else 0, fontsize=6 if many else 7)
+        axis.set_xlim(-0.6, num_layers - 0.4)
         axis.set_title(f"{name}, last {len(records)} steps", loc="left")
+        axis.set_xlabel("neuron" if neuron else "layer in network order")
     figure.axes[0].set_ylabel("standard deviation over steps")
-    keys = [
-        Patch(facecolor=colour, hatch=_HATCH if hatched else None, edgecolor="white", label=_spelled(statistic))
-        for statistic, (colour, _, hatched) in _LOOKS.items()
+    keys: list[Any] = [
+        key_line(color=colour, linestyle=line, marker="o", markersize=2.5, label=_spelled(statistic))
+        if many
+        else Patch(facecolor=colour, hatch=_HATCH if hatched else None, edgecolor="white", label=_spelled(statistic))
+        for statistic, (colour, line, hatched) in _LOOKS.items()
     ]
     legend_above(figure, keys)
     return figure
+
+
+def _draw_bars(axis: Axes, heights: Mapping[str, Sequence[float]]) -> None:
+    for i, (statistic, (colour, _, hatched)) in enumerate(_LOOKS.items()):
+        at = [row + 0.2 * (i - 1.5) for row in range(len(heights[statistic]))]
+        hatch = _HATCH if hatched else None
+        axis.bar(at, heights[statistic], 0.18, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+
+
+def _draw_points(axis: Axes, heights: Mapping[str, Sequence[float]]) -> None:
+    """Of many layers, whose values are apart by orders of magnitude."""
+    for statistic, (colour, line, _) in _LOOKS.items():
+        values = heights[statistic]
+        axis.plot(range(len(values)), values, color=colour, linestyle=line, linewidth=0.8, marker="o", markersize=2.5)
+    axis.set_yscale("log")
+    axis.grid(alpha=0.3, linewidth=0.5)
 
 
 def _last(run: Run, last: int) -> list[Record]:
@@ -99,6 +127,13 @@ def _num_layers(runs: Sequence[Run], found: Sequence[Sequence[Record]]) -> int:
     return numbers.pop()
 
 
+def _some(num_layers: int) -> list[int]:
+    """All layers, or six of them, evenly spread."""
+    if num_layers <= _MOST_BELOW:
+        return list(range(1, num_layers + 1))
+    return [1 + round(i * (num_layers - 1) / 5) for i in range(6)]
+
+
 def _value(run: Run, row: Record, statistic: str, neuron: int) -> float:
     value = row[statistic]
     if not isinstance(value, list):
@@ -110,10 +145,9 @@ def _value(run: Run, row: Record, statistic: str, neuron: int) -> float:
 
 def _spread(run: Run, rows: Sequence[Record], statistic: str, neuron: int) -> float:
     """Standard deviation over the steps, of the sample (n - 1)."""
-    if neuron or not isinstance(rows[0][statistic], list):
+    if neuron:
         return statistics.stdev(_value(run, row, statistic, neuron) for row in rows)
-    of_neurons = zip(*(row[statistic] for row in rows), strict=True)
-    return statistics.fmean(statistics.stdev(values) for values in of_neurons)
+    return spread(rows, statistic)
 
 
 def _spelled(statistic: str) -> str:

@@ -168,14 +168,12 @@ def _positions(groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
 
 
 def _average_ratios(results: Results, row: str, moment: str) -> dict[str, list[float]]:
-    """Scope -> its ratio at each column, averaged over seeds; 0 where no run has it."""
+    """Scope -> its ratio at each column, averaged over layers and seeds; 0 where no run has it."""
     averages = {}
-    for quantity, values in results.measured.items():
-        if quantity.startswith(f"ratio.{moment}."):
-            cells = [
-                [v for (r, c, _), v in values.items() if (r, c) == (row, column)] for column in results.table.columns
-            ]
-            averages[quantity.rpartition(".")[2]] = [statistics.fmean(cell) if cell else 0.0 for cell in cells]
+    for quantity in results.measured.values:
+        if quantity.startswith(f"ratio.{moment}.") and quantity.count(".") == 2:
+            cells = [results.measured.of(quantity, (row, column)) for column in results.table.columns]
+            averages[quantity.rpartition(".")[2]] = [statistics.fmean(c.values()) if c else 0.0 for c in cells]
     return averages
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normlab.errors import UserError, nearest
-from normlab.figures.run import Record, Run, expect, labels
+from normlab.figures.run import NoRecordsError, Record, Run, expect, labels
 from normlab.figures.style import PAGE, at_print_size, draw_line, key_line, legend_above, norm_colours
 
 _SPLITS = {"train": "--", "val": "-"}
@@ -68,9 +68,9 @@ def estimators(runs: Sequence[Run], *, quantity: str = "top1") -> Figure:
     """
     expect(runs, 1)
     if not any(f"val_batch_average/{quantity}" in row for run in runs for row in run.epochs):
-        raise UserError(
+        raise NoRecordsError(
             f"{', '.join(run.name for run in runs)}: metrics.jsonl has no val_batch_average/{quantity}: "
-            "the batch average was not measured while training"
+            "record.estimators=true makes a run measure the batch average at each epoch"
         )
     colours = norm_colours([run.settings["norm"] for run in runs])
     figure = Figure(figsize=(PAGE / 2, 2.9), layout="constrained")

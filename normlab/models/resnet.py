@@ -4,7 +4,8 @@ Modules carry torchvision's names: conv1, bn1, layer1.0.conv1, layer1.0.downsamp
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,10 @@ class PadShortcut(nn.Module):
         return nn.functional.pad(x_NCHW, (0, 0, 0, 0, 0, self.new_channels))
 
 
+def _projection(in_channels: int, channels: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, Fig. 2)."""
 
@@ -38,10 +43,9 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
+            project = shortcut == "projection"
             self.downsample = (
-                nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
-                if shortcut == "projection"
-                else PadShortcut(channels - in_channels, stride)
+                _projection(in_channels, channels, stride) if project else PadShortcut(channels - in_channels, stride)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,23 +53,49 @@ class BasicBlock(nn.Module):
         return self.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
+class GroupedBottleneck(nn.Module):
+    """1x1, grouped 3x3 and 1x1 convolutions and a shortcut (Xie et al. 2017, Fig. 3c); inside, half the channels."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, groups: int) -> None:
+        super().__init__()
+        inside = channels // 2
+        self.conv1 = nn.Conv2d(in_channels, inside, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inside)
+        self.conv2 = nn.Conv2d(inside, inside, 3, stride, padding=1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inside)
+        self.conv3 = nn.Conv2d(inside, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = _projection(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        residual = self.bn3(self.conv3(residual))
+        return self.relu(residual + (x if self.downsample is None else self.downsample(x)))
+
+
+class Block(Protocol):
+    """What makes a block of a stage."""
+
+    def __call__(self, in_channels: int, channels: int, stride: int) -> nn.Module: ...
+
+
 class SmallResNet(nn.Module):
-    """A 3x3 stem at full resolution and three stages of basic blocks; stages 2 and 3 halve the resolution.
+    """A 3x3 stem at full resolution and three stages of blocks; stages 2 and 3 halve the resolution.
 
     (N, C, H, W) -> logits (N, num_classes). Convolutions start from He's normal, by fan-out.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, widths: Sequence[int], blocks: int, shortcut: Shortcut
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, widths: Sequence[int], blocks: int, block: Block) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
 
         def stage(in_width: int, width: int, stride: int) -> nn.Sequential:
-            first = BasicBlock(in_width, width, stride, shortcut)
-            return nn.Sequential(first, *(BasicBlock(width, width, 1, shortcut) for _ in range(blocks - 1)))
+            return nn.Sequential(block(in_width, width, stride), *(block(width, width, 1) for _ in range(blocks - 1)))
 
         self.layer1 = stage(widths[0], widths[0], stride=1)
         self.layer2 = stage(widths[0], widths[1], stride=2)
@@ -91,7 +121,31 @@ def digits_resnet(shape: tuple[int, int, int], num_classes: int, *, width: int =
 
     For images of 8 x 8 pixels; 9 norm layers. shape is (C, H, W) of an image.
     """
-    return SmallResNet(shape[0], num_classes, (width, 2 * width, 4 * width), blocks=1, shortcut="projection")
+    return _of_basic_blocks(shape[0], num_classes, width, blocks=1)
+
+
+def digits_resnet_deep(shape: tuple[int, int, int], num_classes: int, *, width: int = 16) -> nn.Module:
+    """digits_resnet with two blocks per stage: 15 norm layers. Beside it, as ResNet-101 beside ResNet-50."""
+    return _of_basic_blocks(shape[0], num_classes, width, blocks=2)
+
+
+def _of_basic_blocks(in_channels: int, num_classes: int, width: int, blocks: int) -> nn.Module:
+    block = partial(BasicBlock, shortcut="projection")
+    return SmallResNet(in_channels, num_classes, (width, 2 * width, 4 * width), blocks, block)
+
+
+def digits_resnext(
+    shape: tuple[int, int, int], num_classes: int, *, width: int = 16, blocks: int = 1, groups: int = 8
+) -> nn.Module:
+    """A small ResNeXt: `blocks` bottlenecks with `groups` groups per stage, of 2, 4 and 8 times `width` channels.
+
+    For images of 8 x 8 pixels; 12 norm layers, or 21 with two blocks. shape is (C, H, W) of an image. Raises UserError
+    if the groups do not divide the width.
+    """
+    if width % groups:
+        raise UserError(f"model.groups={groups} does not divide model.width={width}")
+    block = partial(GroupedBottleneck, groups=groups)
+    return SmallResNet(shape[0], num_classes, (2 * width, 4 * width, 8 * width), blocks, block)
 
 
 def resnet_cifar(
@@ -110,7 +164,8 @@ def resnet_cifar(
             f"model.depth={depth} is not 6n + 2; allowed: 8, 14, 20, 32, 44, 56, 110, ..., nearest: "
             f"{max(8, 6 * round((depth - 2) / 6) + 2)}"
         )
-    return SmallResNet(shape[0], num_classes, (16, 32, 64), blocks=(depth - 2) // 6, shortcut=shortcut)
+    block = partial(BasicBlock, shortcut=shortcut)
+    return SmallResNet(shape[0], num_classes, (16, 32, 64), (depth - 2) // 6, block)
 
 
 def resnet_small(shape: tuple[int, int, int], num_classes: int, *, depth: Literal[18, 34, 50] = 18) -> nn.Module:

@@ -85,7 +85,7 @@ def _carry_over(old: Norm, new: nn.Module) -> None:
         if name in old_parameters and name in new_parameters:
             ours, theirs = new_parameters[name], old_parameters[name]
             ours.copy_(theirs).requires_grad_(ours.requires_grad and theirs.requires_grad)
-    if not isinstance(old, _BatchNorm):
+    if not isinstance(old, _BatchNorm) or not _has_measured(old):
         return  # a running variance of single instances leaves out how far their means lie apart
     old_buffers, new_buffers = dict(old.named_buffers()), dict(new.named_buffers())
     carried = {name for name in new_buffers if name.startswith("running_")}
@@ -93,3 +93,9 @@ def _carry_over(old: Norm, new: nn.Module) -> None:
         carried.add("num_batches_tracked")  # else some statistics start afresh, and so does the count of their steps
     for name in carried & old_buffers.keys() & new_buffers.keys():
         new_buffers[name].copy_(old_buffers[name])
+
+
+def _has_measured(old: _BatchNorm) -> bool:
+    """Whether its running statistics are more than its start; the new layer has a start of its own."""
+    mean, var = old.running_mean, old.running_var
+    return mean is not None and var is not None and (mean.is_meta or bool(mean.any() or (var != 1).any()))

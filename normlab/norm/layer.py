@@ -11,18 +11,19 @@ a scope's compact statistics (see scopes.py).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from normlab.errors import UserError
+from normlab.norm import official
 from normlab.norm.algebra import Algebra, ratios
-from normlab.norm.normalize import moments, normalize
-from normlab.norm.ops import accumulation_dtype
+from normlab.norm.normalize import normalize
+from normlab.norm.ops import accumulation_dtype, advance
 from normlab.norm.pooling import num_ranks
-from normlab.norm.scopes import Scope, check_declaration
+from normlab.norm.scopes import Scope, check_declaration, check_profile
 
 
 class BatchStatistics(NamedTuple):
@@ -51,6 +52,7 @@ class Normalizer(nn.Module):
         hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, seed 002).
         sync: batch scopes pool over all replicas and ranks (SyncBN, SyncSN).
         frozen: stored statistics, weight and bias are constants, in training too.
+        profile: paper, or official: SN as its released code computes it (see official.py, docs/deviations.md).
         eps: added to the variance.
         momentum: weight of the new value in the moving average, as in torch; None averages all steps equally.
         affine: learn weight (gamma) and bias (beta), from 1 and 0.
@@ -85,12 +87,14 @@ class Normalizer(nn.Module):
         hard: bool = False,
         sync: bool = False,
         frozen: bool = False,
+        profile: Literal["paper", "official"] = "paper",
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
     ) -> None:
         super().__init__()
         check_declaration(mean, var, tied)
+        check_profile(profile, mean, var, sync)
         if mix not in ("var", "std"):
             raise UserError(f"norm.mix={mix} does not exist; allowed: var, std")
         if ratio_groups < 1 or num_channels % ratio_groups:
@@ -110,6 +114,7 @@ class Normalizer(nn.Module):
             hard=hard,
             eps=eps,
         )
+        self.profile = profile
         self.replicas = 1
         self.update_in_forward = True
         self.batch_statistics: dict[str, BatchStatistics] = {}
@@ -122,7 +127,8 @@ class Normalizer(nn.Module):
             if scope.name in mean:
                 self.register_buffer(_buffer("mean", scope), torch.zeros(scope.width(num_channels)))
             if scope.name in var:
-                self.register_buffer(_buffer("var", scope), torch.ones(scope.width(num_channels)))
+                start = torch.zeros if profile == "official" else torch.ones
+                self.register_buffer(_buffer("var", scope), start(scope.width(num_channels)))
         self.register_buffer("num_batches_tracked", torch.tensor(0) if self._batch_scopes else None)
 
     def _new_logits(self, scopes: list[str]) -> nn.Parameter | None:
@@ -171,27 +177,43 @@ class Normalizer(nn.Module):
 
         dtype = accumulation_dtype(x)
         stored = None if measures_batch else self._stored_statistics(dtype)
+        mean_NC: Tensor | None
+        var_NC: Tensor | None
         if stored is not None and len(self._batch_scopes) == len(self._scopes):
             width = self._algebra.widths[0]  # of the first scope of the mean, whose stored mean serves as the anchor
             mean_NC = var_NC = stored[:width].repeat_interleave(C // width).expand(rows, C)
         else:
-            mean_NC, var_NC = moments(x)
+            mean_NC, var_NC = self._moments(x)
         joined = 1 if self.sync else R
         gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
         var_logits = self.mean_logits if self.tied else self.var_logits
-        wide = [None if t is None else t.to(dtype) for t in (gain, offset, self.mean_logits, var_logits)]
-        y, statistics = normalize(x, mean_NC, var_NC, wide, self._algebra, joined, stored, self.sync)
+        parameters = (gain, offset, self.mean_logits, var_logits)
+        wide = [t if t is None or t.dtype == dtype else t.to(dtype) for t in parameters]
+        apply: Callable[..., tuple[Tensor, Tensor]] = official.normalize if self.profile == "official" else normalize
+        y, statistics = apply(x, mean_NC, var_NC, wide, self._algebra, joined, stored, self.sync)
         if measures_batch and self._batch_scopes:
-            pairs = self._algebra.unpack(statistics, mean_NC, var_NC, joined)
-            self._observe(dict(zip(self._scopes, pairs, strict=True)), N, num_positions)
+            self._observe(statistics, joined, rows, num_positions)
         return y
 
-    def _gain(self, mean_NC: Tensor, var_NC: Tensor, replicas: int) -> tuple[Tensor | None, Tensor | None]:
+    def _moments(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Mean and variance of every sample and channel (N, C), where they are needed before `normalize` takes them."""
+        return official.moments(x) if self.profile == "official" else (None, None)
+
+    def _gain(
+        self, mean_NC: Tensor | None, var_NC: Tensor | None, replicas: int
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias of a training pass: (C,), or (R, C) for methods that correct each replica (Batch Renorm)."""
         return self.weight, self.bias
 
     def _refuse_single_values(self, N: int, num_positions: int, measures_batch: bool) -> None:
         """A pixel set of one value has no variance, and is its own mean: its scope alone erases the input."""
+        if self.profile == "official" and num_positions == 1:
+            raise ScopeError(
+                f"norm.profile=official divides the variance of a map by its positions less one, and a layer of "
+                f"{self.num_channels} channels has maps of a single position; use norm.profile=paper, or larger images"
+            )
+        if num_positions > 1:
+            return
         sizes = {
             name: self._size(scope, N, num_positions)
             for name, scope in self._scopes.items()
@@ -211,34 +233,34 @@ class Normalizer(nn.Module):
 
     # ---- statistics across samples -----------------------------------------------------------------------------
 
-    def _observe(self, pooled: dict[str, tuple[Tensor, Tensor]], N: int, num_positions: int) -> None:
-        for scope in self._batch_scopes:
-            mean, var = pooled[scope.name]
-            size = self._size(scope, N, num_positions)
-            self.batch_statistics[scope.name] = BatchStatistics(mean.detach()[:, 0], var.detach()[:, 0], size)
-        if self.update_in_forward and self._batch_scopes:
-            self.update_running(
-                {
-                    name: BatchStatistics(s.mean_RW.mean(0), s.var_RW.mean(0), s.size)
-                    for name, s in self.batch_statistics.items()
-                }
-            )
+    def _observe(self, statistics: Tensor, replicas: int, rows: int, num_positions: int) -> None:
+        """Keep what a training pass measured, of its flat statistics (Algebra.layout)."""
+        layout = self._algebra.layout(replicas, rows, self.num_channels)
+        for scope, (mean, var, (R, _, W)) in zip(self._scopes.values(), layout, strict=True):
+            if scope.across_samples:
+                self.batch_statistics[scope.name] = BatchStatistics(
+                    *(statistics[mean].view(R, W), statistics[var].view(R, W)),
+                    self._size(scope, rows // self.replicas, num_positions),
+                )
+        if self.update_in_forward:
+            self.update_running(self.batch_statistics)
 
     @torch.no_grad()
     def update_running(self, batch: Mapping[str, BatchStatistics]) -> None:
-        """Advance the moving averages by one step: scope name -> statistics (W,), already averaged over replicas.
+        """Advance the moving averages by one step: scope name -> statistics, whose rows are averaged.
 
-        As in torch, the running variance takes the unbiased estimate.
+        As in torch, the running variance takes the unbiased estimate; in the official profile, what was measured.
         """
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
+        self.num_batches_tracked.add_(1)  # += would go through Module.__setattr__, which takes longer than adding
         weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         for scope in self._batch_scopes:
-            mean_W, var_W, size = batch[scope.name]
-            for buffer, new in (("mean", mean_W), ("var", var_W * (size / max(size - 1, 1)))):
+            mean_RW, var_RW, size = batch[scope.name]
+            correction = 1 if self.profile == "official" else size / max(size - 1, 1)
+            for buffer, measured_RW, factor in (("mean", mean_RW, 1), ("var", var_RW, correction)):
                 running = self._buffers.get(_buffer(buffer, scope))
                 if running is not None:
-                    running.lerp_(new.to(running.dtype), weight)
+                    advance(running, measured_RW, weight, factor)
 
     def stored_names(self) -> dict[str, tuple[str, str]]:
         """Buffer name -> (scope name, "mean" or "var"): what evaluation uses in place of batch statistics."""
@@ -261,6 +283,7 @@ class Normalizer(nn.Module):
     def extra_repr(self) -> str:
         groups = {s.name: s.groups for s in self._scopes.values() if s.kind in ("gn", "en")}
         flags = [name for name in ("tied", "hard", "sync", "frozen") if getattr(self, name)]
+        flags += ["official"] * (self.profile == "official")
         parts = [
             str(self.num_channels),
             f"mean={'+'.join(self.mean_scopes)}",

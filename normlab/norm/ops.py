@@ -111,6 +111,13 @@ def _algebra(across, widths, mean, var, std, hard, eps) -> Algebra:
     return Algebra(tuple(across), tuple(widths), tuple(mean), tuple(var), std, hard, eps)
 
 
+def advance(running_W: Tensor, measured_RW: Tensor, weight: float, factor: float) -> None:
+    """One step of a moving average: running += weight * (factor * mean over R - running). No custom operator."""
+    kernel = kernels.direct("advance", running_W)
+    if kernel is None or kernel(running_W, measured_RW, weight, factor) is NotImplemented:
+        running_W.lerp_((measured_RW.mean(0) * factor).to(running_W.dtype), weight)
+
+
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 

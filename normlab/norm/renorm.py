@@ -5,6 +5,7 @@ from torch import Tensor
 
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
+from normlab.norm.normalize import moments
 from normlab.norm.pooling import statistics
 
 
@@ -45,7 +46,13 @@ class BatchRenorm(Normalizer):
             raise UserError(f"norm.d_max={d_max} is negative; allowed: 0 or more")
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 
-    def _gain(self, mean_NC: Tensor, var_NC: Tensor, replicas: int) -> tuple[Tensor | None, Tensor | None]:
+    def _moments(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return moments(x)
+
+    def _gain(
+        self, mean_NC: Tensor | None, var_NC: Tensor | None, replicas: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        assert mean_NC is not None and var_NC is not None
         if self.num_batches_tracked is not None and self.num_batches_tracked < self.warmup:
             return self.weight, self.bias
         mean_RNC, var_RNC = (t_NC.view(replicas, -1, self.num_channels) for t_NC in (mean_NC, var_NC))

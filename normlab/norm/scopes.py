@@ -79,3 +79,15 @@ def check_declaration(mean: Sequence[str], var: Sequence[str], tied: bool = Fals
         raise UserError(
             f"{path}.tied=true needs the same scopes in {path}.mean=[{','.join(mean)}] and {path}.var=[{','.join(var)}]"
         )
+
+
+def check_profile(profile: str, mean: Sequence[str], var: Sequence[str], sync: bool, path: str = "norm") -> None:
+    """Refuse (UserError) a profile that does not exist, or the official one of what has no released code here."""
+    if profile not in ("paper", "official"):
+        raise UserError(f"{path}.profile={profile} does not exist; allowed: paper, official")
+    known = all(set(names) <= {"in", "ln", "bn"} for names in (mean, var)) and max(len(mean), len(var)) > 1
+    if profile == "official" and (sync or not known):
+        raise UserError(
+            f"{path}.profile=official is the released code of SN: expected a mixture of in, ln and bn without sync, "
+            f"not {path}.mean=[{','.join(mean)}] {path}.var=[{','.join(var)}]{f' {path}.sync=true' if sync else ''}"
+        )

@@ -4,6 +4,8 @@ Each function here parametrizes one convolution in place with torch.nn.utils.par
 stored weight, the forward pass sees its function. `convert` applies it to every convolution of a model.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -22,15 +24,17 @@ class WeightStandardization(nn.Module):
         result_OI  = gain_O * result_OI + shift_O                        if affine ("AF" in Table 2)
 
     The standard deviation is biased and eps stands outside its root, as the paper prints them. Without centring, what
-    divides is the root mean square of the filter itself ("DO" in Table 2). Constant filters, which centring leaves at
-    zero, have finite gradients.
+    divides is the root mean square of the filter itself ("DO" in Table 2). The released code divides by I - 1
+    (`correction=1`). Constant filters, which centring leaves at zero, have finite gradients.
 
     Shapes: weight (O, fan-in axes...) -> the same; `gain` and `shift` (O, 1, ...), present if affine.
     """
 
-    def __init__(self, weight: Tensor, *, center: bool, divide: bool, affine: bool, eps: float) -> None:
+    def __init__(
+        self, weight: Tensor, *, center: bool, divide: bool, affine: bool, eps: float, correction: int = 0
+    ) -> None:
         super().__init__()
-        self.center, self.divide, self.eps = center, divide, eps
+        self.center, self.divide, self.correction, self.eps = center, divide, correction, eps
         self.fan_in_axes = tuple(range(1, weight.ndim))
         if affine:
             channels = weight.new_ones(len(weight), *(1 for _ in self.fan_in_axes))
@@ -44,12 +48,14 @@ class WeightStandardization(nn.Module):
         if self.divide:
             fan_in = weight[0].numel()
             # a norm's gradient at zero is zero in torch, where a square root's would not be finite
-            std = torch.linalg.vector_norm(weight, dim=self.fan_in_axes, keepdim=True) / fan_in**0.5
+            norm = torch.linalg.vector_norm(weight, dim=self.fan_in_axes, keepdim=True)
+            std = norm / max(fan_in - self.correction, 1) ** 0.5
             weight = weight / (std + self.eps)
         return self.gain * weight + self.shift if self.affine else weight
 
     def extra_repr(self) -> str:
-        return f"center={self.center}, divide={self.divide}, affine={self.affine}, eps={self.eps:g}"
+        settings = f"center={self.center}, divide={self.divide}, affine={self.affine}, eps={self.eps:g}"
+        return settings + ", official" * self.correction
 
 
 def weight_standardization(
@@ -58,9 +64,17 @@ def weight_standardization(
     center: bool = True,
     divide: bool = True,
     affine: bool = False,
+    profile: Literal["paper", "official"] = "paper",
     eps: float = 1e-5,
 ) -> None:
     """Standardize the weight of `conv`, in place; see `WeightStandardization`.
+
+    Args:
+        conv: the convolution.
+        center, divide: Eq. 5 and Eq. 6.
+        affine: learn a gain and a shift per filter.
+        profile: paper, or official: the unbiased standard deviation of the released code (docs/deviations.md).
+        eps: added to the standard deviation.
 
     Raises UserError where centring would leave nothing: a fan-in of one weight per output channel.
     """
@@ -69,7 +83,9 @@ def weight_standardization(
         raise UserError(
             f"weight standardization cannot centre a fan-in of 1, which would leave zero: {conv}; use weight=ws_div"
         )
-    standardization = WeightStandardization(weight, center=center, divide=divide, affine=affine, eps=eps)
+    standardization = WeightStandardization(
+        weight, center=center, divide=divide, affine=affine, eps=eps, correction=int(profile == "official")
+    )
     parametrize.register_parametrization(conv, "weight", standardization)
 
 

@@ -1,24 +1,41 @@
-"""What was measured of a table: records.jsonl, a line per run, from which every report is made.
+"""What was measured of a table: records.jsonl, a line per cell and seed, from which every report is made.
 
 A record is a run's summary.json (id is the hash of its config) with `row`, `column`, `finished` (time of day, UTC) and
-`layers`, the ratios of each switchable layer at the end.
+
+layers        the ratios of each switchable layer at the end
+choices       the scopes that each layer would keep if its ratios were hard, for mean and variance, at 30%, 60% and 90%
+epochs_of     what was measured of each epoch
+fluctuations  how much the statistics of BN and EN vary in each layer, and how far apart they are (record.statistics)
+taken         shares that Weight Standardization takes from the gradients (record.gradients)
+
+Cells of one run differ in what they read off it; a cell that measures statistics anew adds these to `metrics`.
 """
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from normlab.config import BatchAverage
+from normlab.dynamics.fluctuation import STATISTICS, apart, spread
+from normlab.dynamics.ratios import MOMENTS, choice, switchable
 from normlab.engine.record import RunFolder
 from normlab.errors import UserError
-from normlab.reading import RECORD, STEP, read_jsonl
+from normlab.figures.run import Run
+from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl
+from normlab.report.metrics import value_of
 from normlab.report.table import Cell, Table
 from normlab.writing import write_text
 
 Record = dict[str, Any]
 Key = tuple[str, str, int]  # row, column, seed
-Measured = Mapping[str, Mapping[Key, float]]  # quantity -> what each run measured of it
+Ids = Mapping[Key, str]  # of the run that each cell's number is of
+
+CHOICES_AT = (0.3, 0.6, 0.9)  # of a run: seed 000, Fig. 2
+EPOCH_METRICS = ("train/loss", "train/top1", "val/top1")
+_OF_LAYER = ("layer", "receptive_field", *MOMENTS)
 
 
 def table_folder(table: Table, scale: str, results: Path) -> Path:
@@ -26,13 +43,25 @@ def table_folder(table: Table, scale: str, results: Path) -> Path:
     return results / f"{table.name}-{scale}"
 
 
-def collect(cells: Sequence[Cell], folders: Sequence[RunFolder], into: Path) -> list[Record]:
-    """Copy what the finished and diverged runs measured, a folder for each cell, to records.jsonl in `into`."""
+def collect(table: Table, cells: Sequence[Cell], folders: Sequence[RunFolder], ids: Ids, into: Path) -> list[Record]:
+    """Write what the finished and diverged runs measured, a folder for each cell, to records.jsonl in `into`.
+
+    What was recorded there before of other cells and seeds stays, if its run would still be the same (`ids`).
+    """
+    before = {_key(record): record for record in read_jsonl(into / "records.jsonl", RECORD)}
+    kept = {key: record for key, record in before.items() if ids.get(key) == record["id"]}
     runs = zip(cells, folders, strict=True)
-    records = [_record(cell, run) for cell, run in runs if run.status()["status"] in ("finished", "diverged")]
+    found = [_record(table, cell, run) for cell, run in runs if run.status()["status"] in ("finished", "diverged")]
+    by_key = kept | {_key(record): record for record in found if record}
+    records = [by_key[key] for key in ids if key in by_key]
     into.mkdir(parents=True, exist_ok=True)
     write_text(into / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return records
+
+
+def recorded_seeds(table: Table, scale: str, results: Path) -> set[int]:
+    """Seeds that the records of a table have."""
+    return {record["seed"] for record in read_jsonl(table_folder(table, scale, results) / "records.jsonl", RECORD)}
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -43,47 +72,103 @@ def read_records(folder: Path) -> list[Record]:
     return records
 
 
-def scores(records: Iterable[Record], metric: str) -> dict[Key, float | None]:
-    """The metric of each run, under its headline's estimator; None where it diverged."""
-    return {(r["row"], r["column"], r["seed"]): _score(r, metric) for r in records}
+def scores(records: Iterable[Record], table: Table) -> dict[Key, float | None]:
+    """What each cell shows of its run; None where it diverged. Raises UserError on records of another table."""
+    return {_key(record): _score(record, table) for record in records}
 
 
-def _score(record: Record, metric: str) -> float | None:
-    estimator = record["headline"]["estimator"]
+def estimates(run: RunFolder) -> list[dict[str, Any]]:
+    """What `normlab estimate` measured of a run: its settings, and the metrics under them."""
+    return read_jsonl(run.path / "estimates.jsonl", ESTIMATE)
+
+
+def estimate_of(run: RunFolder, settings: BatchAverage) -> dict[str, float] | None:
+    """Metrics of a run under batch averages by these settings; None if they were not measured."""
+    for row in estimates(run):
+        measured = BatchAverage(row.pop("samples"), row.pop("variance"), row.pop("augment"))
+        if estimator_name(measured) == estimator_name(settings):
+            return row
+    return None
+
+
+def estimator_name(settings: BatchAverage) -> str:
+    """Of statistics measured anew, in a record's metrics: 5000 samples, mean variance, augment=true."""
+    samples = settings.num_samples or "all"
+    return f"{samples} samples, {settings.variance} variance, augment={str(settings.augment).lower()}"
+
+
+def _key(record: Record) -> Key:
+    return record["row"], record["column"], record["seed"]
+
+
+def _score(record: Record, table: Table) -> float | None:
+    row, column, seed = _key(record)
+    if row not in table.rows or column not in table.columns:
+        raise UserError(f"records.jsonl: {table.name} has no cell {row} {column}; it is damaged, or of another table")
     if record["status"] != "finished":
         return None
-    if metric not in record["metrics"].get(estimator, {}):
-        run = f"{record['row']} {record['column']} seed {record['seed']}"
-        raise UserError(f"records.jsonl: {run} has no {metric} under {estimator}; it is damaged, or of another table")
-    return record["metrics"][estimator][metric]
+    estimator = table.estimator_of(row, column) or record["headline"]["estimator"]
+    name = estimator if isinstance(estimator, str) else estimator_name(estimator)
+    metric = table.metric_of(row, column)
+    value = value_of(record["metrics"].get(name, {}), metric)
+    if value is None:
+        run = f"{row} {column} seed {seed}"
+        raise UserError(f"records.jsonl: {run} has no {metric} under {name}; it is damaged, or of another table")
+    return value
 
 
-def measured(records: Iterable[Record], metric: str, guessing: float) -> Measured:
-    """What tests ask of the runs: "metric", where a diverged run counts as guessing, and "ratio.mean.bn" and the like.
-
-    Ratios are averages over the layers of a finished run.
-    """
-    records = list(records)
-    quantities: dict[str, dict[Key, float]] = {
-        "metric": {key: guessing if score is None else score for key, score in scores(records, metric).items()}
-    }
-    for record in records:
-        if record["status"] != "finished" or not record["ratios"]:
-            continue
-        for moment, ratios in record["ratios"].items():
-            for scope, ratio in ratios.items():
-                of_ratio = quantities.setdefault(f"ratio.{moment}.{scope}", {})
-                of_ratio[record["row"], record["column"], record["seed"]] = ratio
-    return quantities
-
-
-def _record(cell: Cell, run: RunFolder) -> Record:
+def _record(table: Table, cell: Cell, run: RunFolder) -> Record | None:
+    """None where the run was not measured as the cell asks."""
     summary = run.summary()
-    last = read_jsonl(run.ratios, STEP)[-1:] if summary["ratios"] else []
+    estimator = table.estimator_of(cell.row, cell.column)
+    if isinstance(estimator, BatchAverage) and summary["status"] == "finished":
+        measured = estimate_of(run, estimator)
+        if measured is None:
+            return None
+        summary["metrics"] = summary["metrics"] | {estimator_name(estimator): measured}
+    rows = read_jsonl(run.ratios, STEP) if summary["ratios"] else []
     written = datetime.fromtimestamp(run.summary_file.stat().st_mtime, UTC)
     return summary | {
         "row": cell.row,
         "column": cell.column,
         "finished": written.isoformat(timespec="seconds"),
-        "layers": [{key: layer[key] for key in ("layer", "mean", "var")} for row in last for layer in row["layers"]],
+        "layers": [{key: layer[key] for key in _OF_LAYER} for row in rows[-1:] for layer in row["layers"]],
+        "choices": _choices(rows, summary["updates"]),
+        "epochs_of": _epochs(run),
+        "fluctuations": _fluctuations(run),
+        "taken": _taken(run),
     }
+
+
+def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[list[str]]]:
+    """Share of the run -> [scope of the mean, scope of the variance] of each switchable layer then."""
+    found = {}
+    for share in CHOICES_AT:
+        reached = [row["layers"] for row in rows if row["step"] <= share * updates + 0.5]
+        if reached and switchable(reached[-1]):
+            found[f"{share:g}"] = [[choice(layer[moment]) for moment in MOMENTS] for layer in reached[-1]]
+    return found
+
+
+def _epochs(run: RunFolder) -> dict[str, list[float]]:
+    """Metric -> its value in each epoch."""
+    rows = [row for row in read_jsonl(run.metrics, STEP) if all(metric in row for metric in EPOCH_METRICS)]
+    return {metric: [round(row[metric], 4) for row in rows] for metric in EPOCH_METRICS if rows}
+
+
+def _fluctuations(run: RunFolder) -> dict[str, list[float]]:
+    """Statistic of BN or EN -> how much it varies in each layer; distance of BN's from EN's (seed 004, Sec. 4.6)."""
+    if not run.statistics.is_file():
+        return {}
+    steps = Run.load(run).statistics
+    layers = list(zip(*(step["layers"] for step in steps), strict=True))
+    found = {name: [spread(rows, name) for rows in layers] for name in STATISTICS if len(steps) > 1}
+    return found | {f"apart_{moment}": [apart(rows, moment) for rows in layers] for moment in ("mean", "std")}
+
+
+def _taken(run: RunFolder) -> dict[str, float]:
+    """Shares that Weight Standardization takes from gradients, averaged over layers and updates (seed 003, Fig. 4)."""
+    if not run.gradients.is_file():
+        return {}
+    rows = [layer for step in Run.load(run).gradients for layer in step["layers"]]
+    return {term: statistics.fmean(row[term] for row in rows) for term in ("division", "centring")}

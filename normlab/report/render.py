@@ -3,13 +3,14 @@
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from normlab.figures.style import save
+from normlab.report.deviations import deviations
 from normlab.report.records import table_folder
 from normlab.report.results import Entry, Judged, Results, load_results
 from normlab.report.table import Table
@@ -22,6 +23,7 @@ _CSV_COLUMNS = (
     *("scale", "row", "column", "paper", "mean", "std", "difference"),
     *("finished", "diverged", "missing", "values"),
 )
+_TERMINAL, _ROW_WIDTH = 80, 25  # characters: of a terminal, and of a row's three numbers on it
 METHOD = (
     f"A claim holds where every test has p < {ALPHA:g}, and does not hold where one is contradicted (1 - p < {ALPHA:g} "
     "divided by the number of tests); else the seeds are not enough. Seeds are the sample: Welch's t-test, one-sided, "
@@ -80,6 +82,10 @@ def evidence_text(evidence: Evidence, papers: float) -> str:
     return f"{evidence.what}: {_significant(evidence.effect)}, needs > {threshold} ({p}n = {evidence.seeds}{paper})"
 
 
+def verdict_text(judged: Judged) -> str:
+    return judged.verdict or f"needs the scale {' or '.join(judged.claim.scales)}"
+
+
 def _number(value: float, decimals: int, sign: str = "") -> str:
     rounded = round(value, decimals) + 0.0  # no minus before a zero
     return f"{rounded:{sign}.{decimals}f}".replace("-", MINUS)
@@ -105,19 +111,21 @@ def _subtitle(results: Results) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    return [exception.note for exception in results.table.exceptions]
+    table = results.table
+    return [*dict.fromkeys([e.note for e in table.exceptions] + table.notes), *results.disagreements]
 
 
 def _footer(results: Results) -> str:
-    records = results.records
+    records = list({record["id"]: record for record in results.records}.values())  # cells may share a run
     versions = {f"{package} {v}" for r in records for package, v in r["versions"].items() if v is not None}
     days = sorted(record["finished"][:10] for record in records)
     commits = sorted({record["commit"] or "unknown" for record in records})
-    papers = ", ".join(f"{source.file} {source.table}" for source in results.table.paper)
+    papers = ", ".join(f"{source.file} {source.table or source.claim}" for source in results.table.paper)
     return (
         f"{_count(len(records), 'run')} of {results.subject}, {sum(r['seconds'] for r in records):,.0f} s in all, "
         f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, on {', '.join(sorted({r['device'] for r in records}))}; "
-        f"commit {', '.join(commits)}; {', '.join(sorted(versions))}; printed values: {papers} in results/paper."
+        f"commit {', '.join(commits)}; {', '.join(sorted(versions))}"
+        + (f"; printed values: {papers} in results/paper." if papers else ".")
     )
 
 
@@ -126,17 +134,19 @@ def _count(number: int, what: str) -> str:
 
 
 def _lines(results: Results) -> Iterator[tuple[str, str, list[str]]]:
-    """A row's label, whose numbers, and these along the columns: three lines for each row and each difference."""
+    """A row's label (on its first line), whose numbers, and these along the columns.
+
+    Three lines for each row and each difference; one where the papers print nothing.
+    """
     decimals = results.table.decimals
     data = "/".join(sorted({record["data"] for record in results.records}))
     texts = {"paper": printed_text, data: measured_text, "difference": difference_text}
-    for row, label in _labels(results.table).items():
+    for row, label in results.table.row_labels.items():
         for whose, text in texts.items():
-            yield label, whose, [text(results.entries[row, column], decimals) for column in results.table.columns]
-
-
-def _labels(table: Table) -> dict[str, str]:
-    return {row: line.label for row, line in table.rows.items()} | {name: name for name in table.differences}
+            if whose == data or results.is_printed(row):
+                entries = [results.entries[row, column] for column in results.table.column_labels]
+                yield label, whose, [text(entry, decimals) for entry in entries]
+                label = ""
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------------
@@ -144,10 +154,10 @@ def _labels(table: Table) -> dict[str, str]:
 
 def markdown(results: Results) -> str:
     """The table, the verdicts with the numbers behind them, and the figures."""
-    header = ["", "", *results.table.columns]
-    rows = [[f"**{label}**" if whose == "paper" else "", whose, *values] for label, whose, values in _lines(results)]
+    header = ["", "", *results.table.column_labels]
+    rows = [[f"**{label}**" if label else "", whose, *values] for label, whose, values in _lines(results)]
     claims = [
-        [judged.claim.statement, f"**{judged.verdict}**", "<br>".join(evidence_text(*e) for e in judged.evidence)]
+        [judged.claim.statement, f"**{verdict_text(judged)}**", "<br>".join(evidence_text(*e) for e in judged.evidence)]
         for judged in results.judged.values()
     ]
     parts = [
@@ -160,6 +170,8 @@ def markdown(results: Results) -> str:
         f"{METHOD} Margins are counted in {results.scale.margin:g} points here; a diverged run counts as guessing, "
         f"{results.scale.guessing:g}%.",
         *(f"![{name}]({name}.png)" for name in results.table.figures),
+        "## Where papers and code differ",
+        "\n".join(f"- {line}" for line in deviations(results.table)),
         _footer(results),
     ]
     return "\n\n".join(parts) + "\n"
@@ -186,7 +198,7 @@ def comma_separated(results: Results) -> str:
 
 def latex(results: Results) -> str:
     """A table environment; it needs the package booktabs."""
-    columns = list(results.table.columns)
+    columns = list(results.table.column_labels)
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
@@ -196,8 +208,8 @@ def latex(results: Results) -> str:
         f"& & {' & '.join(map(_tex, columns))} \\\\",
     ]
     for label, whose, values in _lines(results):
-        lines += ["\\midrule"] * (whose == "paper")
-        cells = [label if whose == "paper" else "", whose, *values]
+        lines += ["\\midrule"] * bool(label)
+        cells = [label, whose, *values]
         lines.append(f"{' & '.join(map(_tex, cells))} \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
 
@@ -208,13 +220,14 @@ def _tex(text: str) -> str:
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Settings down and rows across, so that it fits a terminal; then the verdicts."""
+    """Settings down and rows across, a few at a time, so that it fits a terminal; then the verdicts."""
     table = results.table
     console.print(f"\n{_heading(results)}", style="bold", highlight=False, markup=False)
     console.print(_subtitle(results), highlight=False, markup=False)
-    for names in (table.rows, table.differences):
-        if names:
-            console.print(_terminal_table(results, [name for name in _labels(table) if name in names]))
+    across = max(1, (_TERMINAL - max(map(len, table.column_labels))) // _ROW_WIDTH)
+    for names in (list(table.rows), list(table.differences)):
+        for first in range(0, len(names), across):
+            console.print(_terminal_table(results, names[first : first + across]))
     for note in _notes(results):
         console.print(note, highlight=False, markup=False)
     for judged in results.judged.values():
@@ -222,24 +235,30 @@ def print_results(results: Results, console: Console) -> None:
     console.print(_footer(results), style="dim", highlight=False, markup=False)
 
 
-def _terminal_table(results: Results, names: list[str]) -> RichTable:
-    labels, decimals = _labels(results.table), results.table.decimals
+def _terminal_table(results: Results, names: Sequence[str]) -> RichTable:
+    labels, decimals = results.table.row_labels, results.table.decimals
     shown = RichTable(box=None, padding=(0, 1))
-    shown.add_column()
+    shown.add_column(no_wrap=True)
     for name in names:
-        shown.add_column(f"{labels[name]}\npaper", justify="right", style="dim")
-        shown.add_column("\nmeasured", justify="right", style="bold")
-        shown.add_column("\ndiff.", justify="right")
-    for column in results.table.columns:
-        entries = [results.entries[name, column] for name in names]
-        texts = [text(e, decimals) for e in entries for text in (printed_text, measured_text, difference_text)]
+        if results.is_printed(name):
+            shown.add_column(f"{labels[name]}\npaper", justify="right", style="dim")
+            shown.add_column("\nmeasured", justify="right", style="bold")
+            shown.add_column("\ndiff.", justify="right")
+        else:
+            shown.add_column(f"{labels[name]}\nmeasured", justify="right", style="bold")
+    for column in results.table.column_labels:
+        texts = []
+        for name in names:
+            wanted = (printed_text, measured_text, difference_text) if results.is_printed(name) else (measured_text,)
+            texts += [text(results.entries[name, column], decimals) for text in wanted]
         texts = [text.replace(" ± ", "±") for text in texts]  # fits 80 columns
         shown.add_row(column, *texts)
     return shown
 
 
 def _print_judged(judged: Judged, console: Console) -> None:
-    style = {"holds": "green", "does not hold": "red"}.get(judged.verdict, "yellow")
-    console.print(f"{judged.verdict}: {judged.claim.statement}", style=style, highlight=False, markup=False)
+    text = verdict_text(judged)
+    style = {"holds": "green", "does not hold": "red"}.get(text, "yellow")
+    console.print(f"{text}: {judged.claim.statement}", style=style, highlight=False, markup=False)
     for evidence in judged.evidence:
         console.print(f"    {evidence_text(*evidence)}", style="dim", highlight=False, markup=False)

@@ -3,17 +3,20 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from normlab.report.records import Key, Measured, Record, measured, read_records, scores, table_folder
-from normlab.report.table import Claim, Scale, Table, printed, printed_table
+from normlab.report.printed import metric_words, printed, subject
+from normlab.report.quantities import Measured, measured
+from normlab.report.records import Key, Record, read_records, scores, table_folder
+from normlab.report.table import Claim, Difference, Scale, Table
 from normlab.report.verdicts import Evidence, Verdict, verdict
 from normlab.schema import bind
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell of the report: a row or a difference of rows, at a column."""
+    """A cell of the report: a row or a difference of rows, at a column or a difference of columns."""
 
     printed: float | None  # by the paper; None: a dash
     values: Sequence[float]  # of the runs that finished, by seed
@@ -45,7 +48,7 @@ class Judged:
     """A claim, its verdict, and for each test the evidence and the paper's own effect (NaN: it prints none)."""
 
     claim: Claim
-    verdict: Verdict
+    verdict: Verdict | None  # None: this scale cannot test it
     evidence: Sequence[tuple[Evidence, float]]
 
 
@@ -57,16 +60,17 @@ class Results:
     scale_name: str
     scale: Scale
     records: Sequence[Record]
-    entries: Mapping[tuple[str, str], Entry]  # by (row or label of a difference, column)
+    entries: Mapping[tuple[str, str], Entry]  # by (row, column), or the labels of differences
     judged: Mapping[str, Judged]
+    disagreements: Sequence[str]  # where the papers print different numbers
 
     @property
     def seeds(self) -> list[int]:
         return sorted({record["seed"] for record in self.records})
 
-    @property
+    @cached_property
     def measured(self) -> Measured:
-        return measured(self.records, self.table.metric, self.scale.guessing)
+        return measured(self.records, self.table, self.scale.guessing)
 
     @property
     def subject(self) -> str:
@@ -75,14 +79,16 @@ class Results:
 
     @property
     def paper_subject(self) -> str:
-        found = printed_table(self.table.paper[0])
-        return f"{found['model']} on {found['dataset']}"
+        return subject(self.table)
 
     @property
     def metric(self) -> str:
-        """In the paper's words: top-1 accuracy in percent."""
-        found = printed_table(self.table.paper[0])["metric"]
-        return f"{found['name']} in {found['unit']}"
+        """In words: top-1 accuracy in percent."""
+        return metric_words(self.table)
+
+    def is_printed(self, row: str) -> bool:
+        """Whether the papers have a number in a row."""
+        return any(self.entries[row, column].printed is not None for column in self.table.column_labels)
 
 
 def load_results(table: Table, scale: str, results: Path) -> Results:
@@ -93,14 +99,20 @@ def load_results(table: Table, scale: str, results: Path) -> Results:
 def results_of(table: Table, scale: str, records: Sequence[Record]) -> Results:
     """What the records of a table add up to; the seeds that any of them has are those there should be."""
     settings, papers = table.scale(scale), printed(table)
-    by_key = scores(records, table.metric)
-    by_key |= _differences(table, by_key)
+    by_key = scores(records, table)
+    by_key |= _differences(table.differences, by_key, 0)
+    by_key |= _differences(table.column_differences, by_key, 1)
     seeds = sorted({record["seed"] for record in records})
-    entries = {cell: _entry(cell, value, by_key, seeds) for cell, value in papers.items()}
-    ours = measured(records, table.metric, settings.guessing)
-    theirs = {"metric": {(*cell, 0): value for cell, value in papers.items() if value is not None}}
-    judged = {name: _judge(claim, ours, theirs, settings.margin) for name, claim in table.claims.items()}
-    return Results(table, scale, settings, records, entries, judged)
+    entries = {cell: _entry(cell, value, by_key, seeds) for cell, value in papers.values.items()}
+    ours = measured(records, table, settings.guessing)
+    theirs = Measured({"metric": {(*cell, 0): value for cell, value in papers.values.items() if value is not None}})
+    judged = {
+        name: _judge(claim, ours, theirs, settings.margin)
+        if scale in (claim.scales or table.scales)
+        else Judged(claim, None, [])
+        for name, claim in table.claims.items()
+    }
+    return Results(table, scale, settings, records, entries, judged, papers.disagreements)
 
 
 def _entry(
@@ -111,15 +123,23 @@ def _entry(
     return Entry(value, finished, diverged=len(found) - len(finished), missing=len(seeds) - len(found))
 
 
-def _differences(table: Table, by_key: Mapping[Key, float | None]) -> dict[Key, float | None]:
-    """Seed by seed, where both rows have a run; None where either diverged."""
+def _differences(
+    differences: Mapping[str, Difference], by_key: Mapping[Key, float | None], axis: int
+) -> dict[Key, float | None]:
+    """Of rows (axis 0) or columns (1), seed by seed, where both have a run; None where either diverged."""
     found: dict[Key, float | None] = {}
-    for label, difference in table.differences.items():
-        for (row, column, seed), score in by_key.items():
-            if row == difference.of and (difference.minus, column, seed) in by_key:
-                other = by_key[difference.minus, column, seed]
-                found[label, column, seed] = None if score is None or other is None else score - other
+    for label, difference in differences.items():
+        for key, score in by_key.items():
+            other_key, own_key = _replaced(key, axis, difference.minus), _replaced(key, axis, label)
+            if key[axis] == difference.of and other_key in by_key:
+                other = by_key[other_key]
+                found[own_key] = None if score is None or other is None else score - other
     return found
+
+
+def _replaced(key: Key, axis: int, name: str) -> Key:
+    row, column, seed = key
+    return (name, column, seed) if axis == 0 else (row, name, seed)
 
 
 def _judge(claim: Claim, ours: Measured, papers: Measured, margin: float) -> Judged:

@@ -1,37 +1,62 @@
-"""A paper's table as data: conf/table/NAME.yaml, the scales it is measured at (conf/scale), what the paper prints.
+"""A paper's table as data: conf/table/NAME.yaml, and the scales it is measured at (conf/scale).
 
 load_table("table2") -> Table                         checked; no torch here
 cells(table, scale, seeds) -> [Cell, ...]             each with the words of its command line
-printed(table) -> {("bn", "8x32"): 76.4, ...}         from results/paper; None: a dash
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from normlab import schema
-from normlab.config import conf_dir
+from normlab.config import BatchAverage, conf_dir
 from normlab.errors import UserError, unknown
 from normlab.reading import read_yaml
+from normlab.report.table_checks import check_lines, check_names
+
+SAME_LABEL = "="
 
 
 @dataclass
 class Source:
-    """A table of results/paper."""
+    """Where numbers of a table are printed: a table of results/paper, or the values that a claim there names."""
 
     file: str
-    table: str
+    table: str | None = None
+    claim: str | None = None
+    values: list[str] = field(default_factory=list)  # of a claim: what its numbers are, in order, as labels
+    transpose: bool = False  # the paper has our rows as columns
+    rows: list[str] = field(default_factory=list)  # ours that it has; empty: all
+    columns: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Start:
+    """What a cell's runs begin from: the weights of another cell's, of the same seed.
+
+    What a row says and what a column says are put together; a cell without any `at` begins from random weights.
+    """
+
+    row: str | None = None  # null: the row of this cell
+    column: str | None = None
+    at: float | None = None  # share of the other run's updates; 1: its end
+    take: Literal["weights", "ratios"] | None = None  # what is taken of the other run; null: its weights, all of them
+    goes_on: bool | None = None  # for the rest of the other run, on its schedule; else a run of full length
 
 
 @dataclass
 class Line:
-    """A row or a column: the paper's label for it, and what it sets in a run."""
+    """A row or a column: the paper's label for it, what it sets in a run, and what it reads off the run."""
 
     label: str
-    overrides: list[str]
+    overrides: list[str] = field(default_factory=list)
+    by_scale: dict[str, list[str]] = field(default_factory=dict)  # scale -> more overrides
+    metric: str | None = None  # null: the table's
+    estimator: Any = None  # moving_average, batch_average, a BatchAverage to measure; null: the run's own headline
+    start: Any = None  # Start
+    printed: str | None = SAME_LABEL  # the label in the paper's table, if another; null: the paper has none
 
 
 @dataclass
@@ -40,16 +65,18 @@ class ExceptionalCell:
 
     row: str
     column: str
-    overrides: list[str]
     note: str
+    overrides: list[str] = field(default_factory=list)
+    by_scale: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
 class Difference:
-    """A derived row: one row minus another. Its name is the paper's label."""
+    """A derived row (or column): one minus another. Its name is the paper's label."""
 
     of: str
     minus: str
+    printed: str | None = SAME_LABEL
 
 
 @dataclass
@@ -57,8 +84,9 @@ class Claim:
     """What a paper says, as tests that must all hold: nodes with a `_target_` in normlab.report.verdicts."""
 
     statement: str
-    source: str
+    sources: list[str]  # claims of results/paper: file.id
     tests: list[Any]
+    scales: list[str] = field(default_factory=list)  # where it can be tested; empty: at each
 
 
 @dataclass
@@ -73,22 +101,26 @@ class Scale:
 
 @dataclass
 class Table:
-    """conf/table/NAME.yaml; see conf/table/sn_table2.yaml for what the settings mean."""
+    """conf/table/NAME.yaml; see docs/tables.md for what the settings mean."""
 
     name: str  # of the file
     title: str
-    aliases: list[str]
-    paper: list[Any]  # Source
-    metric: str
     decimals: int
     seeds: list[int]
     scales: dict[str, str]  # name -> file of conf/scale
     rows: dict[str, Any]  # name -> Line
     columns: dict[str, Any]  # name -> Line
-    exceptions: list[Any]  # ExceptionalCell
-    differences: dict[str, Any]  # the paper's label -> Difference
-    claims: dict[str, Any]  # name -> Claim
-    figures: dict[str, Any]  # file -> node with a _target_
+    metric: str = "top1"
+    aliases: list[str] = field(default_factory=list)
+    paper: list[Any] = field(default_factory=list)  # Source; the first that prints a number counts
+    subject: str | None = None  # the paper's model and data; null: as its first source says
+    overrides: list[str] = field(default_factory=list)  # of all cells, after the scale's
+    exceptions: list[Any] = field(default_factory=list)  # ExceptionalCell
+    differences: dict[str, Any] = field(default_factory=dict)  # of rows: the paper's label -> Difference
+    column_differences: dict[str, Any] = field(default_factory=dict)
+    claims: dict[str, Any] = field(default_factory=dict)  # name -> Claim
+    figures: dict[str, Any] = field(default_factory=dict)  # file -> node with a _target_
+    notes: list[str] = field(default_factory=list)  # what a reader of the report must know
 
     def scale(self, name: str) -> Scale:
         """Raises UserError on a scale the table does not have."""
@@ -100,14 +132,49 @@ class Table:
     def default_scale(self) -> str:
         return next(iter(self.scales))
 
+    @property
+    def row_labels(self) -> dict[str, str]:
+        """Of the rows and of their differences, by name."""
+        return _labels(self.rows, self.differences)
+
+    @property
+    def column_labels(self) -> dict[str, str]:
+        return _labels(self.columns, self.column_differences)
+
+    def metric_of(self, row: str, column: str) -> str:
+        """What a cell shows of its run."""
+        return self.columns[column].metric or self.rows[row].metric or self.metric
+
+    def estimator_of(self, row: str, column: str) -> str | BatchAverage | None:
+        """Under which statistics; None: those of the run's headline."""
+        return self.columns[column].estimator or self.rows[row].estimator
+
+    def start_of(self, row: str, column: str) -> "Origin | None":
+        """What a cell's runs begin from; None: from random weights."""
+        said = [asdict(line.start) for line in (self.rows[row], self.columns[column]) if line.start]
+        start = Start(**{key: value for node in said for key, value in node.items() if value is not None})
+        if start.at is None:
+            return None
+        return Origin(start.row or row, start.column or column, start.at, start.take or "weights", bool(start.goes_on))
+
+
+class Origin(NamedTuple):
+    """The run that another begins from: its cell, and the share of its updates."""
+
+    row: str
+    column: str
+    at: float
+    take: str
+    goes_on: bool
+
 
 class Cell(NamedTuple):
-    """One run of a table."""
+    """One number of a table. Cells with the same overrides and start are of one run."""
 
     row: str
     column: str
     seed: int
-    overrides: list[str]  # for normlab.config.load
+    overrides: list[str]  # for normlab.config.load, without the init of its start
 
 
 def tables() -> dict[str, Path]:
@@ -122,85 +189,68 @@ def load_table(name: str) -> Table:
     known = tables()
     if name not in known:
         raise unknown("table", name, known)
-    path = known[name].stem
-    table = _checked(Table, read_yaml(known[name]) | {"name": path}, path)
+    return _load(known[name])
+
+
+def all_tables() -> list[Table]:
+    """Every table, by the names of their files."""
+    return [_load(file) for file in sorted((conf_dir() / "table").glob("*.yaml"))]
+
+
+def tables_at(scale: str) -> list[Table]:
+    """All tables that have a scale. Raises UserError if none does."""
+    known = all_tables()
+    found = [table for table in known if scale in table.scales]
+    if not found:
+        raise unknown("scale", scale, {name for table in known for name in table.scales})
+    return found
+
+
+def _load(file: Path) -> Table:
+    path = file.stem
+    table = _checked(Table, read_yaml(file) | {"name": path}, path)
     table.paper = [_checked(Source, node, f"{path}.paper.{i}") for i, node in enumerate(table.paper)]
-    table.rows = _each(Line, table.rows, f"{path}.rows")
-    table.columns = _each(Line, table.columns, f"{path}.columns")
+    table.rows = {key: _line(node, f"{path}.rows.{key}") for key, node in table.rows.items()}
+    table.columns = {key: _line(node, f"{path}.columns.{key}") for key, node in table.columns.items()}
     table.exceptions = [_checked(ExceptionalCell, e, f"{path}.exceptions.{i}") for i, e in enumerate(table.exceptions)]
     table.differences = _each(Difference, table.differences, f"{path}.differences")
+    table.column_differences = _each(Difference, table.column_differences, f"{path}.column_differences")
     table.claims = _each(Claim, table.claims, f"{path}.claims")
     for key, claim in table.claims.items():
         claim.tests = [
             schema.check_target(test, f"{path}.claims.{key}.tests.{i}") for i, test in enumerate(claim.tests)
         ]
     table.figures = {key: schema.check_target(node, f"{path}.figures.{key}") for key, node in table.figures.items()}
-    _check_names(table)
+    check_names(table)
+    check_lines(table)
     return table
 
 
 def cells(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str] = ()) -> list[Cell]:
-    """Every run of a table, row by row, with its overrides: the scale's, the column's, the row's, the cell's, `extra`.
+    """Every cell of a table, row by row, with its overrides: the scale's, the table's, the column's, the row's, the
+    cell's, `extra`.
 
-    Where two set the same key the later one counts. Raises UserError on a scale the table does not have.
+    Where two set the same key the later one counts, and a group's file (model=NAME) also replaces what was set in the
+    group before. Raises UserError on a scale the table does not have.
     """
-    exceptions = {(e.row, e.column): e.overrides for e in table.exceptions}
-    common = table.scale(scale).overrides
+    exceptions = {(e.row, e.column): e for e in table.exceptions}
+    common = [*table.scale(scale).overrides, *table.overrides]
     found = []
     for (row, line), (column, other), seed in product(table.rows.items(), table.columns.items(), seeds):
-        own = exceptions.get((row, column), [])
-        words = [*common, *other.overrides, *line.overrides, *own, f"seed={seed}", *extra]
-        by_key = {word.partition("=")[0]: word for word in words}
-        found.append(Cell(row, column, seed, list(by_key.values())))
+        parts = [part for part in (other, line, exceptions.get((row, column))) if part is not None]
+        own = [word for part in parts for word in (*part.overrides, *part.by_scale.get(scale, ()))]
+        words = [*common, *own, f"seed={seed}", *extra]
+        found.append(Cell(row, column, seed, _last_of_each_key(words)))
     return found
 
 
-# ---- what the papers print -------------------------------------------------------------------------------------------
-
-
-def paper_dir() -> Path:
-    """The papers' printed numbers: results/paper of the repository, or of the installed package."""
-    here = Path(__file__).resolve().parents[1]
-    return next(folder for folder in (here / "paper", here.parent / "results" / "paper") if folder.is_dir())
-
-
-def printed_table(source: Source) -> Mapping[str, Any]:
-    """A table of results/paper: title, dataset, model, metric, columns, rows. Raises UserError if there is none."""
-    files = {file.stem: file for file in paper_dir().glob("*.yaml")}
-    if source.file not in files:
-        raise unknown("results/paper:", source.file, files)
-    by_id = _tables_of(files[source.file])
-    if source.table not in by_id:
-        raise unknown(f"{source.file}: table", source.table, by_id)
-    return by_id[source.table]
-
-
-@cache
-def _tables_of(paper: Path) -> dict[str, Mapping[str, Any]]:
-    return {str(table["id"]): table for table in read_yaml(paper)["tables"]}
-
-
-def printed(table: Table) -> dict[tuple[str, str], float | None]:
-    """What the papers print: by (row, column), and by (label of a difference, column). None: a dash.
-
-    Raises UserError where a reference leads nowhere, or where the papers disagree.
-    """
-    labels = {row: line.label for row, line in table.rows.items()} | {name: name for name in table.differences}
-    values: dict[tuple[str, str], float | None] = {}
-    for source in table.paper:
-        found = printed_table(source)
-        rows = {str(row["label"]): row["values"] for row in found["rows"]}
-        positions = {str(label): i for i, label in enumerate(found["columns"])}
-        for (row, label), (column, line) in product(labels.items(), table.columns.items()):
-            for kind, name, valid in (("row", label, rows), ("column", line.label, positions)):
-                if name not in valid:
-                    raise unknown(f"{source.file} {source.table}: {kind}", name, valid)
-            value = rows[label][positions[line.label]]
-            if values.setdefault((row, column), value) != value:
-                raise UserError(
-                    f"{table.name}: {source.file} prints {value} at {label} {line.label}, another paper not"
-                )
-    return values
+def _last_of_each_key(words: Sequence[str]) -> list[str]:
+    by_key: dict[str, str] = {}
+    for word in words:
+        key = word.partition("=")[0]
+        by_key = {k: w for k, w in by_key.items() if not k.startswith(f"{key}.")}
+        by_key[key] = word
+    return list(by_key.values())
 
 
 # ---- reading and checking --------------------------------------------------------------------------------------------
@@ -224,17 +274,19 @@ def _each(settings: type, nodes: Mapping[str, Any], path: str) -> dict[str, Any]
     return {key: _checked(settings, node, f"{path}.{key}") for key, node in nodes.items()}
 
 
-def _check_names(table: Table) -> None:
-    """Raise UserError where a cell, a difference or a test names a row or column the table does not have."""
-    tests = [test for claim in table.claims.values() for test in claim.tests]
-    cells_named = [(e.row, e.column) for e in table.exceptions]
-    cells_named += [tuple(test[key]) for test in tests for key in ("of", "than") if key in test]
-    rows = [row for row, _ in cells_named] + [name for d in table.differences.values() for name in (d.of, d.minus)]
-    columns = [column for _, column in cells_named]
-    for test in tests:
-        rows += [test["row"]] if "row" in test else []
-        columns += test.get("columns", [])
-    for kind, names, valid in (("row", rows, table.rows), ("column", columns, table.columns)):
-        for name in names:
-            if name not in valid:
-                raise unknown(f"{table.name}: {kind}", name, valid)
+def _line(node: Any, path: str) -> Line:
+    line = _checked(Line, node, path)
+    if line.start is not None:
+        line.start = _checked(Start, line.start, f"{path}.start")
+        if line.start.at is not None and not 0 < line.start.at <= 1:
+            raise UserError(f"{path}.start.at={line.start.at:g}: expected a share above 0, up to 1")
+    if isinstance(line.estimator, Mapping):
+        line.estimator = _checked(BatchAverage, line.estimator, f"{path}.estimator")
+        _ = line.estimator.num_samples
+    elif line.estimator is not None:
+        schema.coerce(line.estimator, Literal["moving_average", "batch_average"], f"{path}.estimator")
+    return line
+
+
+def _labels(lines: Mapping[str, Line], differences: Mapping[str, Difference]) -> dict[str, str]:
+    return {name: line.label for name, line in lines.items()} | {name: name for name in differences}

@@ -3,10 +3,11 @@
 A test states that an effect exceeds a threshold, and gives one p-value: how likely an effect as large would be if the
 true one lay at the threshold. Small: it lies above. Near 1: it lies below. Between: these seeds cannot tell.
 
-A test named in a table's YAML is a function of (measured, margin): what the runs measured (records.measured), and
-the scale's margin, the smallest difference that counts.
+A test named in a table's YAML is a function of (measured, margin): what the runs measured (report/quantities.py names
+it), and the scale's margin, the smallest difference that counts.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from normlab.report.records import Key, Measured
+from normlab.report.quantities import Measured, divergence_between
 
 ALPHA = 0.05  # of a claim, on either side
 Verdict = Literal["holds", "does not hold", "not enough seeds"]
@@ -39,18 +40,35 @@ def exceeds(
     than: Sequence[str],
     margins: float = 0.0,
     quantity: str = "metric",
+    than_quantity: str | None = None,
 ) -> Evidence:
     """The mean of one (row, column) is above that of another by more than `margins` times the margin.
 
-    Welch's t-test, one-sided: cells of a table vary differently from seed to seed. Seeds are not paired, since equal
-    ones share little beyond the initial weights.
+    `than_quantity` is what is compared of the other, if it is not `quantity` too. Welch's t-test, one-sided: cells of a
+    table vary differently from seed to seed. Seeds are not paired, since equal ones share little beyond the initial
+    weights.
     """
-    values = measured.get(quantity, {})
-    above, below = (_of_cell(values, row, column) for row, column in (of, than))
+    above = _array(measured.of(quantity, of))
+    below = _array(measured.of(than_quantity or quantity, than))
     threshold = margins * margin
     effect = float(above.mean() - below.mean()) if above.size and below.size else math.nan
-    what = f"{' '.join(of)} − {' '.join(than)}"
+    what = f"{_named(quantity)}{' '.join(of)} − {_named(than_quantity or 'metric')}{' '.join(than)}"
     return Evidence(what, effect, threshold, welch_p(above, below, threshold), min(above.size, below.size))
+
+
+def most_exceed(measured: Measured, margin: float, *, pairs: Sequence[Sequence[Sequence[str]]]) -> Evidence:
+    """Of most pairs of (row, column) the first has the higher metric: their share exceeds a half.
+
+    The share is counted for each seed, of the pairs whose runs there are; ties count a half. Student's t-test,
+    one-sided.
+    """
+    ahead: dict[int, list[float]] = {}
+    for one, other in pairs:
+        values, others = measured.of("metric", one), measured.of("metric", other)
+        for seed in values.keys() & others.keys():
+            ahead.setdefault(seed, []).append(0.5 * (1 + np.sign(values[seed] - others[seed])))
+    shares_S = np.array([np.mean(ahead[seed]) for seed in sorted(ahead)])
+    return _student(f"share of {len(pairs)} pairs whose first is ahead", shares_S, 0.5)
 
 
 def rises(measured: Measured, margin: float, *, quantity: str, row: str, columns: Sequence[str]) -> Evidence:
@@ -58,14 +76,78 @@ def rises(measured: Measured, margin: float, *, quantity: str, row: str, columns
 
     The slope per column is fitted for each seed; Student's t-test, one-sided, that the slopes' mean exceeds 0.
     """
-    values = measured.get(quantity, {})
-    seeds = sorted({seed for _, _, seed in values})
-    complete = [seed for seed in seeds if all((row, column, seed) in values for column in columns)]
-    lines_SK = np.array([[values[row, column, seed] for column in columns] for seed in complete])
+    by_column = [measured.of(quantity, (row, column)) for column in columns]
+    complete = sorted(set(by_column[0]).intersection(*by_column[1:]))
+    lines_SK = np.array([[values[seed] for values in by_column] for seed in complete])
     slopes_S = np.polyfit(range(len(columns)), lines_SK.T, 1)[0] if complete else np.array([])
-    effect = float(slopes_S.mean()) if complete else math.nan
-    what = f"{quantity} of {row}, per step from {columns[0]} to {columns[-1]}"
-    return Evidence(what, effect, 0.0, student_p(slopes_S), len(complete))
+    return _student(f"{quantity} of {row}, per step from {columns[0]} to {columns[-1]}", slopes_S, 0.0)
+
+
+def lies_above(measured: Measured, margin: float, *, cell: Sequence[str], quantity: str, value: float) -> Evidence:
+    """A quantity of a (row, column) exceeds a number. Student's t-test, one-sided."""
+    return _student(f"{quantity} of {' '.join(cell)}", _array(measured.of(quantity, cell)), value)
+
+
+def lies_below(measured: Measured, margin: float, *, cell: Sequence[str], quantity: str, value: float) -> Evidence:
+    """A quantity of a (row, column) is less than a number. Student's t-test, one-sided."""
+    return _student(f"− {quantity} of {' '.join(cell)}", -_array(measured.of(quantity, cell)), -value)
+
+
+def departs(
+    measured: Measured,
+    margin: float,
+    *,
+    of: Sequence[str],
+    than: Sequence[str],
+    reference: Sequence[str],
+    moment: Literal["mean", "var"],
+) -> Evidence:
+    """The ratios of one (row, column) are farther from the reference's than another's are.
+
+    Distances are divergences of the ratios at the end, averaged over the layers (seed 000, Fig. 5), between runs of one
+    seed. Student's t-test, one-sided, of their differences.
+    """
+    far, near, home = (measured.layers_of(cell) for cell in (of, than, reference))
+    effects = [
+        divergence_between(far[seed], home[seed], moment) - divergence_between(near[seed], home[seed], moment)
+        for seed in sorted(far.keys() & near.keys() & home.keys())
+    ]
+    what = f"D({moment}) from {' '.join(reference)}: {' '.join(of)} − {' '.join(than)}"
+    return _student(what, np.array(effects), 0.0)
+
+
+def resembles(
+    measured: Measured,
+    margin: float,
+    *,
+    of: Sequence[str],
+    reference: Sequence[str],
+    moment: Literal["mean", "var"],
+    below: float,
+) -> Evidence:
+    """The ratios of one (row, column) diverge from the reference's by less than `below`, averaged over the layers.
+
+    Runs of one seed are compared; where the two are the same cell, each seed with the next. Student's t-test,
+    one-sided.
+    """
+    some, others = measured.layers_of(of), measured.layers_of(reference)
+    pairs = [(seed, seed) for seed in sorted(some.keys() & others.keys())]
+    if list(of) == list(reference):
+        pairs = list(itertools.pairwise(sorted(some)))
+    effects = [-divergence_between(some[a], others[b], moment) for a, b in pairs]
+    what = f"− D({moment}) of {' '.join(of)} from {' '.join(reference)}"
+    return _student(what, np.array(effects), -below)
+
+
+def varies_less(measured: Measured, margin: float, *, cell: Sequence[str], margins: float) -> Evidence:
+    """The standard deviation of a (row, column) over seeds is below `margins` times the margin.
+
+    The chi-square test of a variance, one-sided, of normal scores.
+    """
+    values = _array(measured.of("metric", cell))
+    threshold, std = margins * margin, float(values.std(ddof=1)) if values.size > 1 else math.nan
+    p = float(stats.chi2.cdf((values.size - 1) * (std / threshold) ** 2, values.size - 1)) if values.size > 1 else std
+    return Evidence(f"− spread of {' '.join(cell)}", -std, -threshold, p, values.size)
 
 
 def welch_p(above: NDArray[np.float64], below: NDArray[np.float64], threshold: float) -> float:
@@ -81,13 +163,16 @@ def welch_p(above: NDArray[np.float64], below: NDArray[np.float64], threshold: f
     return float(stats.ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False, alternative="greater").pvalue)
 
 
-def student_p(values: NDArray[np.float64]) -> float:
-    """One-sided p of a mean above 0; NaN below two values. Where they do not vary, their sign decides."""
-    if values.size < 2:
+def student_p(values: NDArray[np.float64], threshold: float = 0.0) -> float:
+    """One-sided p of a mean above the threshold; NaN below two values, and with an infinite one.
+
+    Where values do not vary, their difference from the threshold decides.
+    """
+    if values.size < 2 or not np.isfinite(values).all():
         return math.nan
     if not _varies(values):
-        return _p_without_spread(values[0])
-    return float(stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
+        return _p_without_spread(values[0] - threshold)
+    return float(stats.ttest_1samp(values, threshold, alternative="greater").pvalue)
 
 
 def verdict(evidence: Sequence[Evidence]) -> Verdict:
@@ -103,8 +188,17 @@ def verdict(evidence: Sequence[Evidence]) -> Verdict:
     return "not enough seeds"
 
 
-def _of_cell(values: Mapping[Key, float], row: str, column: str) -> NDArray[np.float64]:
-    return np.array([value for (r, c, _), value in values.items() if (r, c) == (row, column)])
+def _student(what: str, values: NDArray[np.float64], threshold: float) -> Evidence:
+    effect = float(values.mean()) if values.size else math.nan
+    return Evidence(what, effect, threshold, student_p(values, threshold), values.size)
+
+
+def _array(by_seed: Mapping[int, float]) -> NDArray[np.float64]:
+    return np.array(list(by_seed.values()), dtype=np.float64)
+
+
+def _named(quantity: str) -> str:
+    return "" if quantity == "metric" else f"{quantity}: "
 
 
 def _varies(values: NDArray[np.float64]) -> bool:

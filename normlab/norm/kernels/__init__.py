@@ -15,6 +15,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from normlab.errors import UserError
 
@@ -52,6 +55,17 @@ def backend(device: str) -> Backend:
         return importlib.import_module(_BACKENDS[device]).load()
     except UnavailableError as error:
         return Backend(f"{_TORCH}: {error}", {})
+
+
+def direct(name: str, x: Tensor) -> Callable[..., Any] | None:
+    """A kernel for x that is called past torch's dispatcher, which costs more than the work on a small activation.
+
+    None where there is none, and where torch has to see the operators: under torch.compile, in a mode, on a tensor that
+    is no plain one.
+    """
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode():
+        return None
+    return backend(x.device.type).kernels.get(name)
 
 
 def status() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The operations of normlab.norm.ops in C++ (native.cpp), for float32, float64, bfloat16 and float16 on CPU.
+"""The operations of normlab.norm.ops in C++ (native*), for float32, float64, bfloat16 and float16 on CPU.
+
+Beside them, what a training step calls without torch's dispatcher between: `forward` and `backward`, each a whole pass
+of a normalizer in one call, and `advance`, a step of a moving average (see normlab.norm.kernels.direct).
 
 The library is built at its first use, by the compiler of this machine for its processor (some seconds, once), and kept
 in $NORMLAB_CACHE, or normlab/ in the user's cache folder. It has a plain C interface and shares torch's OpenMP threads:
@@ -27,6 +30,7 @@ from normlab.norm.algebra import Algebra
 from normlab.norm.kernels import Backend, UnavailableError
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_HEADERS = sorted(_SOURCE.parent.glob("native_*.h"))
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-shared", "-fPIC", "-Wno-psabi"),
@@ -35,7 +39,17 @@ _BUILD_SECONDS = 120
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as native.cpp numbers them
 _ACTIVATION = (c_int, c_int64, c_int64, c_int64, c_int, c_int)  # type, N, C, S, channels last, threads
 _ALGEBRA = (c_int, c_void_p, c_double)  # type, description, eps
-_POINTERS = {"moments": 3, "affine": 5, "sums": 5, "input_gradient": 7, "mix": 12, "mix_backward": 17}
+_ARGUMENTS = {  # of each function: numbers, and how many addresses follow them
+    "moments": (_ACTIVATION, 3),
+    "affine": (_ACTIVATION, 5),
+    "sums": (_ACTIVATION, 5),
+    "input_gradient": (_ACTIVATION, 7),
+    "mix": (_ALGEBRA, 12),
+    "mix_backward": (_ALGEBRA, 17),
+    "forward": ((*_ALGEBRA, c_int64, c_int, c_int), 13),  # and S, channels last, whether to measure
+    "backward": ((*_ALGEBRA, c_int64, c_int), 16),  # and S, channels last
+    "advance": ((c_int, c_int64, c_int64, c_double, c_double), 2),  # type, R, W, weight, factor
+}
 
 
 def load() -> Backend:
@@ -49,7 +63,7 @@ def load() -> Backend:
     except OSError as error:
         raise UnavailableError(f"the built kernels cannot be used: {_line(error)}") from None
     kernels = _Kernels(library)
-    return Backend("C++ kernels", {name: getattr(kernels, name) for name in _POINTERS})
+    return Backend("C++ kernels", {name: getattr(kernels, name) for name in _ARGUMENTS})
 
 
 # ---- the library -----------------------------------------------------------------------------------------------------
@@ -61,7 +75,8 @@ def _build() -> Path:
     if compiler is None:
         raise UnavailableError("no C++ compiler (c++, g++ or clang++)")
     built = os.stat(compiler)
-    key = (_SOURCE.read_text(), _FLAGS, os.path.realpath(compiler), built.st_size, built.st_mtime, _processor())
+    sources = [path.read_text() for path in (_SOURCE, *_HEADERS)]
+    key = (sources, _FLAGS, os.path.realpath(compiler), built.st_size, built.st_mtime, _processor())
     path = _cache() / f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,14 +154,14 @@ def _call(function: Callable[..., None], *args: Any) -> None:
 
 
 class _Kernels:
-    """The operations, by the names and with the arguments of normlab.norm.ops."""
+    """The operations, by the names and with the arguments of normlab.norm.ops; and the passes made of them."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions = {}
-        for name, count in _POINTERS.items():
+        for name, (numbers, addresses) in _ARGUMENTS.items():
             function = self._functions[name] = library[f"normlab_{name}"]
             function.restype = None
-            function.argtypes = (*(_ALGEBRA if name.startswith("mix") else _ACTIVATION), *(c_void_p,) * count)
+            function.argtypes = (*numbers, *(c_void_p,) * addresses)
 
     def moments(self, x: Tensor) -> Any:
         last = _channels_last(x)
@@ -254,6 +269,82 @@ class _Kernels:
         gradients += [mean_NC.new_empty(0 if t is None else t.shape) for t in (weight, bias, mean_logits, var_logits)]
         _call(self._functions["mix_backward"], _TYPES[dtype], description, eps, *given, *gradients)
         return tuple(gradients)
+
+    def forward(
+        self, x, mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored, algebra: Algebra, replicas: int
+    ) -> Any:
+        """moments (where mean_NC is None), mix and affine: y, then mean_NC, var_NC, scale, mu, rstd, statistics."""
+        last = _channels_last(x)
+        if last is None:
+            return NotImplemented
+        wide = _wide(x)
+        rows, C = x.shape[:2]
+        measure = mean_NC is None
+        if measure:
+            mean_NC, var_NC = torch.empty(rows, C, dtype=wide), torch.empty(rows, C, dtype=wide)
+        else:
+            mean_NC, var_NC = _dense((mean_NC, var_NC), wide)
+        parameters = _dense((weight, bias, mean_logits, var_logits, stored), wide)
+        description, size = _describe(
+            *(replicas, rows, C, *_counts(C, mean_logits, var_logits, weight, bias), algebra.std, algebra.hard),
+            *(stored is not None, torch.get_num_threads()),
+            *(algebra.across, algebra.widths, algebra.mean, algebra.var),
+        )
+        y = torch.empty_like(x)
+        scale, mu, rstd = (torch.empty(rows, C, dtype=wide) for _ in range(3))
+        results = (mean_NC, var_NC, scale, mu, rstd, torch.empty(size, dtype=wide))
+        positions = x.numel() // (rows * C)
+        numbers = (_TYPES[x.dtype], description, algebra.eps, positions, last, measure)
+        _call(self._functions["forward"], *numbers, x, *parameters, y, *results)
+        return y, *results
+
+    def backward(
+        self,
+        dy,
+        x,
+        mean_NC,
+        var_NC,
+        scale,
+        mu,
+        rstd,
+        statistics,
+        weight,
+        bias,
+        mean_logits,
+        var_logits,
+        stored: bool,
+        algebra: Algebra,
+        replicas: int,
+        needs_dx: bool,
+    ) -> Any:
+        """sums, mix_backward and input_gradient: dx (None: not needed), then the gradients of the parameters.
+
+        The (N, C) tensors are those that `forward` gave.
+        """
+        last, wide = _channels_last(x), _wide(x)
+        rows, C = x.shape[:2]
+        description, _ = _describe(
+            *(replicas, rows, C, *_counts(C, mean_logits, var_logits, weight, bias), algebra.std, algebra.hard),
+            *(stored, torch.get_num_threads()),
+            *(algebra.across, algebra.widths, algebra.mean, algebra.var),
+        )
+        parameters = (weight, bias, mean_logits, var_logits)
+        dx = torch.empty_like(x) if needs_dx else None
+        gradients = [None if t is None else torch.empty(t.shape, dtype=wide) for t in parameters]
+        weight, _, mean_logits, var_logits = _dense(parameters, wide)
+        numbers = (_TYPES[x.dtype], description, algebra.eps, x.numel() // (rows * C), last)
+        given = (_like(dy, x), x, mean_NC, var_NC, scale, mu, rstd, statistics, weight, mean_logits, var_logits)
+        _call(self._functions["backward"], *numbers, *given, dx, *gradients)
+        return dx, *gradients
+
+    def advance(self, running_W: Tensor, measured_RW: Tensor, weight: float, factor: float) -> Any:
+        dtype = running_W.dtype
+        if dtype not in (torch.float32, torch.float64) or measured_RW.dtype != dtype:
+            return NotImplemented
+        if not (running_W.is_contiguous() and measured_RW.is_contiguous()):
+            return NotImplemented
+        _call(self._functions["advance"], _TYPES[dtype], *measured_RW.shape, weight, factor, measured_RW, running_W)
+        return running_W
 
 
 def _counts(C: int, mean_logits, var_logits, weight, bias) -> tuple[int, int, int, int]:

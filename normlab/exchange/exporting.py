@@ -1,0 +1,161 @@
+"""A run's model for use elsewhere: norms folded, weights plain, outputs checked, the gain in speed measured.
+
+model.safetensors   the folded weights, by their names in the model
+model.pt2           the whole network as torch.export makes it: runs wherever torch does, without normlab
+export.json         what was folded, how far the outputs differ, how long a pass takes
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from normlab.bench.machine import machine
+from normlab.bench.rounds import interleave, ratio, spread
+from normlab.bench.timing import seconds_a_call
+from normlab.engine.checkpoint import load_tensors
+from normlab.engine.record import RunFolder
+from normlab.engine.saved import open_run
+from normlab.errors import RunError, UserError, unknown
+from normlab.exchange.folding import fold
+from normlab.writing import write_bytes, write_json
+
+ESTIMATORS = ("paper", "moving_average", "batch_average")
+TOLERANCE = 1e-5  # of outputs, relative to the largest one
+_CHECKED, _TIMED = 64, 16  # samples
+_ROUNDS, _AT_LEAST = 7, 0.1  # of the timing, and seconds
+
+
+def export_run(folder: RunFolder, place: Path, estimator: str = "paper") -> dict[str, Any]:
+    """Write what the module's docstring lists to the folder `place`; returns export.json.
+
+    Args:
+        folder: of the run.
+        place: is made if there is none.
+        estimator: whose statistics are folded: moving_average, batch_average, or paper: those of its headline.
+
+    Raises:
+        UserError: the run has no weights or no such statistics, or its network cannot be exported.
+        RunError: the outputs are not the run's own; nothing was written.
+    """
+    if estimator not in ESTIMATORS:
+        raise unknown("estimator", estimator, ESTIMATORS)
+    session = open_run(folder)
+    if estimator == "paper":
+        estimator = folder.summary()["headline"]["estimator"]
+    # Not a deep copy: it shares with the original the class in which torch keeps a reparametrized weight.
+    model, folded = (s.experiment.model.cpu().eval() for s in (session, open_run(folder)))
+    if estimator == "batch_average":
+        for network in (model, folded):
+            _take_batch_average(network, folder)
+    images = _images(session.experiment.task, model)
+    folding = fold(folded, lambda network: network(images[:2]))
+    program = _exported(folded, images)
+    with torch.no_grad():
+        expected = model(images)
+        runnable = torch.export.load(io.BytesIO(program)).module()
+        differences = {name: _difference(m(images), expected) for name, m in (("folded", folded), ("pt2", runnable))}
+    if max(differences.values()) > TOLERANCE:
+        raise RunError(f"run {folder.path.name}: its outputs change by {differences} when folded; nothing was written")
+    report = {
+        "run": folder.path.name,
+        "estimator": estimator,
+        "folded": folding.folded,
+        "affine": folding.affine,
+        "kept": folding.kept,
+        "plain_weights": folding.weights,
+        "differences": differences,
+        "checked_samples": len(images),
+        "speed": _timed(model, folded, images[:_TIMED], session.device),
+    }
+    place.mkdir(parents=True, exist_ok=True)
+    weights = {name: t.contiguous() for name, t in folded.cpu().state_dict().items()}
+    write_bytes(place / "model.safetensors", safetensors.torch.save(weights, _metadata(report)))
+    write_bytes(place / "model.pt2", program)
+    write_json(place / "export.json", report)
+    return report
+
+
+def _take_batch_average(model: nn.Module, folder: RunFolder) -> None:
+    if not folder.batch_average.is_file():
+        raise UserError(f"run {folder.path.name} has no batch average; estimator=moving_average takes the other")
+    state = load_tensors(folder.batch_average)
+    own = model.state_dict()
+    if any(name not in own or own[name].shape != t.shape for name, t in state.items()):
+        raise UserError(f"{folder.batch_average}: these are not statistics of the model that {folder.run_file} names")
+    model.load_state_dict(state, strict=False)
+
+
+def _images(task: Any, model: nn.Module) -> Tensor:
+    """The first samples of the validation split, as the model takes them."""
+    dataset = task.dataset("val")
+    images = task.collate([dataset[None, index] for index in range(min(_CHECKED, len(dataset)))])[0]
+    return images.to(next(model.parameters()).dtype)
+
+
+def _exported(model: nn.Module, images: Tensor) -> bytes:
+    """The network as torch.export writes it, for batches of any size."""
+    buffer = io.BytesIO()
+    try:
+        program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.export.save(program, buffer)
+    except Exception as error:  # torch raises many kinds on what it cannot trace
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"torch.export cannot trace this network: {reason}") from error
+    return buffer.getvalue()
+
+
+def _difference(ours: Tensor, expected: Tensor) -> float:
+    return ((ours - expected).abs().max() / expected.abs().max()).item()
+
+
+def _timed(model: nn.Module, folded: nn.Module, images: Tensor, device: torch.device) -> dict[str, Any]:
+    """Milliseconds of a forward pass of both, taken in turns, and the speed-up within each round."""
+    images = images.to(device)
+    networks = {"run": model.to(device), "folded": folded.to(device)}
+    with torch.inference_mode():
+        seconds = interleave(
+            {name: lambda m=m: seconds_a_call(lambda: m(images), _AT_LEAST) for name, m in networks.items()},  # type: ignore[misc]
+            _ROUNDS,
+            lambda: None,
+        )
+    return {
+        "samples": len(images),
+        "milliseconds": {name: spread([1e3 * s for s in taken]) for name, taken in seconds.items()},
+        "speed_up": ratio(seconds["run"], seconds["folded"]),
+        "machine": machine("auto"),
+    }
+
+
+def _metadata(report: dict[str, Any]) -> dict[str, str]:
+    return {"format": "pt", "run": report["run"], "estimator": report["estimator"]}
+
+
+def print_export(report: dict[str, Any], place: Path) -> None:
+    """What was folded, how well, and what it gains."""
+    console = Console(markup=False, highlight=False)
+    folded, affine, kept = (len(report[key]) for key in ("folded", "affine", "kept"))
+    console.print(
+        f"{report['run']}: {folded} of {folded + affine + kept} norm layers folded, {affine} an affine map, "
+        f"{kept} kept; {len(report['plain_weights'])} reparametrized weights are plain; "
+        f"statistics: {report['estimator']}",
+        soft_wrap=True,
+    )
+    console.print(
+        f"outputs on {report['checked_samples']} validation samples differ by "
+        f"{max(report['differences'].values()):.1e} of the largest (allowed: {TOLERANCE:g})"
+    )
+    speed, times = report["speed"], report["speed"]["milliseconds"]
+    console.print(
+        f"{speed['samples']} samples: {times['run']['median']:.2f} ms, folded {times['folded']['median']:.2f} ms: "
+        f"{speed['speed_up']['median']:.2f} times as fast ({speed['speed_up']['low']:.2f} to "
+        f"{speed['speed_up']['high']:.2f}), on {speed['machine']['processor']}, {speed['machine']['threads']} threads, "
+        f"GPU {speed['machine']['gpu']}",
+        soft_wrap=True,
+    )
+    for name in ("model.safetensors", "model.pt2", "export.json"):
+        console.print(f"written: {place / name}", soft_wrap=True)

@@ -1,0 +1,151 @@
+"""What tests of claims ask of runs: a number of each run by the quantity's name, and the ratios of its layers.
+
+metric                what the cell shows; a diverged run counts as guessing
+ratio.mean.bn         the BN ratio of the mean, averaged over the layers; ratio.mean.bn.<49 over those of such a
+                      receptive field in pixels (seed 000, Fig. 4)
+first.mean.bn         the same of the first layer alone
+depth.mean.bn         how much it rises from the first layer to the last, of a line fitted through the layers
+divergence            between mean and variance ratios, averaged over the layers (seed 000, Sec. 4.1.1);
+                      divergence.<49 over those of such a receptive field
+differing             share of layers whose mean and variance choose different scopes, 0 to 1, at the end;
+                      differing@0.3 at 30% of the run (seed 000, Fig. 2)
+changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
+learning              validation accuracy, averaged over the epochs: the faster a run learns, the higher
+train.loss            loss in training, of the last epoch
+gap                   training minus validation accuracy, of the last epoch
+early_lead            validation minus training accuracy, averaged over the first tenth of the run
+fluctuation.bn_mean   how much the mean of BN varies over the last updates, averaged over the layers; also bn_std,
+                      en_mean, en_std; .first of the first layer, .later averaged over the others (seed 004, Fig. 6)
+apart.mean            distance of BN's mean from EN's, averaged over updates, layers and channels; also apart.std
+taken.division        share of the squared gradient that the division of Weight Standardization takes, averaged over
+                      layers and epochs; taken.centring: that removing the mean takes (seed 003, Fig. 4)
+"""
+
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from normlab.dynamics.ratios import (
+    RF_RANGES,
+    average,
+    choice,
+    divergence,
+    divergence_by_range,
+    mean_by_range,
+    switchable,
+)
+from normlab.report.metrics import guessed
+from normlab.report.records import Key, Record, scores
+from normlab.report.table import Table
+
+Layers = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of all runs of a table, or of the paper's (then only its metric)."""
+
+    values: Mapping[str, Mapping[Key, float]]  # quantity -> of each run
+    layers: Mapping[Key, Layers] = field(default_factory=dict)  # the ratios of each layer at the end
+
+    def of(self, quantity: str, cell: Sequence[str]) -> dict[int, float]:
+        """Seed -> a quantity of a (row, column)."""
+        values = self.values.get(quantity, {})
+        return {seed: value for (row, column, seed), value in values.items() if (row, column) == tuple(cell)}
+
+    def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
+        return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
+
+
+def measured(records: Iterable[Record], table: Table, guessing: float) -> Measured:
+    """Everything above, of the records of a table; `guessing` is the top-1 accuracy of a diverged run in percent."""
+    records = list(records)
+    found = scores(records, table)
+    quantities: dict[str, dict[Key, float]] = {
+        "metric": {
+            key: guessed(table.metric_of(key[0], key[1]), guessing) if score is None else score
+            for key, score in found.items()
+        }
+    }
+    layers: dict[Key, Layers] = {}
+    for record in records:
+        if record["status"] != "finished":
+            continue
+        key = (record["row"], record["column"], record["seed"])
+        of_run = _averages(record["ratios"] or {}) | of_layers(record["layers"]) | _of_choices(record)
+        of_run |= _of_epochs(record) | _of_updates(record)
+        for name, value in of_run.items():
+            quantities.setdefault(name, {})[key] = value
+        layers[key] = record["layers"]
+    return Measured(quantities, layers)
+
+
+def of_layers(layers: Layers) -> dict[str, float]:
+    """The quantities of one run's ratios at the end, layer by layer; none where no layer chooses."""
+    if not layers or not switchable(layers):
+        return {}
+    found = {
+        "divergence": statistics.fmean(divergence(row["mean"], row["var"]) for row in layers),
+        "differing": statistics.fmean(choice(row["mean"]) != choice(row["var"]) for row in layers),
+    }
+    for moment, ratios in average(layers).items():
+        for scope in ratios:
+            along = [row[moment].get(scope, 0.0) for row in layers]
+            slope = float(np.polyfit(np.linspace(0, 1, len(along)), along, 1)[0]) if len(along) > 1 else 0.0
+            found[f"depth.{moment}.{scope}"] = slope
+            found[f"first.{moment}.{scope}"] = along[0]
+    if all("receptive_field" in row for row in layers):
+        for name, moments in mean_by_range(layers).items():
+            if name in RF_RANGES[:-1]:
+                found |= {f"{quantity}.{name}": value for quantity, value in _averages(moments).items()}
+        pairs = [(row["receptive_field"], divergence(row["mean"], row["var"])) for row in layers]
+        by_range = divergence_by_range(pairs)
+        found |= {f"divergence.{name}": by_range[name] for name in RF_RANGES[:-1] if name in by_range}
+    return found
+
+
+def divergence_between(some: Layers, others: Layers, moment: str) -> float:
+    """Of two runs of one network: D between the ratios of a layer, averaged over the layers (seed 000, Fig. 5)."""
+    return statistics.fmean(divergence(a[moment], b[moment]) for a, b in zip(some, others, strict=True))
+
+
+def _averages(ratios: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"ratio.{moment}.{scope}": value for moment in ratios for scope, value in ratios[moment].items()}
+
+
+def _of_choices(record: Record) -> dict[str, float]:
+    choices = record.get("choices", {})
+    found = {f"differing@{at}": statistics.fmean(m != v for m, v in layers) for at, layers in choices.items()}
+    for (earlier, before), (later, after) in itertools.combinations(choices.items(), 2):
+        changed = statistics.fmean(a != b for a, b in zip(before, after, strict=True))
+        found[f"changed@{earlier}@{later}"] = changed
+    return found
+
+
+def _of_epochs(record: Record) -> dict[str, float]:
+    epochs = record.get("epochs_of", {})
+    if not epochs:
+        return {}
+    train, val = epochs["train/top1"], epochs["val/top1"]
+    first = max(1, len(val) // 10)
+    return {
+        "learning": statistics.fmean(val),
+        "train.loss": epochs["train/loss"][-1],
+        "gap": train[-1] - val[-1],
+        "early_lead": statistics.fmean(v - t for v, t in zip(val[:first], train[:first], strict=True)),
+    }
+
+
+def _of_updates(record: Record) -> dict[str, float]:
+    found = {f"taken.{term}": share for term, share in record.get("taken", {}).items()}
+    for name, along in record.get("fluctuations", {}).items():
+        what, _, moment = name.partition("_")
+        quantity = f"apart.{moment}" if what == "apart" else f"fluctuation.{name}"
+        found[quantity] = statistics.fmean(along)
+        if what != "apart" and len(along) > 1:
+            found |= {f"{quantity}.first": along[0], f"{quantity}.later": statistics.fmean(along[1:])}
+    return found

@@ -1,0 +1,240 @@
+"""Runs of a table: which cells share one, which begin from another, and that nothing runs twice."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from normlab.config import identity, load
+from normlab.engine import reproduce as module
+from normlab.engine.checkpoint import load_tensors
+from normlab.engine.record import RunFolder
+from normlab.engine.reproduce import reproduce
+from normlab.errors import UserError
+from normlab.reading import read_jsonl
+from normlab.report.metrics import guessed
+from normlab.report.quantities import measured, of_layers
+from normlab.report.records import collect
+from normlab.report.results import load_results
+from normlab.report.runs import plan
+from normlab.report.table import BatchAverage, Line, Start, Table, cells, load_table
+
+HARD = load_table("distinct_hard")
+
+
+def made_table(**settings) -> Table:
+    """SN with its BN part measured in three ways, and hard SN that goes on from 50% of it; both metrics of each."""
+    rows = {
+        "sn": Line("SN", ["norm=sn"]),
+        "moving": Line("moving", ["norm=sn"], estimator="moving_average"),
+        "anew": Line("anew", ["norm=sn"], estimator=BatchAverage("64", "population", False)),
+        "hard": Line("hard", ["norm=sn_hard"], start=Start(row="sn", at=0.5, goes_on=True)),
+        "again": Line("again", ["norm=sn_hard"], start=Start(row="sn", at=0.5, take="ratios")),
+        "tuned": Line("tuned", ["norm=sn"], start=Start(row="hard", at=1)),
+    }
+    columns = {"top1": Line("top1", metric="top1"), "error5": Line("error5", metric="error5")}
+    return Table("made", "A made table", 1, [0], {"digits": "digits"}, rows, columns, **settings)
+
+
+# ---- plans -----------------------------------------------------------------------------------------------------------
+
+
+def test_cells_of_one_run_share_it(tmp_path):
+    found = plan(made_table(), "digits", [0, 1], [], tmp_path)
+    assert len(found.cells) == 6 * 2 * 2 and len(found.configs) == 4 * 2
+    assert len({found.ids[row, column, 1] for row in ("sn", "moving", "anew") for column in ("top1", "error5")}) == 1
+    assert list(found.ids.values()) == [identity(found.config_of(cell)) for cell in found.cells]
+
+
+def test_tables_share_their_runs(tmp_path):
+    """The runs of seed 001's inference study are all of Table 2."""
+    table2 = plan(load_table("table2"), "digits", [0], [], tmp_path)
+    inference = plan(load_table("sn_inference"), "digits", [0], [], tmp_path)
+    assert set(inference.configs) < set(table2.configs)
+    hard = plan(HARD, "digits", [0], [], tmp_path)
+    sparse = plan(load_table("sn_variants"), "digits", [0], [], tmp_path)
+    assert sparse.ids["sparse", "top1", 0] == hard.ids["30", "finetune_top1", 0]
+
+
+@pytest.mark.parametrize(("scale", "epochs"), [("digits", 30), ("cifar10", 30), ("imagenet", 100)])
+def test_going_on_is_the_rest_of_the_other_run(tmp_path, monkeypatch, scale, epochs):
+    """Its epochs and its milestones, wherever the protocol counts them from."""
+    monkeypatch.setattr("normlab.config.check_paths", lambda config: None)
+    table = HARD
+    table.scales |= {"cifar10": "cifar10_sn"}
+    found = plan(table, scale, [0], [], tmp_path)
+    soft = found.ids["soft", "scratch_top1", 0]
+    assert found.configs[soft].snapshots == [0.3, 0.6, 0.9] and found.configs[soft].init == "none"
+    for row, rest, milestones in (("30", 0.7, [0, 0.3, 0.6]), ("60", 0.4, [0, 0, 0.3]), ("90", 0.1, [0, 0, 0])):
+        config = found.configs[found.ids[row, "finetune_top1", 0]]
+        assert config.init == f"{soft}@0.{row[0]}" and config.epochs == rest * epochs
+        assert config.schedule["unit"] == "epochs"
+        assert config.schedule["milestones"] == pytest.approx([m * epochs for m in milestones])
+        scratch = found.configs[found.ids[row, "scratch_top5", 0]]
+        assert scratch.init == f"{soft}@0.{row[0]}:ratios" and scratch.epochs == epochs
+        assert scratch.schedule == found.configs[soft].schedule
+
+
+@pytest.mark.parametrize("words", [["schedule=cosine"], ["iterations=3"], ["schedule.warmup=1"]])
+def test_going_on_needs_a_step_schedule(tmp_path, words):
+    with pytest.raises(UserError, match=r"start\.goes_on needs a run in epochs, on a step schedule"):
+        plan(HARD, "digits", [0], words, tmp_path)
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+SMALL = ["epochs=2", "data.fraction=0.1", "model.width=4", "batch=4x8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    table = made_table()
+    words = [*SMALL, f"out={folder / 'runs'}"]
+    assert reproduce([table], "digits", 1, 2, words, folder) == 0
+    return table, words, folder
+
+
+def test_every_cell_is_measured(run):
+    table, words, folder = run
+    results = load_results(table, "digits", folder)
+    assert all(entry.missing == 0 for entry in results.entries.values())
+    assert len(list((folder / "runs").glob("*/run.json"))) == 4
+    summary = RunFolder.of(
+        plan(table, "digits", [0], words, folder).config_of(cells(table, "digits", [0])[0])
+    ).summary()
+    for row, estimator in (("sn", "batch_average"), ("moving", "moving_average")):
+        assert results.entries[row, "top1"].mean == summary["metrics"][estimator]["top1"]
+        assert results.entries[row, "error5"].mean == 100 - summary["metrics"][estimator]["top5"]
+
+
+def test_an_estimate_is_measured_once(run):
+    table, words, folder = run
+    (run_folder,) = {one.path for one, _ in plan(table, "digits", [0], words, folder).measurements()}
+    (row,) = read_jsonl(run_folder / "estimates.jsonl")
+    assert (row["samples"], row["variance"], row["augment"]) == ("64", "population", False)
+    assert load_results(table, "digits", folder).entries["anew", "top1"].mean == row["top1"]
+
+
+def test_a_start_takes_what_it_says(run):
+    """Fine-tuning has gone on with the snapshot's weights; from scratch, only the choices are the snapshot's."""
+    table, words, folder = run
+    found = plan(table, "digits", [0], words, folder)
+    paths = {row: RunFolder.of(found.configs[found.ids[row, "top1", 0]]) for row in table.rows}
+    assert paths["hard"].config().epochs == 1 and paths["tuned"].config().init == f"{found.ids['hard', 'top1', 0]}@1"
+    half = load_tensors(paths["sn"].path / "snapshots" / "0.5.safetensors")
+    choices = {row: read_jsonl(paths[row].ratios)[0]["layers"] for row in ("hard", "again")}
+    for layer, again in zip(choices["hard"], choices["again"], strict=True):
+        assert layer["mean"] == again["mean"] and layer["var"] == again["var"]
+        chosen = list(layer["mean"])[int(half[f"{layer['layer']}.mean_logits"].argmax())]
+        assert layer["mean"][chosen] == 1
+
+
+def test_nothing_runs_twice(run, monkeypatch):
+    table, words, folder = run
+    for name in ("sweep", "estimate_run"):
+        monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(name) if name == "estimate_run" else 0)
+    before = (folder / "made-digits" / "records.jsonl").read_text()
+    assert reproduce([table], "digits", 1, 1, words, folder) == 0
+    assert (folder / "made-digits" / "records.jsonl").read_text() == before
+
+
+def test_a_lost_snapshot_is_made_again(run, tmp_path):
+    """The run is the same; only one that begins from it, and has not run, needs it."""
+    table, words, folder = run
+    found = plan(table, "digits", [0], words, folder)
+    assert not any(config.rerun for config in module._shared([found]).values())
+    snapshot = RunFolder.of(found.configs[found.ids["sn", "top1", 0]]).path / "snapshots" / "0.5.safetensors"
+    aside = snapshot.rename(tmp_path / "aside")
+    assert not any(config.rerun for config in module._shared([found]).values())
+    hard = RunFolder.of(found.configs[found.ids["hard", "top1", 0]])
+    hard.set_status("interrupted")
+    fresh = plan(table, "digits", [0], words, folder)
+    again = [run_id for run_id, config in module._shared([fresh]).items() if config.rerun]
+    assert again == [found.ids["sn", "top1", 0]]
+    aside.rename(snapshot)
+    hard.set_status("finished")
+
+
+def test_records_of_other_seeds_stay_while_their_settings_do(run, tmp_path):
+    table, words, folder = run
+    into = tmp_path / "made-digits"
+    into.mkdir()
+    found = plan(table, "digits", [0], words, folder)
+    records = read_jsonl(folder / "made-digits" / "records.jsonl")
+    later = plan(table, "digits", [1], words, folder)
+    same = records[0] | {"seed": 1, "id": later.ids["sn", "top1", 1]}
+    other = records[0] | {"seed": 1, "column": "error5", "id": "00000000"}
+    (into / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (same, other)))
+    ids = plan(table, "digits", [0], words, tmp_path).ids
+    kept = collect(table, found.cells, found.runs(), ids, into)
+    assert len(kept) == len(records) + 1 and [r for r in kept if r["seed"] == 1] == [same]
+
+
+def test_what_cannot_begin_is_not_run(run, tmp_path, monkeypatch):
+    table, words, _ = run
+    console = Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(module, "Console", lambda: console)
+    monkeypatch.setattr(module, "sweep", lambda configs, jobs: 1)  # all fail
+    assert reproduce([table], "digits", 1, 1, [*words, f"out={tmp_path}"], tmp_path) == 1
+    assert console.file.getvalue().count("which it begins from, has not finished") == 3
+
+
+# ---- quantities ------------------------------------------------------------------------------------------------------
+
+
+def test_guessing():
+    assert [guessed(metric, 10.0) for metric in ("top1", "top5", "error1", "error5")] == [10, 50, 90, 50]
+    assert guessed("top5", 0.1) == 0.5 and guessed("top5", 50.0) == 100
+
+
+def layer(field: int, mean: tuple, var: tuple) -> dict:
+    ratios = {moment: dict(zip(("in", "ln", "bn"), r, strict=True)) for moment, r in (("mean", mean), ("var", var))}
+    return {"layer": "x", "receptive_field": field} | ratios
+
+
+LAYERS = [
+    layer(7, (0.2, 0.2, 0.6), (0.5, 0.3, 0.2)),
+    layer(47, (0.2, 0.3, 0.5), (0.3, 0.3, 0.4)),
+    layer(300, (0.2, 0.4, 0.4), (0.1, 0.8, 0.1)),
+]
+
+
+def test_quantities_of_layers():
+    found = of_layers(LAYERS)
+    assert found["differing"] == pytest.approx(1 / 3)  # the last has LN, the first declared of equal ones, for both
+    assert found["depth.mean.bn"] == pytest.approx(-0.2) and found["depth.mean.ln"] == pytest.approx(0.2)
+    assert found["depth.mean.in"] == pytest.approx(0)
+    assert found["first.var.in"] == 0.5 and found["ratio.mean.bn.<49"] == pytest.approx(0.55)
+    assert found["ratio.var.ln.>299"] == 0.8 and "ratio.var.ln.49-99" not in found
+    assert found["divergence.>299"] > found["divergence"] > found["divergence.<49"] > 0
+    assert of_layers([]) == {} and of_layers([{"mean": {"bn": 1.0}, "var": {"bn": 1.0}}]) == {}
+
+
+def test_quantities_of_a_run(run):
+    table, _, folder = run
+    (record,) = (
+        r for r in read_jsonl(folder / "made-digits" / "records.jsonl") if (r["row"], r["column"]) == ("sn", "top1")
+    )
+    choices = {"0.3": [["in", "bn"], ["bn", "bn"]], "0.6": [["in", "in"], ["bn", "bn"]]}
+    epochs = {"train/loss": [2.0, 0.5], "train/top1": [40.0, 90.0], "val/top1": [50.0, 80.0]}
+    found = measured([record | {"choices": choices, "epochs_of": epochs}], table, 10.0)
+    expected = {"differing@0.3": 0.5, "differing@0.6": 0, "changed@0.3@0.6": 0.5}
+    expected |= {"learning": 65.0, "train.loss": 0.5, "gap": 10.0, "early_lead": 10.0}
+    expected |= {"metric": record["metrics"]["batch_average"]["top1"], "ratio.mean.bn": record["ratios"]["mean"]["bn"]}
+    assert {name: found.of(name, ("sn", "top1"))[0] for name in expected} == pytest.approx(expected)
+
+
+def test_records_tell_of_every_epoch_and_of_the_choices(run):
+    table, words, folder = run
+    config = load([*cells(table, "digits", [0], words)[0].overrides])
+    rows = read_jsonl(RunFolder.of(config).ratios)
+    (record,) = (
+        r for r in read_jsonl(folder / "made-digits" / "records.jsonl") if (r["row"], r["column"]) == ("sn", "top1")
+    )
+    assert len(record["epochs_of"]["val/top1"]) == 2 and len(record["layers"]) == 9
+    at_60 = max((row for row in rows if row["step"] <= 0.6 * record["updates"] + 0.5), key=lambda row: row["step"])
+    assert record["choices"]["0.6"] == [
+        [max(one[moment], key=one[moment].get) for moment in ("mean", "var")] for one in at_60["layers"]
+    ]
