@@ -69,16 +69,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit status. A user's mistake is one line on stderr and status 2."""
     words = sys.argv[1:] if argv is None else argv
     _prepare_streams()
-    ctrl_c = _CtrlC()
     try:
-        with ctrl_c:
+        with _CtrlC():
             status = _run(words)
         sys.stdout.flush()
         return status
-    except (UserError, RunError) as error:
-        return _refuse(str(error), error.exit_status)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except (UserError, RunError) as error:
+        return _refuse(str(error), error.exit_status)
     except BrokenPipeError:  # as of `normlab list | head -1`
         _discard_output()
         return 128 + signal.SIGPIPE
@@ -89,13 +88,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             return _refuse(f"there is not enough memory for these settings: {error}", RunError.exit_status)
-        if not ctrl_c.pressed:
-            raise
-        return 128 + signal.SIGINT
+        raise
 
 
 class _CtrlC:
-    """Notes a Ctrl-C: where it cuts an import short, Python may raise anything but KeyboardInterrupt."""
+    """Notes a Ctrl-C: where it cuts an import short, Python may raise anything, and here KeyboardInterrupt again."""
 
     pressed = False
 
@@ -104,9 +101,11 @@ class _CtrlC:
         if self._previous is signal.default_int_handler:  # else someone else takes care
             signal.signal(signal.SIGINT, self._note)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._previous is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._previous)
+        if self.pressed and isinstance(error, Exception):
+            raise KeyboardInterrupt from error
 
     def _note(self, *_: object) -> None:
         self.pressed = True

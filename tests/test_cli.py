@@ -364,17 +364,14 @@ def test_words_that_are_no_text() -> None:
 
 
 def test_ctrl_c_ends_any_verb_quietly() -> None:
-    """While it imports or works; the shell learns 130."""
+    """While it imports or works; the shell learns 130. A shell's background jobs ignore Ctrl-C, and so would theirs."""
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); print(flush=True)"
     for words in (
         ["plan", "model=resnet50"],
         ["status", "seed=range(0,9999)"],
         ["train", "--cfg", "job", *["seed=1"] * 3000],
     ):
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; print(flush=True); from normlab.cli import main; sys.exit(main())",
-        ]
+        command = [sys.executable, "-c", f"{start}; from normlab.cli import main; sys.exit(main())"]
         with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None and process.stderr is not None
             process.stdout.readline()
@@ -382,7 +379,8 @@ def test_ctrl_c_ends_any_verb_quietly() -> None:
             process.send_signal(signal.SIGINT)
             process.stdout.read()
             said = process.stderr.read()
-        assert process.returncode in (130, 0) and b"Traceback" not in said, (words, said)
+        assert process.returncode in ((130, 0) if words[0] == "train" else (130,)), (words, said)
+        assert b"Traceback" not in said
 
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path, capsys) -> None:

@@ -16,7 +16,7 @@ QUICK = {
     "digits": ("model.width=4", "data.fraction=0.1"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
 }
-RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data"}  # groups with a test of their own below
+RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data", "tracker"}  # groups with a test of their own below
 
 
 def train(out: Path, *words: str) -> dict:
@@ -71,11 +71,16 @@ def test_every_dataset(tmp_path, data):
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS if g not in RUN_BY_OTHER_TESTS for n in choices(g)])
 def test_every_other_file(tmp_path, group, name):
-    words = [f"{group}={name}", "batch=4x4", "epochs=1", f"out={tmp_path}", *QUICK["digits"]]
+    train(tmp_path, f"{group}={name}", "batch=4x4", "epochs=1", *QUICK["digits"])
+
+
+@pytest.mark.parametrize("tracker", choices("tracker"))
+def test_every_tracker(tmp_path, tracker):
+    words = [f"tracker={tracker}", "batch=4x4", "epochs=1", f"out={tmp_path}", *QUICK["digits"]]
     command = [sys.executable, "-m", "normlab.cli", "train", *words]  # of its own: W&B keeps its state in the process
     subprocess.run(command, check=True, env=os.environ | {"WANDB_MODE": "offline"})
     assert RunFolder.of(load(words)).summary()["status"] == "finished"
-    assert any(tmp_path.glob("*/wandb/offline-run-*")) == ((group, name) != ("tracker", "none"))
+    assert any(tmp_path.glob("*/wandb/offline-run-*")) == (tracker != "none")
 
 
 def test_two_devices_through_the_elastic_launcher(tmp_path, capfd):

@@ -185,7 +185,7 @@ def undisturbed(out: Path, *words: str) -> dict[str, object]:
 
 def test_a_rank_that_is_killed_ends_the_run_or_restarts_it(tmp_path_factory):
     """Each rank once; the first time it ends the run, the second time the launcher starts all again."""
-    tmp_path, words = tmp_path_factory.mktemp("killed"), (*SOME, "devices=2")
+    tmp_path, words = tmp_path_factory.mktemp("killed"), ("epochs=8", "checkpoint.every=0.5", "devices=2")
     folder = RunFolder.of(config(tmp_path, *words))
     for rank, restarts in ((1, 0), (0, 1)):
         process = command(tmp_path, *words, f"launch.max_restarts={restarts}")

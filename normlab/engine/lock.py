@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 
 from normlab.errors import BusyError
-from normlab.writing import TEMPORARY
 
 NAME = "lock"
 _SETTLING = 2.0  # seconds in which a node may be about to share its lock
@@ -34,9 +33,6 @@ def locked(folder: Path, shared_by: str | None = None) -> Iterator[None]:
     """
     file = _open(folder, shared_by)
     try:
-        for place in ("", "checkpoints/", "snapshots/") if shared_by is None else ():
-            for path in folder.glob(place + TEMPORARY):
-                path.unlink(missing_ok=True)  # of a killed write
         yield
     finally:
         if _try(file, fcntl.LOCK_EX):  # else another node is still at it

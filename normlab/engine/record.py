@@ -26,7 +26,7 @@ from normlab.config import Config, identity, run_name
 from normlab.errors import UserError, nearest
 from normlab.initial import find_runs
 from normlab.reading import RUN, STATUS, STEP, SUMMARY, last_json, read_json
-from normlab.writing import write_json, write_text
+from normlab.writing import TEMPORARY, write_json, write_text
 
 # Of summary.json and checkpoints: all that two runs of one experiment may differ in.
 TIME_FIELDS = ("seconds",)
@@ -113,7 +113,10 @@ class RunFolder:
         write_json(self.status_file, {"status": status} | details)
 
     def begin(self) -> None:
-        """Note that an attempt at the run is under way; what an earlier one came to goes."""
+        """Note that an attempt at the run is under way; what is left of an earlier one, or half written, goes."""
+        for place in (self.path, self.checkpoints, self.snapshots):
+            for path in place.glob(TEMPORARY):
+                path.unlink(missing_ok=True)
         self.traceback.unlink(missing_ok=True)
         self.set_status("running")
 
