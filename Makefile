@@ -24,7 +24,7 @@ train: setup  ## train the default: norm=sn batch=8x2 on the embedded digits
 	$(NORMLAB) train norm=sn batch=8x2
 
 test: setup  ## run the tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile
 
 test-long: setup  ## run the tests that are too long for every day
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m long

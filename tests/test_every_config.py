@@ -39,7 +39,12 @@ def test_every_weight(tmp_path, weight):
     assert summary["weight"] == weight
 
 
-@pytest.mark.parametrize("model", choices("model"))
+LONG_MODELS = {"resnet101", "resnext101_32x4d"}  # as those of 50 layers, and slow
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG_MODELS)) for name in choices("model")]
+)
 def test_every_model(tmp_path, model):
     size = 96 if model == "inception_v3" else 16 if model.startswith("digits") or model.endswith("_small") else 64
     settings = ("data.num_classes=4", f"data.size={size}") if model not in ("mlp", "resnet20") else ()

@@ -89,9 +89,12 @@ def rank_main(rank: int, ranks: int, work, out: Path, arguments: tuple) -> None:
     assert not [name for name in threads if "gloo" in name]  # one that is left aborts the process now and then
 
 
+mp.set_forkserver_preload(["normlab.engine.fit", "normlab.tasks.classification", "normlab.data.digits"])
+
+
 def on_ranks(ranks: int, work, out: Path, *arguments) -> dict:
     out.mkdir(parents=True)
-    mp.spawn(rank_main, (ranks, work, out, arguments), nprocs=ranks)
+    mp.start_processes(rank_main, (ranks, work, out, arguments), nprocs=ranks, start_method="forkserver")
     return torch.load(out / "results.pt")
 
 

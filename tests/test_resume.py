@@ -47,6 +47,7 @@ def test_one_row_for_each_update_and_epoch(whole):
     ]
 
 
+@pytest.mark.long  # test_chaos.py kills at random moments every day
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole):
     settings = config(tmp_path)
     for moment in MOMENTS:

@@ -87,6 +87,7 @@ def test_nodes_that_do_not_share_the_folder_are_told(tmp_path, start):
         assert not list((tmp_path / name).iterdir())
 
 
+@pytest.mark.long  # test_processes.py signals all processes of a run every day
 def test_sigterm_to_two_processes_saves_and_one_resumes(tmp_path, start):
     words = ("epochs=12", f"out={tmp_path}")
     process, folder = start(*words), folder_of(tmp_path, "epochs=12")
