@@ -34,15 +34,21 @@ def _reason(error: BaseException, folder: RunFolder) -> str:
     said = " ".join(str(error).split())
     if is_out_of_memory(error):
         return f"out of memory ({said or type(error).__name__}); {_memory_advice(folder)}"
-    if "DataLoader worker" in said:
+    if "DataLoader worker" in said or _receiving_from_a_worker(error):
         chain = f"{said} {error.__cause__ or error.__context__ or ''}"
         pid = re.search(r"\(pid(?:\(s\))? ([0-9, ]+)\)", chain)
         how = re.search(r"killed by signal: (\w+(?: \w+)?)", chain)
         return (
-            f"a loader worker (process {pid[1] if pid else 'unknown'}) was killed{f' ({how[1]})' if how else ''}; "
+            f"a loader worker{f' (process {pid[1]})' if pid else ''} was killed{f' ({how[1]})' if how else ''}; "
             "likely out of (shared) memory: fewer workers= need less, and workers=0 has none"
         )
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _receiving_from_a_worker(error: BaseException) -> bool:
+    """Whether a batch was on its way when its sender was lost, which torch does not put down to the worker."""
+    places = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ConnectionError | EOFError) and "torch.utils.data.dataloader" in places
 
 
 def _memory_advice(folder: RunFolder) -> str:
