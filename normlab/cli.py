@@ -3,12 +3,13 @@
   normlab train  [KEY=VALUE ...]          train and evaluate a run, or resume it; finished runs are not run again
   normlab train  -m KEY=VALUE,VALUE ...   a sweep: every combination, jobs=N side by side (Hydra's multirun)
   normlab status [KEY=VALUE,VALUE ...]    how far the cells of a sweep are; without words, all runs
-  normlab reproduce TABLE [scale=digits] [seeds=3] [jobs=N] [KEY=VALUE ...]
+  normlab reproduce TABLE [scale=digits] [seeds=3] [jobs=N] [results=FOLDER] [KEY=VALUE ...]
                                           run what is missing of a paper's table, and report it; --dry-run: the plan
   normlab reproduce all [scale=digits] ...
                                           every table that has the scale; what tables share runs once
-  normlab report TABLE [scale=digits]     the report again, from its records alone
-  normlab claims [CLAIM ...] [scale=digits]
+  normlab report TABLE [scale=digits] [results=FOLDER]
+                                          the report again, from its records alone
+  normlab claims [CLAIM ...] [scale=digits] [results=FOLDER]
                                           the papers' claims: where each is tested, and the verdict so far
   normlab claims --run CLAIM ... [scale=digits] [seeds=3] [jobs=N]
                                           run what is missing for them
@@ -19,7 +20,7 @@
                                           measure batch-average statistics again, and evaluate with them
   normlab import FILE [KEY=VALUE ...]     a released SN, SSN or WS checkpoint as a run; settings that the file does
                                           not tell of are given as for train (data=imagenet, out=FOLDER)
-  normlab export RUN ... [out=FOLDER] [estimator=paper|moving_average|batch_average]
+  normlab export RUN ... [out=FOLDER] [estimator=paper|moving_average|batch_average] [runs=FOLDER]
                                           norms folded into weights: safetensors and torch.export, checked and timed
   normlab data   prepare|verify NAME [root=FOLDER]
   normlab bench  norm|step|train|data|start [KEY=VALUE ...]
@@ -32,7 +33,7 @@
                                           draw a figure of the papers from the records of runs (docs/gallery.md)
   normlab list   [norms|weights|models|data|tasks|optims|schedules|trackers|launch|scales|tables|figures]
 
-A RUN is a folder, or its name or id in results/runs (out=FOLDER for another place).
+A RUN is a folder, or its name or id in results/runs (out=FOLDER for another place; of export and figure, runs=FOLDER).
 
   normlab train norm=sn batch=8x2         8 replicas (virtual GPUs) of 2 samples each, on any number of devices
   normlab train norm=gn weight=ws model=resnet50 data=imagenet batch=8x32 precision=bf16
@@ -200,10 +201,14 @@ def _show(words: list[str]) -> int:
 
 def _eval(words: list[str]) -> int:
     runs, options = _runs(words, {"split": "val"})
-    from normlab.engine.saved import evaluate_run
+    from normlab.engine.saved import SPLITS, evaluate_run, need_weights
 
+    split = options["split"]
+    if split not in SPLITS:
+        raise UserError(f"split={split}: expected {' or '.join(SPLITS)}")
+    need_weights(runs)
     for folder in runs:
-        _print_metrics(folder, evaluate_run(folder, options["split"]))
+        _print_metrics(folder, SPLITS[split], evaluate_run(folder, split))
     return 0
 
 
@@ -216,10 +221,11 @@ def _estimate(words: list[str]) -> int:
     options["augment"] = switches.get(options["augment"], options["augment"])
     settings = BatchAverage(**schema.check(options, schema.parameters_of(BatchAverage)))
     _ = settings.num_samples
-    from normlab.engine.saved import estimate_run
+    from normlab.engine.saved import estimate_run, need_weights
 
+    need_weights(runs)
     for folder in runs:
-        _print_metrics(folder, estimate_run(folder, settings))
+        _print_metrics(folder, "validation", estimate_run(folder, settings))
     return 0
 
 
@@ -236,11 +242,15 @@ def _import(words: list[str]) -> int:
 
 def _export(words: list[str]) -> int:
     names, options = _split(words, {"out": None, "estimator": "paper", "runs": DEFAULT_OUT})
-    runs, _ = _runs(names, {"out": options["runs"]})
+    runs, _ = _runs(names, {}, key="runs", default=options["runs"])
     if options["out"] is not None and len(runs) > 1:
         raise UserError(f"out={options['out']}: expected one run, which goes there; without it each has its own place")
+    if options["out"] and os.path.exists(options["out"]) and not os.path.isdir(options["out"]):
+        raise UserError(f"out={options['out']}: expected a folder, and this is none")
+    from normlab.engine.saved import need_weights
     from normlab.exchange.exporting import export_run, print_export
 
+    need_weights(runs)
     for run in runs:
         place = Path(options["out"]) if options["out"] else run.path / "export"
         print_export(export_run(run, place, options["estimator"]), place)
@@ -252,7 +262,7 @@ def _data(words: list[str]) -> int:
 
     plain, options = _split(words, {"root": None})
     if len(plain) != 2 or plain[0] not in ("prepare", "verify"):
-        raise UserError(f"normlab data {' '.join(plain)}: expected prepare or verify and a dataset's name")
+        raise UserError(f"{' '.join(['data', *plain])}: expected prepare or verify and a dataset's name")
     verb, name = plain
     if name not in choices("data"):
         raise unknown("dataset", name, choices("data"))
@@ -292,6 +302,8 @@ def _status(words: list[str]) -> int:
         print_status([RunFolder.of(config) for config in expand([word for word in words if word != "-m"])])
     else:
         _, options = _split(words, {"out": DEFAULT_OUT})
+        if words:
+            _existing("out", options["out"])
         print_status([RunFolder(path.parent) for path in sorted(_folder(options["out"]).glob("*/run.json"))])
     return 0
 
@@ -299,7 +311,7 @@ def _status(words: list[str]) -> int:
 def _reproduce(words: list[str]) -> int:
     from normlab.report.table import load_table, tables_at
 
-    names = [word for word in words if "=" not in word and word != "--dry-run"]
+    names, _ = _split([word for word in words if "=" not in word and word != "--dry-run"], {}, ("--dry-run",))
     if len(names) != 1:
         raise UserError("expected the name of one table, or all; `normlab list tables` shows them")
     own = {"scale": None, "seeds": None, "jobs": 0, "results": "results"}
@@ -313,6 +325,9 @@ def _reproduce(words: list[str]) -> int:
     seeds = None if options["seeds"] is None else _count("seeds", options["seeds"], 1, MOST_SEEDS)
     jobs = _count("jobs", options["jobs"], 0)
     extra = [word for word in words if "=" in word and word not in given]
+    for word in extra:
+        if word.startswith("seed="):  # every cell would be the same run, and their spread 0
+            raise UserError(f"{word}: the seeds of a table are 0, 1, ...; seeds=N says how many")
     from normlab.engine.reproduce import reproduce
 
     return reproduce(tables, scale, seeds, jobs, extra, Path(options["results"]), "--dry-run" in words)
@@ -326,21 +341,30 @@ def _report(words: list[str]) -> int:
     if len(names) != 1:
         raise UserError("expected the name of one table; `normlab list tables` shows them")
     table = load_table(names[0])
-    for path in report(table, options["scale"] or table.default_scale, Path(options["results"])):
+    scale = options["scale"] or table.default_scale
+    table.scale(scale)
+    for path in report(table, scale, Path(options["results"])):
         print(f"written: {path}")
     return 0
 
 
 def _claims(words: list[str]) -> int:
-    names, options = _split(
-        [word for word in words if word != "--run"], {"scale": "digits", "seeds": None, "jobs": 0, "results": "results"}
-    )
+    run = "--run" in words
+    own = {"scale": "digits", "seeds": None, "jobs": 0, "results": "results"}
+    names, options = _split([word for word in words if word != "--run"], own, ("--run",))
+    for key in ("seeds", "jobs"):
+        if not run and options[key] != own[key]:
+            raise UserError(f"{key}={options[key]}: only with --run, which runs what is missing")
     from normlab.report.claims import chosen, print_claims, tables_of
+    from normlab.report.table import tables_at
 
     scale, results = options["scale"], Path(options["results"])
+    tables_at(scale)
+    if not run and options["results"] != own["results"]:
+        _existing("results", options["results"])
     wanted = chosen(names, scale, results)
     status = 0
-    if "--run" in words:
+    if run:
         if not names:
             raise UserError("claims --run: expected a claim; `normlab claims` lists them")
         seeds = None if options["seeds"] is None else _count("seeds", options["seeds"], 1, MOST_SEEDS)
@@ -366,13 +390,13 @@ def _bench(words: list[str]) -> int:
 
 
 def _doctor(words: list[str]) -> int:
-    chaos = "--chaos" in words
+    chaos, flags = "--chaos" in words, ("--chaos", "--json")
     report = _take_file(words, "--json")
     counts = {"kills": 20, "writes": 20, "damages": 3, "seed": 0, "ranks": 1, "workers": 0} if chaos else {}
     place = {"out": "results/chaos" if chaos else DEFAULT_OUT}
-    plain, options = _split([word for word in words if word != "--chaos"], counts | place)
+    plain, options = _split([word for word in words if word != "--chaos"], counts | place, flags)
     if plain:
-        raise UserError(f"doctor {plain[0]}: there is no such option; {nearest(plain[0], ['--chaos', '--json'])}")
+        raise UserError(f"doctor {plain[0]}: there is no such option; {nearest(plain[0], flags)}")
     out = Path(options.pop("out"))
     if not chaos:
         from normlab.doctor.diagnose import doctor
@@ -431,15 +455,17 @@ def _take_file(words: list[str], flag: str) -> Path | None:
     return name
 
 
-def _split(words: list[str], options: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Plain words, and the options with those given as KEY=VALUE."""
+def _split(words: list[str], options: dict[str, Any], flags: tuple[str, ...] = ()) -> tuple[list[str], dict[str, Any]]:
+    """Plain words, and the options with those given as KEY=VALUE; `flags`, taken out before, are named in the error."""
     plain, options = [], dict(options)
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals:
+        if not equals and word.startswith("-"):
+            raise UserError(f"{word}: there is no such option; {nearest(word, (*flags, *options))}")
+        elif not equals:
             plain.append(word)
         elif key in options:
-            options[key] = value
+            options[key] = re.sub(r"^(['\"])(.*)\1$", r"\2", value, flags=re.DOTALL)  # as train's out="my runs"
         else:
             raise UserError(f"{word}: there is no such option; {nearest(key, options)}")
     return plain, options
@@ -451,20 +477,28 @@ def _count(key: str, value: Any, least: int, most: int = 10**9) -> int:
     return int(value)
 
 
-def _runs(words: list[str], options: dict[str, Any]) -> tuple[list["RunFolder"], dict[str, Any]]:
+def _runs(
+    words: list[str], options: dict[str, Any], key: str = "out", default: str = DEFAULT_OUT
+) -> tuple[list["RunFolder"], dict[str, Any]]:
+    """The runs that are named, and the other options; `key` is the one that says where runs go by name."""
     from normlab.engine.record import RunFolder
 
-    names, options = _split(words, {"out": DEFAULT_OUT} | options)
+    names, options = _split(words, {key: default} | options)
     if not names:
         raise UserError("expected a run: its folder, name or id; `normlab status` shows them")
-    out = _folder(options.pop("out"))
-    return [RunFolder.find(name, out) for name in names], options
+    out = _folder(options.pop(key), key)
+    return [RunFolder.find(name, out, key) for name in names], options
 
 
-def _folder(out: str) -> Path:
+def _folder(out: str, key: str = "out") -> Path:
     if os.path.exists(out) and not os.path.isdir(out):
-        raise UserError(f"out={out}: expected the folder of the runs, and this is none")
+        raise UserError(f"{key}={out}: expected the folder of the runs, and this is none")
     return Path(out)
+
+
+def _existing(key: str, folder: str) -> None:
+    if not os.path.isdir(folder or "."):
+        raise UserError(f"{key}={folder}: there is no such folder")
 
 
 def _print_config(config: "Config") -> int:
@@ -481,10 +515,11 @@ def _print_summary(folder: "RunFolder") -> int:
     return 0
 
 
-def _print_metrics(folder: "RunFolder", metrics: dict[str, dict[str, float]]) -> None:
+def _print_metrics(folder: "RunFolder", title: str, metrics: dict[str, dict[str, float]]) -> None:
     from normlab.report.summary import print_metrics
 
-    print_metrics(folder.path.name, metrics)
+    print(folder.path.name)  # no title of the table, which would break it
+    print_metrics(title, metrics)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class DiskFullError(RunError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`did you mean 'sn'?`, or the list of valid names when none is near."""
-    names = sorted(str(v) for v in valid)
+    names = sorted({str(v) for v in valid})
     lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
     if close:

@@ -17,7 +17,7 @@ from normlab.errors import UserError
 from normlab.reading import read_json
 
 _WORDS = re.compile(r"(?P<source>.+?)(?:@(?P<at>[^@:/]*))?(?P<ratios>:ratios)?", re.DOTALL)
-_ID = re.compile("[0-9a-f]{8}")
+RUN_ID = re.compile("[0-9a-f]{8}")
 _ALLOWED = "allowed: none, a run's folder, name or id, a file; RUN@0.3 is its snapshot at 30% of training"
 
 
@@ -59,7 +59,7 @@ class Initial(NamedTuple):
         found = find_runs(self.source, out)
         if len(found) > 1:
             raise UserError(f"init={self.source}: {len(found)} runs in {out} end so; expected the name of one")
-        if not found and not _ID.fullmatch(self.source):
+        if not found and not RUN_ID.fullmatch(self.source):
             raise UserError(f"init={self.source}: there is no such run or file; {_ALLOWED}")
         return found[0] if found else None
 

@@ -50,6 +50,7 @@ RECORD: Fields = {  # of a table; see report/records.py
     "epochs_of": Parameter(Mapping[str, list[Real]], {}),
     "fluctuations": Parameter(Mapping[str, list[Real]], {}),
     "taken": Parameter(Mapping[str, Real], {}),
+    "changed": Parameter(list[str], []),
     "versions": Parameter(Mapping[str, Any]),
     "commit": Parameter(str | None),
     "device": Parameter(str),

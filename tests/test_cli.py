@@ -130,6 +130,16 @@ def test_cfg_job_prints_what_loads_back(verb: str, capsys) -> None:
         (["data", "prepair", "mnist"], ["prepair mnist", "prepare or verify"]),
         (["data", "verify", "minst"], ["'minst'", "did you mean 'mnist'?"]),
         (["data", "verify", "mnist", "rot=x"], ["rot=x", "did you mean 'root'?"]),
+        (["show", "--al"], ["--al: there is no such option"]),
+        (["export", "nope", "runs=there"], ["'nope'", "there are no runs in there; runs=FOLDER names"]),
+        (["figure", "ratios", "nope", "runs=there"], ["'nope'", "there are no runs in there; runs=FOLDER names"]),
+        (["status", "out=there"], ["out=there: there is no such folder"]),
+        (["reproduce", "table2", "--dryrun"], ["--dryrun: there is no such option; did you mean '--dry-run'?"]),
+        (["reproduce", "table2", "seed=1"], ["seed=1: ", "seeds=N"]),
+        (["report", "table2", "scale=digit"], ["scale 'digit'", "did you mean 'digits'?"]),
+        (["claims", "scale=digit"], ["scale 'digit'", "did you mean 'digits'?"]),
+        (["claims", "brn", "results=there"], ["results=there: there is no such folder"]),
+        (["claims", "brn", "seeds=3"], ["seeds=3: only with --run"]),
     ],
 )
 def test_refuses(words: list[str], messages: list[str], capsys) -> None:
@@ -146,14 +156,15 @@ RANGES = [
     ("norm.ratio_groups=7", "norm.ratio_groups=7"),
     ("parts.haed=none", "did you mean 'head'?"),
     ("batch=1000x1000", "the training set has 1438"),
+    ("model=torchvision model.name=vgg11 data=synthetic data.size=32", "norm=sn: the model has no batch, instance or"),
 ]
 
 
 @pytest.mark.parametrize(("word", "message"), RANGES)
 def test_values_that_building_refuses(word: str, message: str, capsys, tmp_path: Path) -> None:
-    assert message in refusal(capsys, "plan", word)
+    assert message in refusal(capsys, "plan", *word.split())
     assert not list(tmp_path.iterdir())
-    assert message in refusal(capsys, "train", word, "tracker=none")
+    assert message in refusal(capsys, "train", *word.split(), "tracker=none")
     assert not list(tmp_path.glob("results/runs/*"))
 
 
@@ -245,6 +256,13 @@ def test_status_of_all_runs_in_a_folder(tmp_path: Path, capsys) -> None:
         }
 
 
+def test_status_shows_a_damaged_run_among_the_others(tmp_path: Path, capsys) -> None:
+    fabricate(tmp_path, "finished", metrics=METRICS, ratios=None, headline=HEADLINE)
+    fabricate(tmp_path, "running").status_file.write_text("{")
+    assert main(["status", f"out={tmp_path}"]) == 0
+    assert "1 finished, 1 damaged" in capsys.readouterr().out
+
+
 def test_status_of_the_cells_of_a_sweep(tmp_path: Path, capsys) -> None:
     words = ["norm=bn,sn", "batch=4x4", "seed=0,1", f"out={tmp_path}"]
     assert main(["status", *words]) == 0
@@ -255,6 +273,15 @@ def test_a_misspelt_run_names_the_nearest(tmp_path: Path, capsys) -> None:
     folder = fabricate(tmp_path / "runs", "running")
     err = refusal(capsys, "show", folder.path.name.replace("digits", "digit", 1), f"out={tmp_path / 'runs'}")
     assert f"did you mean '{folder.path.name}'?" in err
+    run_id = folder.path.name[-8:]
+    near = ("0" if run_id[0] != "0" else "1") + run_id[1:]
+    assert f"did you mean '{run_id}'?" in refusal(capsys, "show", near, f"out={tmp_path / 'runs'}")
+
+
+def test_a_run_is_called_by_its_folder_from_inside_too(tmp_path: Path, monkeypatch) -> None:
+    folder = fabricate(tmp_path / "runs", "running")
+    monkeypatch.chdir(folder.path)
+    assert RunFolder.find(".", tmp_path).path.name == folder.path.name
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path, capsys) -> None:
@@ -277,6 +304,14 @@ def test_a_run_without_weights_has_nothing_to_evaluate(tmp_path: Path, capsys) -
     ):
         assert message in refusal(capsys, "estimate", str(folder.path), word)
     assert "split=test" in refusal(capsys, "eval", str(folder.path), "split=test")
+
+
+def test_all_runs_are_looked_at_before_the_first_is_evaluated(tmp_path: Path, capsys) -> None:
+    done, running = (fabricate(tmp_path / name, "running") for name in ("a", "b"))
+    done.weights.parent.mkdir(exist_ok=True)
+    done.weights.touch()  # whoever reads this says that it is damaged
+    for verb in ("eval", "estimate", "export"):
+        assert "has no weights: it is running" in refusal(capsys, verb, str(done.path), str(running.path))
 
 
 # ---- installed -----------------------------------------------------------------------------------------------------
@@ -352,7 +387,9 @@ def test_output_that_nobody_reads(command: str, status: int) -> None:
     ],
 )
 def test_any_terminal(verb: str, environment: dict[str, str]) -> None:
-    done = in_shell(f"normlab {verb} 'out=\"ö/µ\"' && normlab list && normlab train norm=snn", **environment)
+    done = in_shell(
+        f"mkdir -p ö/µ && normlab {verb} 'out=\"ö/µ\"' && normlab list && normlab train norm=snn", **environment
+    )
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(b"normlab: norm=snn")
     assert b"\x1b[3" not in done.stdout  # no colour
@@ -390,5 +427,8 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, capsys) -> None:
         assert f"out={word}" in refusal(capsys, "train", f"out={word}")
     for command in (["show", "a"], ["status"]):
         assert "out=file" in refusal(capsys, *command, "out=file")
+    run = fabricate(tmp_path, "running").path
+    assert "out=file: expected a folder" in refusal(capsys, "export", str(run), "out=file")
+    assert "runs=file: expected the folder" in refusal(capsys, "export", "a", "runs=file")
     assert "file" in refusal(capsys, "plan", "data=mnist", "data.root=file")
     assert "file" in refusal(capsys, "report", "table2", "results=file")

@@ -89,6 +89,11 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert result.level == "fail" and "Permission denied" in result.result and not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "file").touch()
+    assert only(lambda: storage.disk(tmp_path / "file")).level == "fail"
+
+
 def test_processes_that_cannot_meet(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no_such_interface")
     result = only(collectives.gloo)

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 from normlab.cli import VERBS
 
@@ -11,15 +12,26 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_table_is_made_from_the_records():
-    spec = importlib.util.spec_from_file_location("readme_results", ROOT / "scripts" / "readme_results.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert f"{script.START}\n{script.table()}\n{script.END}" in README
+    made = script("readme_results")
+    assert f"{made.START}\n{made.table()}\n{made.END}" in README
+
+
+def test_the_page_of_results_is_made_from_the_records():
+    made = script("results_page")
+    page = made.PAGE.read_text(encoding="utf-8")
+    assert made.filled(page) == page
 
 
 def test_links_and_figures_exist():
-    for text in (ROOT.glob("*.md"), ROOT.glob("docs/*.md")):
+    for text in (ROOT.glob("*.md"), ROOT.glob("docs/*.md"), ROOT.glob("results/*.md")):
         for file in text:
             for link in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):
                 if not link.startswith("http"):

@@ -172,6 +172,19 @@ def test_records_of_other_seeds_stay_while_their_settings_do(run, tmp_path):
     assert len(kept) == len(records) + 1 and [r for r in kept if r["seed"] == 1] == [same]
 
 
+def test_what_was_changed_stays_in_the_records(run, tmp_path):
+    table, words, folder = run
+    found = plan(table, "digits", [0], ["tracker=none", "out=there", "checkpoint.keep=1", "epochs=1"], tmp_path)
+    assert found.changed == ["epochs=1"] and plan(table, "digits", [0], ["tracker=none"], tmp_path).changed == []
+    ours = plan(table, "digits", [0], words, folder)
+    science = [word for word in words if not word.startswith(("out=", "tracker="))]
+    assert ours.changed == science
+    assert all(one["changed"] == science for one in read_jsonl(folder / "made-digits" / "records.jsonl"))
+    for other, name in ([*words, "epochs=1"], "epochs=1"), ([f"out={tmp_path}"], "the scale as it is"):
+        with pytest.raises(UserError, match=f"made-digits holds records of .* and this is .*{name}; results=FOLDER"):
+            reproduce([table], "digits", 1, 2, other, folder)
+
+
 def test_what_cannot_begin_is_not_run(run, tmp_path, monkeypatch):
     table, words, _ = run
     console = Console(file=io.StringIO(), width=200)

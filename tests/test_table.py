@@ -191,6 +191,18 @@ def test_unknown_names():
         (("minus: bn", "minus: bm"), "row 'bm' does not exist; allowed: bn, gn, sn"),
         (("of: [gn, 8x2]", "of: [gn, 8x3]"), "column '8x3' does not exist"),
         (("verdicts.exceeds, of", "verdicts.exceed, of"), "'exceed' does not exist; did you mean 'exceeds'"),
+        (
+            ("quantity: early_lead", "quantity: early_led"),
+            "quantity 'early_led' does not exist; did you mean 'early_lead'",
+        ),
+        (
+            ("than: [sn, 8x2]}", "than: [sn, 8x2], than_quantity: gab}"),
+            "quantity 'gab' does not exist; did you mean 'gap'",
+        ),
+        (
+            ("      - {_target_: normlab.report.verdicts.exceeds, of: [bn, 8x16], than: [bn, 8x8]}\n", "        []\n"),
+            "sn_table2.claims.bn_falls_early.tests=\\[\\]: expected a test",
+        ),
         (("margins: -1", "margin: -1"), "margin: there is no such setting; did you mean 'margins'"),
         (("row: sn\n", "rwo: sn\n"), "rwo: there is no such setting; did you mean 'row'"),
         (("label: BN,", "label: BN, by_scale: {digit: []},"), "scale 'digit' does not exist; did you mean 'digits'"),

@@ -1,6 +1,7 @@
 """Reports from fabricated records with known answers."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,9 +13,11 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from normlab.errors import UserError
-from normlab.report.render import comma_separated, latex, markdown, report
+from normlab.report.claims import chosen
+from normlab.report.render import comma_separated, evidence_text, latex, markdown, report
 from normlab.report.results import load_results, results_of
 from normlab.report.table import Difference, cells, load_table
+from normlab.report.verdicts import Evidence
 
 TABLE = load_table("sn_table2")
 SCORES = {"bn": 98.0, "gn": 97.0, "sn": 99.0}
@@ -117,13 +120,16 @@ def test_verdicts_of_clear_records():
     verdicts = {name: judged.verdict for name, judged in results.judged.items()}
     assert verdicts == {
         "bn_falls": "not enough seeds",  # one of three diverged, and counts as 10%: a spread that hides the fall
+        "bn_falls_early": "not enough seeds",
         "gn_does_not_fall": "holds",
         "sn_does_not_fall": "holds",
         "small_minibatches": "not enough seeds",
         "statistics_over_gradients": "holds",
         "single_gpu": "holds",
+        "eight_samples_on_a_gpu": "holds",
         "headline": "holds",
         "sn_ahead_of_bn": "holds",
+        "sn_ahead_of_gn": "holds",
         "sn_not_behind_gn": "holds",
         "bn_ratio_follows_n": "holds",
         "ln_ratio_follows_n": "not enough seeds",
@@ -251,6 +257,32 @@ def test_where_papers_disagree_the_report_says_so():
     text = markdown(made("distinct_table1", {("sn", "8x32"): [97.0]}))
     assert "sn_iclr table2 prints 76.9 at SN, (8,32); sn_distinct table1 77.1." in text
     assert "The paper has no IN and LN at (8,8) and (8,2)" in text
+
+
+def test_equal_accuracies_differ_by_nothing():
+    assert evidence_text(Evidence("a", -1.99e-6, -1.0, 0.02, 3), 0.0).startswith("a: 0, needs > −1 ")
+
+
+def test_a_report_says_what_was_changed(tmp_path):
+    """So that digits never pass for ImageNet."""
+    made = [one | {"changed": ["data=digits", "model=digits_resnet"]} for one in records()]
+    text = markdown(results_of(TABLE, "imagenet", made))
+    assert text.startswith("# Accuracy of BN, GN and SN at nine batch settings, at imagenet scale, changed\n")
+    assert "Measured: ResNet-50 on ImageNet, 100 epochs, but with data=digits model=digits_resnet. Paper:" in text
+    folder = tmp_path / "sn_table2-imagenet"
+    folder.mkdir()
+    (folder / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
+    (standing,) = chosen(["sn_iclr.headline_8_32"], "imagenet", tmp_path)
+    assert standing.tested[0].verdict == "measured with data=digits model=digits_resnet alone"
+    assert standing.verdict != "holds"
+    assert "changed" not in markdown(results_of(TABLE, "digits", records())).splitlines()[0]
+
+
+def test_a_note_on_a_cell_stands_where_it_is_true():
+    """ResNet-101 has 32 images per GPU at imagenet scale alone."""
+    results = made("ws_table1", {("r101", "gn_top1"): [97.0]})
+    assert "and 32 on ResNet-101" not in markdown(results) and "64 images per GPU" in markdown(results)
+    assert "and 32 on ResNet-101" in markdown(dataclasses.replace(results, scale_name="imagenet"))
 
 
 def test_claims_that_need_another_scale_say_so():

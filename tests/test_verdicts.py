@@ -82,6 +82,18 @@ def test_exceeds():
     assert math.isnan(missing.effect) and math.isnan(missing.p) and missing.seeds == 0
 
 
+def test_cells_where_all_diverged_tell_nothing_of_each_other():
+    """Both count as guessing, so that one would never be behind the other, and its spread would be small."""
+    lost = {("bn", column, seed): 10.0 for column in "ab" for seed in range(3)}
+    all_lost = Measured({"metric": lost, "diverged": dict.fromkeys(lost, 1.0)})
+    found = exceeds(all_lost, 1.0, of=["bn", "a"], than=["bn", "b"], margins=-1)
+    assert math.isnan(found.p) and (found.effect, found.threshold, found.seeds) == (0.0, -1.0, 3)
+    assert math.isnan(varies_less(all_lost, 1.0, cell=["bn", "a"], margins=1).p)
+    one_left = Measured({"metric": lost, "diverged": dict.fromkeys(lost, 1.0) | {("bn", "b", 0): 0.0}})
+    assert exceeds(one_left, 1.0, of=["bn", "a"], than=["bn", "b"], margins=-1).p == 0
+    assert varies_less(one_left, 1.0, cell=["bn", "b"], margins=1).p == 0
+
+
 def test_rises():
     """Slopes per column are 0.02, 0.03, 0.04 by seed."""
     found = rises(MEASURED, 1.0, quantity="ratio", row="sn", columns=["a", "b", "c"])

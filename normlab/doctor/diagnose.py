@@ -53,6 +53,8 @@ def examine(name: str, check: Callable[[], Checks]) -> list[Check]:
 
 def _print(results: list[Check]) -> None:
     table = Table("check", "result", "", "what to do")
+    for column in table.columns:
+        column.overflow = "fold"  # a path is to be read to its end
     for result in results:
         table.add_row(result.name, result.result, f"[{_COLORS[result.level]}]{result.level}", result.advice)
     counts = Counter(result.level for result in results)

@@ -22,7 +22,10 @@ _SLOW_SECONDS = 2.0
 
 def disk(out: Path) -> Checks:
     """Room in out=, and a write as a checkpoint is written: to a temporary file, flushed, renamed, flushed."""
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not folder.is_dir():
+        yield Check("disk", f"{folder} is no folder", "fail", "out=FOLDER names another place")
+        return
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as inside:
             start = time.monotonic()

@@ -60,13 +60,20 @@ def _convert_parts(model: nn.Module, task: Task, config: Config) -> None:
         if part not in parts:
             raise unknown("parts: part", part, parts)
     defaults = {"norm": config.norm, "weight": config.weight}
+    asked, found = False, 0
     for part in parts:
         declared = _declaration(defaults | config.parts.get(part, {}))
         norms = convert(model, declared.norm, declared.weight, select=_selects(part, parts)).norms
+        asked, found = asked or declared.norm is not None, found + len(norms)
         if config.norm_dropout and declared.norm is not None:
             for name in norms:
                 layer = OrderedDict(norm=model.get_submodule(name), dropout=nn.Dropout(config.norm_dropout))
                 model.set_submodule(name, nn.Sequential(layer))
+    if asked and not found:  # as of a vision transformer: the run would be called norm=sn and have none
+        raise UserError(
+            f"norm={config.choices['norm']}: the model has no batch, instance or group norm that it could replace; "
+            "norm=none leaves the model as it is"
+        )
 
 
 def _selects(part: str, parts: dict[str, str]):

@@ -24,7 +24,7 @@ import yaml
 
 from normlab.config import Config, identity, run_name
 from normlab.errors import UserError, nearest
-from normlab.initial import find_runs
+from normlab.initial import RUN_ID, find_runs
 from normlab.reading import RUN, STATUS, STEP, SUMMARY, last_json, read_json
 from normlab.writing import TEMPORARY, write_json, write_text
 
@@ -58,17 +58,24 @@ class RunFolder:
         return cls(existing[0] if existing else out / f"{run_name(config)}-{run_id}")
 
     @classmethod
-    def find(cls, name: str, out: Path) -> "RunFolder":
-        """A run by its folder, or by its name or id in `out`. Raises UserError if there is none, or several."""
+    def find(cls, name: str, out: Path, key: str = "out") -> "RunFolder":
+        """A run by its folder, or by its name or id in `out`, which the option `key` sets.
+
+        Raises UserError if there is none, or several.
+        """
         if (Path(name) / "run.json").is_file():
-            return cls(Path(name))
+            path = Path(name)
+            return cls(path if path.name not in ("", "..") else path.resolve())  # a run is called by its folder's name
         matching = find_runs(name, out)
         if len(matching) == 1:
             return cls(matching[0])
         names = [p.parent.name for p in sorted(out.glob("*/run.json"))]
         if not names:
-            raise UserError(f"run '{name}': there are no runs in {out}; out=FOLDER names another place")
-        raise UserError(f"run '{name}': there is no such run in {out}; {nearest(name, names)}")
+            raise UserError(f"run '{name}': there are no runs in {out}; {key}=FOLDER names another place")
+        ids = [run.rpartition("-")[2] for run in names]
+        raise UserError(
+            f"run '{name}': there is no such run in {out}; {nearest(name, ids if RUN_ID.fullmatch(name) else names)}"
+        )
 
     def weights_at(self, share: float) -> Path:
         """The file of the weights after this share of training; 1: the final ones."""

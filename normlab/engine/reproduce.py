@@ -10,6 +10,7 @@ from normlab.config import Config
 from normlab.engine.record import RunFolder
 from normlab.engine.saved import estimate_run
 from normlab.engine.sweep import num_jobs, relative_time, sweep
+from normlab.errors import UserError
 from normlab.reading import RECORD, read_jsonl
 from normlab.report.printed import printed
 from normlab.report.records import collect, estimate_of
@@ -47,6 +48,8 @@ def reproduce(
     for table in tables:
         printed(table)  # a wrong reference to a paper shows now, not after the runs
     plans = [plan(t, scale, range(seeds or len(t.seeds)), ["tracker=none", *extra], results) for t in tables]
+    for one in plans:
+        _check_recorded(one)
     shared = _shared(plans)
     _print_plan(plans, shared, jobs, console)
     if dry:
@@ -54,10 +57,20 @@ def reproduce(
     status = _run(plans, shared, jobs, console)
     for one in plans:
         if any(run.is_over for run in one.runs()):
-            collect(one.table, one.cells, one.runs(), one.ids, one.folder)
+            collect(one.table, one.cells, one.runs(), one.ids, one.folder, one.changed)
             for path in report(one.table, scale, results, console):
                 console.print(f"written: {path}", soft_wrap=True)
     return status
+
+
+def _check_recorded(one: Plan) -> None:
+    """Raise UserError where records of other settings would be replaced."""
+    for record in read_jsonl(one.folder / "records.jsonl", RECORD):
+        if sorted(recorded := record.get("changed", [])) != sorted(one.changed):
+            raise UserError(
+                f"{one.folder} holds records of {' '.join(recorded) or 'the scale as it is'}, and this is "
+                f"{' '.join(one.changed) or 'the scale as it is'}; results=FOLDER keeps them apart"
+            )
 
 
 def _shared(plans: Sequence[Plan]) -> dict[str, Config]:

@@ -1,6 +1,7 @@
 """Work on runs that are over: evaluate their weights again, measure their statistics again."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from normlab.config import BatchAverage
 from normlab.engine import checkpoint
@@ -13,13 +14,20 @@ from normlab.errors import UserError
 from normlab.report.progress import Progress, progress_bar, silent
 from normlab.writing import append_jsonl
 
+SPLITS = {"train": "training", "val": "validation"}
 Metrics = dict[str, dict[str, float]]
+
+
+def need_weights(folders: Iterable[RunFolder]) -> None:
+    """Raise UserError, ahead of any work, if one of the runs has none."""
+    for folder in folders:
+        if not folder.weights.is_file():
+            raise UserError(f"run {folder.path.name} has no weights: it is {folder.status()['status']}")
 
 
 def open_run(folder: RunFolder, progress: Progress = silent) -> Session:
     """A run with its final weights, and the statistics of the moving average. Raises UserError if it has none."""
-    if not folder.weights.is_file():
-        raise UserError(f"run {folder.path.name} has no weights: it is {folder.status()['status']}")
+    need_weights([folder])
     session = open_session(folder, progress)
     try:
         session.experiment.model.load_state_dict(checkpoint.load_tensors(folder.weights))
@@ -33,8 +41,6 @@ def evaluate_run(folder: RunFolder, split: str) -> Metrics:
 
     An imported run has no batch average.
     """
-    if split not in ("train", "val"):
-        raise UserError(f"split={split}: expected train or val")
     with progress_bar() as progress:
         session = open_run(folder, progress)
         metrics = {"moving_average": evaluate(session, split)}

@@ -31,7 +31,7 @@ def figure(words: list[str], runs_folder: str) -> int:
     parameters = _parameters(node) | {"out": Parameter(str | None, None), "runs": Parameter(str, runs_folder)}
     settings = parse([word for word in words if "=" in word], parameters)
     folder = Path(settings.pop("runs"))
-    runs = [RunFolder.find(run, folder) for run in names]
+    runs = [RunFolder.find(run, folder, "runs") for run in names]
     out = _file(settings.pop("out"), name, runs)
 
     from normlab.figures.run import Run

@@ -70,7 +70,7 @@ def estimators(runs: Sequence[Run], *, quantity: str = "top1") -> Figure:
     if not any(f"val_batch_average/{quantity}" in row for run in runs for row in run.epochs):
         raise NoRecordsError(
             f"{', '.join(run.name for run in runs)}: metrics.jsonl has no val_batch_average/{quantity}: "
-            "record.estimators=true makes a run measure the batch average at each epoch"
+            "record.estimators=true makes a run measure the batch average at each epoch, if its norm stores statistics"
         )
     colours = norm_colours([run.settings["norm"] for run in runs])
     figure = Figure(figsize=(PAGE / 2, 2.9), layout="constrained")

@@ -123,6 +123,8 @@ def _verdicts(table: Table, scale: str, results: Path) -> tuple[Mapping[str, str
     if not (table_folder(table, scale, results) / "records.jsonl").is_file():
         return dict.fromkeys(table.claims, NOT_MEASURED), 0
     found = load_results(table, scale, results)
+    if found.changed:
+        return dict.fromkeys(table.claims, f"measured with {' '.join(found.changed)} alone"), len(found.seeds)
     return {name: verdict_text(judged) for name, judged in found.judged.items()}, len(found.seeds)
 
 

@@ -1,6 +1,10 @@
-"""What a table can show of a run, from what was measured of it."""
+"""What a table can show of a run, from what was measured of it, and what its claims can ask of runs."""
 
 from collections.abc import Mapping
+from itertools import combinations, product
+
+from normlab.dynamics.ratios import MOMENTS, RF_RANGES
+from normlab.norm.scopes import KINDS
 
 METRICS = {  # in words; all in percent
     "top1": "top-1 accuracy in percent",
@@ -8,6 +12,22 @@ METRICS = {  # in words; all in percent
     "error1": "top-1 error in percent",
     "error5": "top-5 error in percent",
 }
+
+
+CHOICES_AT = (0.3, 0.6, 0.9)  # moments of a run at which choices are recorded: seed 000, Fig. 2
+_RANGES = RF_RANGES[:-1]
+_LAYERS = ("", ".first", ".later")
+_RATIOS = list(product(MOMENTS, KINDS))
+QUANTITIES = (  # report/quantities.py says what they are
+    *("metric", "diverged", "learning", "train.loss", "gap", "early_lead", "divergence", "differing"),
+    *(f"{what}.{moment}.{scope}" for what in ("ratio", "first", "depth") for moment, scope in _RATIOS),
+    *(f"ratio.{moment}.{scope}.{fields}" for (moment, scope), fields in product(_RATIOS, _RANGES)),
+    *(f"divergence.{fields}" for fields in _RANGES),
+    *(f"differing@{at:g}" for at in CHOICES_AT),
+    *(f"changed@{earlier:g}@{later:g}" for earlier, later in combinations(CHOICES_AT, 2)),
+    *(f"fluctuation.{of}_{what}{layers}" for of in ("bn", "en") for what in ("mean", "std") for layers in _LAYERS),
+    *("apart.mean", "apart.std", "taken.division", "taken.centring"),
+)
 
 
 def value_of(metrics: Mapping[str, float], metric: str) -> float | None:

@@ -1,6 +1,7 @@
 """What tests of claims ask of runs: a number of each run by the quantity's name, and the ratios of its layers.
 
 metric                what the cell shows; a diverged run counts as guessing
+diverged              1 of a run that diverged, else 0
 ratio.mean.bn         the BN ratio of the mean, averaged over the layers; ratio.mean.bn.<49 over those of such a
                       receptive field in pixels (seed 000, Fig. 4)
 first.mean.bn         the same of the first layer alone
@@ -10,7 +11,8 @@ divergence            between mean and variance ratios, averaged over the layers
 differing             share of layers whose mean and variance choose different scopes, 0 to 1, at the end;
                       differing@0.3 at 30% of the run (seed 000, Fig. 2)
 changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
-learning              validation accuracy, averaged over the epochs: the faster a run learns, the higher
+learning              validation accuracy, averaged over the epochs: the faster a run learns, the higher. After epochs,
+                      here and below, it is that of moving averages, SN's too
 train.loss            loss in training, of the last epoch
 gap                   training minus validation accuracy, of the last epoch
 early_lead            validation minus training accuracy, averaged over the first tenth of the run
@@ -57,6 +59,11 @@ class Measured:
         values = self.values.get(quantity, {})
         return {seed: value for (row, column, seed), value in values.items() if (row, column) == tuple(cell)}
 
+    def all_diverged(self, cell: Sequence[str]) -> bool:
+        """Whether no run of a (row, column) converged: its metric is guessing, and tells nothing of another such."""
+        diverged = self.of("diverged", cell)
+        return bool(diverged) and all(diverged.values())
+
     def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
         return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
 
@@ -69,7 +76,8 @@ def measured(records: Iterable[Record], table: Table, guessing: float) -> Measur
         "metric": {
             key: guessed(table.metric_of(key[0], key[1]), guessing) if score is None else score
             for key, score in found.items()
-        }
+        },
+        "diverged": {key: float(score is None) for key, score in found.items()},
     }
     layers: dict[Key, Layers] = {}
     for record in records:

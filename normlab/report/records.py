@@ -7,6 +7,7 @@ choices       the scopes that each layer would keep if its ratios were hard, for
 epochs_of     what was measured of each epoch
 fluctuations  how much the statistics of BN and EN vary in each layer, and how far apart they are (record.statistics)
 taken         shares that Weight Standardization takes from the gradients (record.gradients)
+changed       what the command set beyond the table and its scale, as [epochs=1]; only if it did
 
 Cells of one run differ in what they read off it; a cell that measures statistics anew adds these to `metrics`.
 """
@@ -25,7 +26,7 @@ from normlab.engine.record import RunFolder
 from normlab.errors import UserError
 from normlab.figures.run import Run
 from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl
-from normlab.report.metrics import value_of
+from normlab.report.metrics import CHOICES_AT, value_of
 from normlab.report.table import Cell, Table
 from normlab.writing import write_text
 
@@ -33,7 +34,6 @@ Record = dict[str, Any]
 Key = tuple[str, str, int]  # row, column, seed
 Ids = Mapping[Key, str]  # of the run that each cell's number is of
 
-CHOICES_AT = (0.3, 0.6, 0.9)  # of a run: seed 000, Fig. 2
 EPOCH_METRICS = ("train/loss", "train/top1", "val/top1")
 _OF_LAYER = ("layer", "receptive_field", *MOMENTS)
 
@@ -43,16 +43,25 @@ def table_folder(table: Table, scale: str, results: Path) -> Path:
     return results / f"{table.name}-{scale}"
 
 
-def collect(table: Table, cells: Sequence[Cell], folders: Sequence[RunFolder], ids: Ids, into: Path) -> list[Record]:
+def collect(
+    table: Table,
+    cells: Sequence[Cell],
+    folders: Sequence[RunFolder],
+    ids: Ids,
+    into: Path,
+    changed: Sequence[str] = (),
+) -> list[Record]:
     """Write what the finished and diverged runs measured, a folder for each cell, to records.jsonl in `into`.
 
-    What was recorded there before of other cells and seeds stays, if its run would still be the same (`ids`).
+    What was recorded there before of other cells and seeds stays, if its run would still be the same (`ids`). `changed`
+    is what was set beyond the table and its scale; each record keeps it, and reports say it on top.
     """
     before = {_key(record): record for record in read_jsonl(into / "records.jsonl", RECORD)}
     kept = {key: record for key, record in before.items() if ids.get(key) == record["id"]}
     runs = zip(cells, folders, strict=True)
+    own = {"changed": list(changed)} if changed else {}
     found = [_record(table, cell, run) for cell, run in runs if run.status()["status"] in ("finished", "diverged")]
-    by_key = kept | {_key(record): record for record in found if record}
+    by_key = kept | {_key(record): record | own for record in found if record}
     records = [by_key[key] for key in ids if key in by_key]
     into.mkdir(parents=True, exist_ok=True)
     write_text(into / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))

@@ -92,27 +92,29 @@ def _number(value: float, decimals: int, sign: str = "") -> str:
 
 
 def _significant(value: float) -> str:
-    return f"{value:.3g}".replace("-", MINUS)
+    return f"{round(value, 5) + 0.0:.3g}".replace("-", MINUS)  # what is less is rounding, of equal accuracies
 
 
 # ---- what all forms say ----------------------------------------------------------------------------------------------
 
 
 def _heading(results: Results) -> str:
-    return f"{results.table.title}, at {results.scale_name} scale"
+    return f"{results.table.title}, at {results.scale_name} scale" + ", changed" * bool(results.changed)
 
 
 def _subtitle(results: Results) -> str:
     metric = results.metric[0].upper() + results.metric[1:]
+    changed = f", but with {' '.join(results.changed)}" if results.changed else ""
     return (
-        f"Measured: {results.scale.title}. Paper: {results.paper_subject}. "
+        f"Measured: {results.scale.title}{changed}. Paper: {results.paper_subject}. "
         f"{metric}, mean ± standard deviation over {_count(len(results.seeds), 'seed')}."
     )
 
 
 def _notes(results: Results) -> list[str]:
     table = results.table
-    return [*dict.fromkeys([e.note for e in table.exceptions] + table.notes), *results.disagreements]
+    exceptions = [e.note for e in table.exceptions if e.overrides or e.by_scale.get(results.scale_name)]
+    return [*dict.fromkeys(exceptions + table.notes), *results.disagreements]
 
 
 def _footer(results: Results) -> str:

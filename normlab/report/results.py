@@ -68,6 +68,11 @@ class Results:
     def seeds(self) -> list[int]:
         return sorted({record["seed"] for record in self.records})
 
+    @property
+    def changed(self) -> list[str]:
+        """What was set beyond the table and its scale: [epochs=1]. Then the scale is not what was measured."""
+        return sorted({word for record in self.records for word in record.get("changed", ())})
+
     @cached_property
     def measured(self) -> Measured:
         return measured(self.records, self.table, self.scale.guessing)

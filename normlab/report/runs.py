@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from normlab.config import BatchAverage, Config, identity, load
+from normlab.config import EXECUTION, BatchAverage, Config, identity, load
 from normlab.engine.record import RunFolder
 from normlab.errors import UserError
 from normlab.report.records import Ids, Key, recorded_seeds, table_folder
 from normlab.report.table import Cell, Origin, Table, cells
+
+_EXECUTION = (*(f"{name}{sign}" for name in EXECUTION for sign in "=."), "data.root=", "data.on_error=")
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Plan:
     ids: Ids  # of these and of all that is recorded
     configs: dict[str, Config]  # id -> experiment, those first that others begin from
     folder: Path  # of the records and the report
+    changed: list[str]  # what is set beyond the table and its scale, and makes its runs others
 
     def runs(self) -> list[RunFolder]:
         """Of each cell."""
@@ -67,7 +70,9 @@ def plan(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str], r
     for key in by_key:
         add(key)
     asked = [cell for cell, _ in by_key.values() if cell.seed in seeds]
-    return Plan(table, scale, asked, {key: ids[key] for key in by_key}, configs, table_folder(table, scale, results))
+    changed = [word for word in extra if not word.startswith(_EXECUTION)]
+    ids = {key: ids[key] for key in by_key}
+    return Plan(table, scale, asked, ids, configs, table_folder(table, scale, results), changed)
 
 
 def _load(cell: Cell) -> Config:

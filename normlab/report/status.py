@@ -3,24 +3,33 @@
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from normlab.engine.record import RunFolder
+from normlab.errors import UserError
 
 
 def print_status(folders: Iterable[RunFolder]) -> None:
     """A line a run: name, status, updates done, and what it reached or why it failed."""
-    table = Table("run", "status", "updates", "outcome")
+    table = Table(Column("run", overflow="fold"), "status", "updates", Column("outcome", overflow="fold"))
     counts: dict[str, int] = {}
     for folder in folders:
-        status = folder.status()
-        name = status["status"]
-        counts[name] = counts.get(name, 0) + 1
-        outcome = status.get("error", "")
-        if folder.is_over and folder.summary_file.is_file():
-            headline = folder.summary()["headline"]
-            outcome = "-" if headline["value"] is None else f"{headline['metric']} {headline['value']:.2f}"
-        table.add_row(folder.path.name, name, str(folder.updates_done()), outcome)
+        try:
+            status, updates, outcome = _of(folder)
+        except UserError as error:  # the others are shown all the same
+            status, updates, outcome = "damaged", "", str(error)
+        counts[status] = counts.get(status, 0) + 1
+        table.add_row(folder.path.name, status, updates, outcome)
     console = Console(markup=False)
     console.print(table)
-    console.print(", ".join(f"{count} {name}" for name, count in counts.items()) or "no runs")
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no runs")
+
+
+def _of(folder: RunFolder) -> tuple[str, str, str]:
+    """Status, updates done and outcome of a run. Raises UserError on records that cannot be read."""
+    status = folder.status()
+    outcome = status.get("error", "")
+    if folder.is_over and folder.summary_file.is_file():
+        headline = folder.summary()["headline"]
+        outcome = "-" if headline["value"] is None else f"{headline['metric']} {headline['value']:.2f}"
+    return status["status"], str(folder.updates_done()), outcome

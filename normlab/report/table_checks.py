@@ -4,14 +4,14 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from normlab.errors import UserError, unknown
-from normlab.report.metrics import METRICS
+from normlab.report.metrics import METRICS, QUANTITIES
 
 if TYPE_CHECKING:
     from normlab.report.table import Line, Table
 
 
 def check_names(table: "Table") -> None:
-    """Raise UserError where a cell, a difference, a source or a test names what the table does not have."""
+    """Raise UserError where a cell, difference, source or test names what is not there, or a claim has no test."""
     tests = [test for claim in table.claims.values() for test in claim.tests]
     cells_named = [(e.row, e.column) for e in table.exceptions]
     cells_named += [tuple(test[key]) for test in tests for key in ("of", "than", "cell", "reference") if test.get(key)]
@@ -19,6 +19,7 @@ def check_names(table: "Table") -> None:
     rows = [row for row, _ in cells_named] + [name for d in table.differences.values() for name in (d.of, d.minus)]
     columns = [column for _, column in cells_named]
     columns += [name for d in table.column_differences.values() for name in (d.of, d.minus)]
+    quantities = [test[key] for test in tests for key in ("quantity", "than_quantity") if test.get(key)]
     for test in tests:
         rows += [test["row"]] if "row" in test else []
         columns += test.get("columns", [])
@@ -31,12 +32,16 @@ def check_names(table: "Table") -> None:
         ("row", [name for source in table.paper for name in source.rows], table.row_labels),
         ("column", [name for source in table.paper for name in source.columns], table.column_labels),
         ("metric", [table.metric, *_of_lines(table, "metric")], METRICS),
+        ("quantity", quantities, QUANTITIES),
         ("scale", [name for part in (*_lines(table), *table.exceptions) for name in part.by_scale], table.scales),
         ("scale", [name for claim in table.claims.values() for name in claim.scales], table.scales),
     ):
         for name in names:
             if name not in valid:
                 raise unknown(f"{table.name}: {kind}", name, valid)
+    for name, claim in table.claims.items():
+        if not claim.tests:
+            raise UserError(f"{table.name}.claims.{name}.tests=[]: expected a test; a claim without one always holds")
 
 
 def check_lines(table: "Table") -> None:

@@ -46,14 +46,16 @@ def exceeds(
 
     `than_quantity` is what is compared of the other, if it is not `quantity` too. Welch's t-test, one-sided: cells of a
     table vary differently from seed to seed. Seeds are not paired, since equal ones share little beyond the initial
-    weights.
+    weights. There is no p where all runs of both diverged.
     """
     above = _array(measured.of(quantity, of))
     below = _array(measured.of(than_quantity or quantity, than))
     threshold = margins * margin
     effect = float(above.mean() - below.mean()) if above.size and below.size else math.nan
     what = f"{_named(quantity)}{' '.join(of)} − {_named(than_quantity or 'metric')}{' '.join(than)}"
-    return Evidence(what, effect, threshold, welch_p(above, below, threshold), min(above.size, below.size))
+    guesses = quantity == "metric" and measured.all_diverged(of) and measured.all_diverged(than)
+    p = math.nan if guesses else welch_p(above, below, threshold)
+    return Evidence(what, effect, threshold, p, min(above.size, below.size))
 
 
 def most_exceed(measured: Measured, margin: float, *, pairs: Sequence[Sequence[Sequence[str]]]) -> Evidence:
@@ -142,11 +144,13 @@ def resembles(
 def varies_less(measured: Measured, margin: float, *, cell: Sequence[str], margins: float) -> Evidence:
     """The standard deviation of a (row, column) over seeds is below `margins` times the margin.
 
-    The chi-square test of a variance, one-sided, of normal scores.
+    The chi-square test of a variance, one-sided, of normal scores. There is no p where all runs diverged.
     """
     values = _array(measured.of("metric", cell))
     threshold, std = margins * margin, float(values.std(ddof=1)) if values.size > 1 else math.nan
-    p = float(stats.chi2.cdf((values.size - 1) * (std / threshold) ** 2, values.size - 1)) if values.size > 1 else std
+    p = math.nan
+    if values.size > 1 and not measured.all_diverged(cell):
+        p = float(stats.chi2.cdf((values.size - 1) * (std / threshold) ** 2, values.size - 1))
     return Evidence(f"− spread of {' '.join(cell)}", -std, -threshold, p, values.size)
 
 

@@ -1,0 +1,76 @@
+"""Put what the reports in results/ came to into results/README.md, between its markers.
+
+    <!-- tables: digits -->  each table with records at that scale: its report, runs, seeds, verdicts  <!-- /tables -->
+    <!-- claims: digits -->  the papers' claims at that scale, counted by verdict                      <!-- /claims -->
+
+Run it after `normlab reproduce`; nothing between the markers is typed by hand (tests/test_readme.py).
+"""
+
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from normlab.report.claims import standings
+from normlab.report.printed import papers
+from normlab.report.records import table_folder
+from normlab.report.render import verdict_text
+from normlab.report.results import Results, load_results
+from normlab.report.table import all_tables
+from normlab.writing import write_text
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+PAGE = RESULTS / "README.md"
+_BLOCK = re.compile(r"(<!-- (tables|claims): (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_VERDICTS = ("holds", "does not hold", "not enough seeds")
+
+
+def main() -> int:
+    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+    return 0
+
+
+def filled(page: str) -> str:
+    """The page with what stands in the records."""
+    makers = {"tables": _tables, "claims": _claims}
+    return _BLOCK.sub(lambda block: f"{block[1]}{makers[block[2]](block[3])}\n{block[4]}", page)
+
+
+def _tables(scale: str) -> str:
+    found = [
+        load_results(table, scale, RESULTS)
+        for table in all_tables()
+        if (table_folder(table, scale, RESULTS) / "records.jsonl").is_file()
+    ]
+    head = f"| table | what | runs | seeds | {' | '.join(_VERDICTS)} | figures |"
+    return "\n".join([head, "| --- | --- |" + " ---: |" * (2 + len(_VERDICTS)) + " --- |", *map(_line, found)])
+
+
+def _line(results: Results) -> str:
+    table, folder = results.table, table_folder(results.table, results.scale_name, RESULTS).name
+    verdicts = Counter(verdict_text(judged) for judged in results.judged.values())
+    figures = [f"[{name}]({folder}/{name}.png)" for name in table.figures]
+    runs = len({record["id"] for record in results.records})
+    counts = (runs, len(results.seeds), *(verdicts[verdict] for verdict in _VERDICTS))
+    cells = [f"[{table.name}]({folder}/report.md)", table.title, *map(str, counts), ", ".join(figures)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _claims(scale: str) -> str:
+    kinds = (*_VERDICTS, "not measured", "of another scale", "needs what normlab has not", "shown otherwise")
+    counts: dict[str, Counter[str]] = {name: Counter() for name in papers()}
+    for standing in standings(scale, RESULTS).values():
+        kind = standing.verdict
+        if not standing.tested:
+            kind = "needs what normlab has not" if kind.startswith("needs") else "shown otherwise"
+        counts[standing.id.partition(".")[0]][kind if kind in kinds else "of another scale"] += 1
+    used = [kind for kind in kinds if any(count[kind] for count in counts.values())]
+    lines = [f"| paper | claims | {' | '.join(used)} |", "| --- |" + " ---: |" * (1 + len(used))]
+    for name, count in counts.items():
+        title = papers()[name]["paper"]["title"]
+        lines.append(f"| {title} | {count.total()} | {' | '.join(str(count[kind]) for kind in used)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
