@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -99,5 +100,7 @@ def key_line(**look: Any) -> Line2D:
 
 
 def legend_above(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
-    """The key of all panels, above them."""
-    figure.legend(handles=list(handles), loc="outside upper center", ncols=min(len(handles), columns), frameon=False)
+    """The key of all panels, above them, in rows as even as can be."""
+    rows = math.ceil(len(handles) / columns)
+    columns = math.ceil(len(handles) / max(rows, 1))
+    figure.legend(handles=list(handles), loc="outside upper center", ncols=max(columns, 1), frameon=False)

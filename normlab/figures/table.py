@@ -145,19 +145,25 @@ def _draw_curves(axis: Axes, values: Values, lines: Mapping[str, Line], groups: 
     """A line each, broken between groups of places, and a cross on the floor where one diverged."""
     positions = _positions(groups)
     floor = axis.get_xaxis_transform()
+    crosses: dict[str, list[float]] = {}  # by place
     looks = zip(lines.items(), norm_colours(list(lines)), itertools.cycle(MARKERS), strict=False)
     for i, ((name, line), colour, marker) in enumerate(looks):
         aside = 0.12 * (i - (len(lines) - 1) / 2)  # so that error bars do not hide each other
         axis.plot([], [], color=colour, marker=marker, markersize=4, label=line.label)
         for places in groups.values():
-            found = {positions[place] + aside: values[name, place] for place in places if (name, place) in values}
-            points = [(x, mean, std or 0.0) for x, (mean, std) in found.items() if mean is not None]
+            found = {place: values[name, place] for place in places if (name, place) in values}
+            points = [
+                (positions[place] + aside, mean, std or 0.0) for place, (mean, std) in found.items() if mean is not None
+            ]
             if points:
                 x, means, stds = zip(*points, strict=True)
                 axis.errorbar(x, means, stds, color=colour, marker=marker, markersize=4, capsize=2)
-            for diverged in (x for x, (mean, _) in found.items() if mean is None):
-                axis.plot(diverged, 0.03, "x", color=colour, markersize=7, markeredgewidth=2, transform=floor)
-                axis.annotate("diverged", (diverged, 0.06), xycoords=floor, ha="center", fontsize=6)
+            for place in (place for place, (mean, _) in found.items() if mean is None):
+                at_x = positions[place] + aside
+                axis.plot(at_x, 0.03, "x", color=colour, markersize=7, markeredgewidth=2, transform=floor)
+                crosses.setdefault(place, []).append(at_x)
+    for at in crosses.values():  # a word for all of a place, which would hide each other
+        axis.annotate("diverged", (sum(at) / len(at), 0.06), xycoords=floor, ha="center", fontsize=6)
     axis.set_xticks(list(positions.values()))
 
 
