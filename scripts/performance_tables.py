@@ -5,17 +5,17 @@
 Run it after `normlab bench`; no figure of that page is typed by hand (tests/test_bench.py).
 """
 
-import re
 import sys
 from importlib import import_module
 from pathlib import Path
+
+from marked import fill
 
 from normlab.bench import tables
 from normlab.writing import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "results" / "bench"
-_BLOCK = re.compile(r"(<!-- bench: ([\w.]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
 
 def filled(page: str) -> str:
     """The page with what stands in the JSON files."""
-    return _BLOCK.sub(lambda block: f"{block[1]}{_section(RESULTS / block[2])}\n{block[3]}", page)
+    return fill(page, "bench", lambda name: _section(RESULTS / name))
 
 
 def _section(path: Path) -> str:

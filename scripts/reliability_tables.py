@@ -6,17 +6,17 @@ No figure of that page is typed by hand (tests/test_chaos.py).
 """
 
 import json
-import re
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from marked import fill
+
 from normlab.writing import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, REPORTS = ROOT / "docs" / "reliability.md", ROOT / "results" / "chaos"
-_BLOCK = re.compile(r"(<!-- chaos: ([\w.]+) -->\n).*?(<!-- /chaos -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
 
 def filled(page: str) -> str:
     """The page with what stands in the JSON files."""
-    return _BLOCK.sub(lambda block: f"{block[1]}{_section(REPORTS / block[2])}\n{block[3]}", page)
+    return fill(page, "chaos", lambda name: _section(REPORTS / name))
 
 
 def _section(path: Path) -> str:

@@ -6,10 +6,11 @@
 Run it after `normlab reproduce`; nothing between the markers is typed by hand (tests/test_readme.py).
 """
 
-import re
 import sys
 from collections import Counter
 from pathlib import Path
+
+from marked import fill
 
 from normlab.report.claims import standings
 from normlab.report.printed import papers
@@ -21,7 +22,6 @@ from normlab.writing import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAGE = RESULTS / "README.md"
-_BLOCK = re.compile(r"(<!-- (tables|claims): (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 _VERDICTS = ("holds", "does not hold", "not enough seeds")
 
 
@@ -32,8 +32,7 @@ def main() -> int:
 
 def filled(page: str) -> str:
     """The page with what stands in the records."""
-    makers = {"tables": _tables, "claims": _claims}
-    return _BLOCK.sub(lambda block: f"{block[1]}{makers[block[2]](block[3])}\n{block[4]}", page)
+    return fill(fill(page, "tables", _tables), "claims", _claims)
 
 
 def _tables(scale: str) -> str:

@@ -1,6 +1,5 @@
 """Benchmarks: their arithmetic, what they read from others' records, and that each runs, tiny; no time is judged."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from page_scripts import script
 from PIL import Image
 from torch import nn
 
@@ -265,12 +265,10 @@ def test_start_runs(monkeypatch, capsys) -> None:
 
 def test_the_page_is_made_from_the_results() -> None:
     root = Path(__file__).resolve().parents[1]
-    spec = importlib.util.spec_from_file_location("performance_tables", root / "scripts" / "performance_tables.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    page = script.PAGE.read_text(encoding="utf-8")
-    assert script.filled(page) == page
-    for file in script.RESULTS.glob("*.json"):
+    made = script("performance_tables")
+    page = made.PAGE.read_text(encoding="utf-8")
+    assert made.filled(page) == page
+    for file in made.RESULTS.glob("*.json"):
         assert f"<!-- bench: {file.name} -->" in page
         assert str(Path.home()) not in file.read_text() and str(root) not in file.read_text()
 

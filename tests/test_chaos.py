@@ -3,7 +3,6 @@
 `make test-long` runs the long ones; docs/reliability.md has their figures.
 """
 
-import importlib.util
 import json
 import shutil
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from page_scripts import script
 
 from normlab.cli import main
 from normlab.doctor.attempts import Server
@@ -147,12 +147,9 @@ def test_states_are_compared_bit_by_bit():
 
 
 def test_the_tables_of_the_page_are_made_from_the_reports():
-    root = Path(__file__).resolve().parents[1]
-    spec = importlib.util.spec_from_file_location("reliability_tables", root / "scripts" / "reliability_tables.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    page = script.PAGE.read_text(encoding="utf-8")
-    assert script.filled(page) == page
-    for file in script.REPORTS.glob("*.json"):
+    made = script("reliability_tables")
+    page = made.PAGE.read_text(encoding="utf-8")
+    assert made.filled(page) == page
+    for file in made.REPORTS.glob("*.json"):
         assert f"<!-- chaos: {file.name} -->" in page
         assert json.loads(file.read_text())["verdict"] == "nothing was lost"

@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -157,7 +158,7 @@ def test_a_loader_worker_that_is_killed_is_named(tmp_path):
     with pytest.raises(RunError, match=r"a loader worker( \(process [0-9]+\))? was killed.*workers=0"):
         start(settings, folder, kill)
     assert folder.status()["status"] == "failed" and "loader worker" in folder.status()["error"]
-    assert "Traceback" in folder.traceback.read_text()
+    assert re.search("RuntimeError: DataLoader worker|ConnectionResetError|EOFError", folder.traceback.read_text())
     assert main(["train", *SMALL, *SHORT, f"out={tmp_path}"]) == 0
     assert not folder.traceback.exists()
 

@@ -1,22 +1,15 @@
 """What README says is true: its numbers are those of the records, its commands and links exist."""
 
-import importlib.util
 import re
 import subprocess
 from pathlib import Path
-from types import ModuleType
+
+from page_scripts import script
 
 from normlab.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_table_is_made_from_the_records():
