@@ -4,7 +4,9 @@ import copy
 from functools import partial
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -12,7 +14,6 @@ from normlab.models.library import timm_model, torchvision_model
 from normlab.norm.convert import NormAct, convert
 from normlab.norm.layer import Normalizer
 from normlab.norm.weight import weight_normalization, weight_standardization
-from normlab.vision import timm, torchvision
 
 BN = partial(Normalizer, mean=["bn"], var=["bn"])
 SN = partial(Normalizer, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])

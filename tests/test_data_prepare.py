@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import scipy.io
+import torchvision
 from data_files import jpeg, write_cifar10, write_class_folders, write_mnist
 from hydra.utils import get_class
 from omegaconf import OmegaConf
@@ -17,7 +18,6 @@ from omegaconf import OmegaConf
 from normlab.data.imagenet import ImageNet
 from normlab.data.prepare import prepare, verify
 from normlab.errors import UserError
-from normlab.vision import torchvision
 
 CONFIGS = sorted((Path(__file__).parents[1] / "conf" / "data").glob("*.yaml"))
 

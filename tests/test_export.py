@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 from norm_files import build, images, randomize
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -23,7 +25,6 @@ from normlab.exchange.folding import Affine, PlainNormalizer, fold
 from normlab.models.resnet_v2 import resnet_v2
 from normlab.norm.convert import convert
 from normlab.norm.layer import Normalizer
-from normlab.vision import timm, torchvision
 
 KEPT = (("sn", "official"), ("sn_std", "paper"), ("gn", "paper"))
 SMALL = ["model.width=4", "data.fraction=0.1", "batch=4x4", "epochs=1", "batch_average.samples=64", "tracker=none"]

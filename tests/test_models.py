@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 import yaml
 from torch import nn
 
@@ -24,7 +26,6 @@ from normlab.models.resnet import (
     resnet_small,
 )
 from normlab.models.small_images import densenet_small, mobilenetv2_small, shufflenet_v2_small
-from normlab.vision import timm, torchvision
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 NORMS = (nn.modules.batchnorm._BatchNorm,)

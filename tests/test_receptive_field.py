@@ -15,7 +15,7 @@ def fields(model: nn.Module, shape: tuple[int, ...]) -> list[int]:
 
 
 def torchvision_model(name: str, **kwargs) -> nn.Module:
-    from normlab.vision import torchvision
+    import torchvision
 
     return torchvision.models.get_model(name, weights=None, **kwargs)
 
@@ -166,7 +166,7 @@ def test_torchvision_models(name, layers, size):
 
 
 def test_timm_model_with_gates_and_fused_activations():
-    from normlab.vision import timm
+    import timm
 
     sites = trace(timm.create_model("seresnet50"), (3, 64, 64), is_norm)
     assert len(sites) == 53 and sum(s.shortcut for s in sites) == 4 and sites[-1].receptive_field == 427

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torchmetrics
 from torch import Tensor, nn
 
 from normlab.tasks.task import Metric, Outcome
-from normlab.vision import torchmetrics
 
 VOID, CLASSES = 255, 3
 

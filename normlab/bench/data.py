@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -24,7 +25,6 @@ from normlab.engine.stop import Stop
 from normlab.errors import UserError
 from normlab.replicas import Share, passes
 from normlab.report.progress import Progress, silent
-from normlab.vision import timm
 
 NORMLAB_ROW, TIMM_ROW = "normlab", "timm"
 

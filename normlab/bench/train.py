@@ -21,8 +21,6 @@ from normlab.report.progress import Progress
 
 NORMLAB_ROW, TIMM_ROW = "normlab train norm=bn", "timm's train.py"
 RECORD_EVERY = 5  # updates, of both
-# normlab.vision makes torchvision, which timm imports, loadable beside any build of torch.
-_RUN_SCRIPT = "import normlab.vision, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 _TIMM_LINE = re.compile(r"Train: \d+ \[\s*(\d+)/")
 
 
@@ -92,7 +90,7 @@ def bench(
             words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
             words += ["--amp", "--amp-dtype", "bfloat16"] if precision == "bf16" else []
             words += ["--channels-last"] if channels_last else []
-            command = [*on_cpu, sys.executable, "-c", _RUN_SCRIPT, script, str(root), *words]
+            command = [*on_cpu, sys.executable, script, str(root), *words]
             return follow(command, lambda log: log, updates_in_timm_log, updates - RECORD_EVERY)
 
         def samples_a_second(run: Callable[[], list[Moment]]) -> float:

@@ -84,9 +84,6 @@ def random_shift(image_CHW: Tensor, pixels: int, background: float) -> Tensor:
 
 
 def _transforms() -> ModuleType:
-    import normlab.vision  # noqa: F401, it makes torchvision importable
-
-    # isort: split
     from torchvision.transforms import v2
 
     return v2

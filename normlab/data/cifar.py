@@ -47,7 +47,7 @@ class CIFAR(StoredArrays):
 
     @classmethod
     def verify(cls, root: Path) -> list[str]:
-        from normlab.vision import torchvision
+        import torchvision
 
         problems = []
         for split in SPLITS:
@@ -68,7 +68,7 @@ class CIFAR(StoredArrays):
 
     @classmethod
     def _torchvision(cls) -> Any:
-        from normlab.vision import torchvision
+        import torchvision
 
         return getattr(torchvision.datasets, cls.__name__)
 

@@ -14,7 +14,7 @@ def download(dataset: str, root: Path, *, archives: str, into: Path) -> None:
     Raises:
         UserError: no network, or a file differs from its checksum.
     """
-    from normlab.vision import torchvision
+    import torchvision
 
     try:
         getattr(torchvision.datasets, dataset)(root, download=True)

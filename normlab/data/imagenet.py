@@ -82,7 +82,7 @@ class ImageNet(ImageFiles):
     @classmethod
     def prepare(cls, root: Path) -> None:
         """Unpack the three archives that the user put into root; ImageNet has no open download."""
-        from normlab.vision import torchvision
+        import torchvision
 
         try:
             for split in SPLITS:

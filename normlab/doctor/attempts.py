@@ -165,7 +165,7 @@ def _kill(pid: int) -> None:
 
 def serve() -> None:
     """Answer each request with the pid of its command, and again when it and all that it started have ended."""
-    from normlab.vision import torchmetrics  # noqa: F401
+    import torchmetrics  # noqa: F401
 
     for module in _IMPORTED:
         importlib.import_module(module)

@@ -23,7 +23,7 @@ def timm_model(shape: tuple[int, int, int], num_classes: int, *, name: str, pret
     Raises UserError if timm has no such name, the network cannot take the shape, or weights cannot be fetched.
     """
     check_model_name("timm", name)
-    from normlab.vision import timm
+    import timm
 
     def build() -> nn.Module:
         options: dict[str, Any] = {"in_chans": shape[0], "num_classes": num_classes, "pretrained": pretrained}
@@ -48,7 +48,7 @@ def torchvision_model(
     Raises UserError if torchvision has no such name, the network cannot take the shape, or weights cannot be fetched.
     """
     check_model_name("torchvision", name)
-    from normlab.vision import torchvision
+    import torchvision
 
     def build() -> nn.Module:
         options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
@@ -80,7 +80,7 @@ def _renew_classifier(model: nn.Module, num_classes: int) -> None:
 
 
 def _adapt_first_convolution(model: nn.Module, channels: int) -> None:
-    from normlab.vision import timm
+    import timm
 
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     first.in_channels = channels

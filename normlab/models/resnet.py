@@ -173,7 +173,7 @@ def resnet_small(shape: tuple[int, int, int], num_classes: int, *, depth: Litera
 
     shape is (C, H, W) of an image. Raises UserError for another depth.
     """
-    from normlab.vision import torchvision
+    import torchvision
 
     builders = {18: torchvision.models.resnet18, 34: torchvision.models.resnet34, 50: torchvision.models.resnet50}
     if depth not in builders:

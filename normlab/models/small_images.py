@@ -15,7 +15,7 @@ def mobilenetv2_small(
     shape: tuple[int, int, int], num_classes: int, *, width: Literal["x0_35", "x0_5", "x1_0", "x1_4"] = "x1_0"
 ) -> nn.Module:
     """timm's MobileNetV2, of 0.35, 0.5, 1 or 1.4 times the channels: stem and second stage have stride 1, not 2."""
-    from normlab.vision import timm
+    import timm
 
     names = {
         "x0_35": "mobilenetv2_035",
@@ -33,7 +33,7 @@ def shufflenet_v2_small(
     shape: tuple[int, int, int], num_classes: int, *, width: Literal["x0_5", "x1_0", "x1_5", "x2_0"] = "x1_5"
 ) -> nn.Module:
     """torchvision's ShuffleNetV2: the stem has stride 1, not 2, and no max-pooling follows."""
-    from normlab.vision import torchvision
+    import torchvision
 
     model = torchvision.models.get_model(f"shufflenet_v2_{width}", num_classes=num_classes)
     model.conv1[0] = nn.Conv2d(shape[0], model.conv1[0].out_channels, 3, padding=1, bias=False)
@@ -45,7 +45,7 @@ def densenet_small(
     shape: tuple[int, int, int], num_classes: int, *, blocks: Sequence[int] = (6, 12, 24, 16), growth: int = 32
 ) -> nn.Module:
     """torchvision's DenseNet (121 layers by default): a 3x3 stem of stride 1 for the 7x7 one, and no max-pooling."""
-    from normlab.vision import torchvision
+    import torchvision
 
     model = torchvision.models.DenseNet(growth, tuple(blocks), 2 * growth, num_classes=num_classes)
     features = model.features

@@ -89,7 +89,7 @@ class Classification:
         return model(batch[0])
 
     def metric(self) -> Metric:
-        from normlab.vision import torchmetrics  # takes a second to import, and training is not to wait for it
+        import torchmetrics  # takes a second to import, and training is not to wait for it
 
         accuracy = torchmetrics.classification.MulticlassAccuracy
         top = {f"top{k}": min(k, self.num_classes) for k in (1, 5)}
