@@ -9,9 +9,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from normlab import multirun
 from normlab.config import load
 from normlab.errors import UserError
+from normlab.sweeps import multirun
 
 
 @dataclass
@@ -27,7 +27,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="normlab", node=Launch
 
 
 class NormlabLauncher(Launcher):
-    """Hands all cells to the sweep (normlab.engine.sweep), and its exit status to normlab.multirun."""
+    """Hands all cells to the sweep (normlab.sweeps.pool), and its exit status to normlab.sweeps.multirun."""
 
     def __init__(self, jobs: int, on_failure: str) -> None:
         self.jobs, self.on_failure = jobs, on_failure
@@ -37,7 +37,7 @@ class NormlabLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         configs = [load(list(overrides)) for overrides in job_overrides]
-        from normlab.engine.sweep import sweep  # imports torch, which Hydra's search for plugins is not to wait for
+        from normlab.sweeps.pool import sweep  # imports torch, which Hydra's search for plugins is not to wait for
 
         try:
             multirun.outcome = sweep(configs, self.jobs, self.on_failure)

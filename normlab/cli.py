@@ -58,7 +58,7 @@ from normlab.errors import RunError, UserError, is_out_of_memory, nearest, unkno
 
 if TYPE_CHECKING:
     from normlab.config import Config
-    from normlab.engine.record import RunFolder
+    from normlab.runs.folder import RunFolder
 
 BAD_INPUT = 2
 DEFAULT_OUT = "results/runs"
@@ -155,7 +155,7 @@ def _discard_output() -> None:
 def _train(words: list[str]) -> int:
     for flag in ("-m", "--multirun"):
         if flag in words:
-            from normlab.multirun import multirun
+            from normlab.sweeps.multirun import multirun
 
             return multirun([word for word in words if word != flag])
     from normlab.config import load
@@ -164,14 +164,14 @@ def _train(words: list[str]) -> int:
     config = load(words)
     if show:
         return _print_config(config)
-    from normlab.engine.record import RunFolder
+    from normlab.runs.folder import RunFolder
 
     folder = RunFolder.of(config)
     status = folder.status()["status"]
     if folder.is_over and not config.rerun:
         print(f"This run is {status} already; rerun=true starts it over.")
         return _print_summary(folder)
-    from normlab.engine.start import start
+    from normlab.launch.start import start
 
     status = start(config, folder)
     if status == "interrupted":
@@ -187,7 +187,7 @@ def _plan(words: list[str]) -> int:
     if _take_cfg(words):
         return _print_config(load(words))
     config = load(words)
-    from normlab.report.plan import print_plan
+    from normlab.launch.plan import print_plan
 
     print_plan(config)
     return 0
@@ -266,7 +266,7 @@ def _data(words: list[str]) -> int:
     verb, name = plain
     if name not in choices("data"):
         raise unknown("dataset", name, choices("data"))
-    from normlab.data.prepare import prepare, verify
+    from normlab.datasets import prepare, verify
 
     root = Path(options["root"]) if options["root"] else None
     if verb == "prepare":
@@ -293,11 +293,11 @@ def _list(words: list[str]) -> int:
 
 
 def _status(words: list[str]) -> int:
-    from normlab.engine.record import RunFolder
     from normlab.report.status import print_status
+    from normlab.runs.folder import RunFolder
 
     if [word for word in words if not word.startswith("out=")]:
-        from normlab.multirun import expand
+        from normlab.sweeps.multirun import expand
 
         print_status([RunFolder.of(config) for config in expand([word for word in words if word != "-m"])])
     else:
@@ -328,7 +328,7 @@ def _reproduce(words: list[str]) -> int:
     for word in extra:
         if word.startswith("seed="):  # every cell would be the same run, and their spread 0
             raise UserError(f"{word}: the seeds of a table are 0, 1, ...; seeds=N says how many")
-    from normlab.engine.reproduce import reproduce
+    from normlab.sweeps.reproduce import reproduce
 
     return reproduce(tables, scale, seeds, jobs, extra, Path(options["results"]), "--dry-run" in words)
 
@@ -369,7 +369,7 @@ def _claims(words: list[str]) -> int:
             raise UserError("claims --run: expected a claim; `normlab claims` lists them")
         seeds = None if options["seeds"] is None else _count("seeds", options["seeds"], 1, MOST_SEEDS)
         tables = tables_of(wanted, scale)
-        from normlab.engine.reproduce import reproduce
+        from normlab.sweeps.reproduce import reproduce
 
         status = reproduce(tables, scale, seeds, _count("jobs", options["jobs"], 0), [], results)
         wanted = chosen(names, scale, results)
@@ -481,7 +481,7 @@ def _runs(
     words: list[str], options: dict[str, Any], key: str = "out", default: str = DEFAULT_OUT
 ) -> tuple[list["RunFolder"], dict[str, Any]]:
     """The runs that are named, and the other options; `key` is the one that says where runs go by name."""
-    from normlab.engine.record import RunFolder
+    from normlab.runs.folder import RunFolder
 
     names, options = _split(words, {key: default} | options)
     if not names:

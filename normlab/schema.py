@@ -276,6 +276,11 @@ def _choices(hint: Any) -> list[str]:
 
 def bind(node: Mapping[str, Any]) -> Any:
     """The target of a checked node, imported, with its settings bound: call it with the positional arguments."""
-    module, _, name = node["_target_"].rpartition(".")
     settings = {key: value for key, value in node.items() if key != "_target_"}
-    return partial(getattr(import_module(module), name), **settings)
+    return partial(named(node["_target_"]), **settings)
+
+
+def named(target: str) -> Any:
+    """What a target names, imported."""
+    module, _, name = target.rpartition(".")
+    return getattr(import_module(module), name)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from normlab.config import load
-from normlab.engine.record import RunFolder
 from normlab.reading import read_jsonl
+from normlab.runs.folder import RunFolder
 from normlab.writing import write_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from normlab.config import Config, load
-from normlab.engine import checkpoint
-from normlab.engine.record import TIME_FIELDS, RunFolder, checkpoint_files
-from normlab.engine.start import start
+from normlab.launch.start import start
+from normlab.runs import checkpoint
+from normlab.runs.folder import TIME_FIELDS, RunFolder, checkpoint_files
 
 SMALL = ("batch=4x4", "model.width=4", "data.fraction=0.1", "task.dropout=0.3", "tracker=none", "threads=1")
 SHORT = ("epochs=2", "checkpoint.every=0.25")  # 16 updates, a checkpoint every second of them
@@ -23,7 +23,7 @@ Moment = tuple[str, int]  # a piece of work, as the progress bar names it, or WR
 WRITE = "write"  # the n-th call that makes a file durable, or gives it its name
 _context = get_context("forkserver")
 _context.set_forkserver_preload(
-    ["normlab.engine.cell_server", "normlab.data.digits", "normlab.models.resnet", "torch._dynamo", "matplotlib.pyplot"]
+    ["normlab.sweeps.cell_server", "normlab.data.digits", "normlab.models.resnet", "torch._dynamo", "matplotlib.pyplot"]
 )
 
 

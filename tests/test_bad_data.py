@@ -24,10 +24,10 @@ from normlab.data.dataset import SampleError
 from normlab.data.folder import decode
 from normlab.data.imagenet import ImageNet
 from normlab.data.mnist import MNIST
-from normlab.data.prepare import verify
-from normlab.engine.data_errors import DataErrors, data_errors
-from normlab.engine.record import RunFolder
+from normlab.datasets import verify
 from normlab.errors import UserError
+from normlab.runs.data_errors import DataErrors, data_errors
+from normlab.runs.folder import RunFolder
 
 CLASSES, TRAIN, VAL = ["n01", "n02"], 8, 4
 
@@ -304,7 +304,7 @@ def test_training_stops_at_a_bad_sample_and_skip_goes_on_from_there(imagenet, tm
     assert outcome(folder) == outcome(expected)
     assert met(folder) == TRAIN_ERRORS
     assert "3 bad samples were replaced in training or left out of the evaluation" in capfd.readouterr().out
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "normlab.engine.data_errors"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "normlab.runs.data_errors"]
     assert "going on without it" in warning and "data_errors.0.jsonl lists all" in warning
 
 

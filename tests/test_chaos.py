@@ -18,7 +18,7 @@ from normlab.doctor.chaos import Proof, chaos
 from normlab.doctor.compare import differences, missing_or_repeated, unequal
 from normlab.doctor.kills import Kill
 from normlab.doctor.watch import PHASES
-from normlab.engine.record import RunFolder
+from normlab.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 

@@ -16,10 +16,10 @@ from killing import SHORT, SMALL, attempt, config, differences, outcome
 from normlab import writing
 from normlab.cli import main
 from normlab.config import Config
-from normlab.engine import checkpoint
-from normlab.engine.record import RunFolder, checkpoint_files
-from normlab.engine.start import start
 from normlab.errors import DiskFullError, UserError
+from normlab.launch.start import start
+from normlab.runs import checkpoint
+from normlab.runs.folder import RunFolder, checkpoint_files
 
 STATE = {"id": "1a2b3c4d", "updates": 7, "model": {"weight": torch.arange(6.0)}}
 

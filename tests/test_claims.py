@@ -11,7 +11,6 @@ from torch.autograd.functional import hessian
 
 from normlab import cli
 from normlab.config import choices, conf_dir
-from normlab.engine import reproduce as module
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
 from normlab.norm.weight import WeightStandardization, weight_standardization
@@ -20,6 +19,7 @@ from normlab.report import claims
 from normlab.report.claims import NOT_MEASURED, Part, Standing, chosen, standings, tables_of
 from normlab.report.results import load_results
 from normlab.report.table import load_table
+from normlab.sweeps import reproduce as module
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ import yaml
 
 import normlab
 from normlab.cli import VERBS, main
-from normlab.config import GROUPS, Config, choices, conf_dir, identity, load
-from normlab.engine.record import RunFolder
+from normlab.config import GROUPS, choices, conf_dir, identity, load, recorded
+from normlab.runs.folder import RunFolder
 from normlab.writing import append_jsonl, write_json
 
 SOURCE = Path(normlab.__file__).parent.parent
@@ -104,7 +104,7 @@ def test_list_describes_every_file(group: str, capsys) -> None:
 def test_cfg_job_prints_what_loads_back(verb: str, capsys) -> None:
     words = ["norm=group_sn", "weight=ws", "parts.head=none", "batch=4x1", "optim.lr=0.3", "tracker=none"]
     assert main([verb, *words, "--cfg", "job"]) == 0
-    printed = Config.from_dict(yaml.safe_load(capsys.readouterr().out))
+    printed = recorded(yaml.safe_load(capsys.readouterr().out))
     assert printed == load(words) and identity(printed) == identity(load(words))
 
 

@@ -14,12 +14,12 @@ from normlab.config import (
     GROUPS,
     SETTINGS,
     Batch,
-    Config,
     choices,
     conf_dir,
     identity,
     load,
     parse,
+    recorded,
     run_name,
 )
 from normlab.errors import UserError
@@ -305,7 +305,7 @@ def test_data_folder_of_the_environment(tmp_path: Path, monkeypatch) -> None:
 
 def test_json_round_trip() -> None:
     config = load(["norm=group_sn", "parts.head=none", "iterations=5", "batch_average.samples=all", "schedule=cosine"])
-    again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    again = recorded(json.loads(json.dumps(config.to_dict())))
     assert again == config and identity(again) == identity(config) and run_name(again) == run_name(config)
 
 

@@ -16,7 +16,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from normlab.data.imagenet import ImageNet
-from normlab.data.prepare import prepare, verify
+from normlab.datasets import prepare, verify
 from normlab.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "conf" / "data").glob("*.yaml"))

@@ -13,12 +13,12 @@ from normlab.engine import saved
 from normlab.engine.batch_average import measure
 from normlab.engine.build import build
 from normlab.engine.evaluate import evaluate, statistics
-from normlab.engine.record import RunFolder, checkpoint_files
 from normlab.engine.session import open_session
-from normlab.engine.train import train
 from normlab.errors import UserError
+from normlab.launch.life import train
 from normlab.reading import read_jsonl
 from normlab.replicas import normalizers, permutation
+from normlab.runs.folder import RunFolder, checkpoint_files
 from normlab.seeding import mix_seed
 
 SMALL = ("model.width=4", "data.fraction=0.1", "tracker=none")  # 143 digits: 8 updates of 16 an epoch

@@ -10,7 +10,7 @@ import pytest
 
 from normlab.cli import main
 from normlab.config import GROUPS, choices, load
-from normlab.engine.record import RunFolder
+from normlab.runs.folder import RunFolder
 
 QUICK = {
     "digits": ("model.width=4", "data.fraction=0.1"),

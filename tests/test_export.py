@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from normlab.cli import main
-from normlab.engine.checkpoint import load_tensors, save_tensors
 from normlab.engine.evaluate import statistics
-from normlab.engine.record import RunFolder
 from normlab.engine.saved import open_run
 from normlab.exchange import exporting
 from normlab.exchange.folding import Affine, PlainNormalizer, fold
 from normlab.models.resnet_v2 import resnet_v2
 from normlab.norm.convert import convert
 from normlab.norm.layer import Normalizer
+from normlab.runs.checkpoint import load_tensors, save_tensors
+from normlab.runs.folder import RunFolder
 
 KEPT = (("sn", "official"), ("sn_std", "paper"), ("gn", "paper"))
 SMALL = ["model.width=4", "data.fraction=0.1", "batch=4x4", "epochs=1", "batch_average.samples=64", "tracker=none"]

@@ -20,10 +20,10 @@ from normlab.figures.bars import averages, hard_ratios, layers, overview
 from normlab.figures.curves import ratio_curves, ratio_ranges, run_divergence
 from normlab.figures.geometry import angles, expected_std, geometry, lengths
 from normlab.figures.gradients import reduction
-from normlab.figures.run import NoRecordsError, Run, labels
 from normlab.figures.statistics import evolution, fluctuation
 from normlab.figures.style import at_print_size, save
 from normlab.figures.training import estimators, learning_curves
+from normlab.runs.records import NoRecordsError, Run, labels
 
 pytestmark = pytest.mark.filterwarnings("error")  # matplotlib warns when a layout does not fit
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from normlab.errors import UserError
-from normlab.figures.table import accuracy, heat_map, ratios
+from normlab.report.charts import accuracy, heat_map, ratios
 from normlab.report.results import Entry, Results
 from normlab.report.table import Difference, Line, load_table
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from normlab.cli import main
-from normlab.config import GROUPS, Config, conf_dir, load
-from normlab.engine.record import RunFolder
+from normlab.config import GROUPS, conf_dir, load, recorded
 from normlab.errors import UserError
+from normlab.runs.folder import RunFolder
 
 SMALL = ["model.width=4", "data.fraction=0.1", "batch=4x4", "epochs=1", "batch_average.samples=64", "tracker=none"]
 PLANTED = "from pathlib import Path\n\nPath('executed').touch()\n\n\ndef run(*_, **__):\n    pass\n"
@@ -91,7 +91,7 @@ def test_parts_are_looked_at(theirs: RunFolder) -> None:
     settings = theirs.run()["config"]
     for part in ({"norm": {"_target_": "planted.run"}}, {"weight": {"_target_": "planted.run"}}):
         with pytest.raises(UserError, match=r"parts\.head\..*NORMLAB_PACKAGES=planted"):
-            Config.from_dict(settings | {"parts": {"head": part}})
+            recorded(settings | {"parts": {"head": part}})
 
 
 def test_packages_that_the_user_names_are_trusted(theirs: RunFolder, monkeypatch) -> None:
@@ -111,7 +111,7 @@ def test_what_the_user_types_is_the_users_own(theirs: RunFolder) -> None:
 
 
 def test_texts_of_a_run_are_not_resolved(theirs: RunFolder) -> None:
-    config = Config.from_dict(theirs.run()["config"] | {"out": "${oc.env:HOME}"})
+    config = recorded(theirs.run()["config"] | {"out": "${oc.env:HOME}"})
     assert config.out == "${oc.env:HOME}"
 
 
@@ -187,7 +187,7 @@ def test_checkpoints_execute_nothing(trained: Path, theirs: RunFolder, monkeypat
         (b"# a norm\n- bn\n", "norm=[bn]: expected settings"),
         (b"", "norm: no _target_ says what builds it"),
         (b"# a norm\n_target_: ${batch}\n", "_target_=8x2"),
-        (b"# a norm\n_target_: normlab.engine.start.start\n", "f(num_channels, *, ...)"),
+        (b"# a norm\n_target_: normlab.launch.start.start\n", "f(num_channels, *, ...)"),
     ],
 )
 def test_files_of_conf(data: bytes, message: str, tmp_path: Path, monkeypatch, capsys) -> None:

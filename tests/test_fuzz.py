@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from normlab.cli import VERBS, main
 from normlab.config import GROUPS, SETTINGS, choices, conf_dir, load
-from normlab.engine.record import RunFolder
+from normlab.runs.folder import RunFolder
 
 SECONDS = 30  # for an answer; most take milliseconds
 SMALL = ("model.width=4", "data.fraction=0.1", "batch=4x4", "epochs=1", "batch_average.samples=64", "tracker=none")
@@ -44,10 +44,10 @@ def run(tmp_path_factory) -> Iterator[RunFolder]:
         patch.chdir(tmp_path_factory.mktemp("fuzz"))
         patch.delenv("NORMLAB_DATA", raising=False)
         assert main(["train", *SMALL]) == 0
-        patch.setattr("normlab.engine.start.start", lambda *_: "finished")
-        patch.setattr("normlab.engine.sweep.sweep", lambda *_: 0)
-        patch.setattr("normlab.engine.reproduce.sweep", lambda *_: 0)
-        patch.setattr("normlab.data.prepare.prepare", lambda *_: "prepared")
+        patch.setattr("normlab.launch.start.start", lambda *_: "finished")
+        patch.setattr("normlab.sweeps.pool.sweep", lambda *_: 0)
+        patch.setattr("normlab.sweeps.reproduce.sweep", lambda *_: 0)
+        patch.setattr("normlab.datasets.prepare", lambda *_: "prepared")
         yield RunFolder.of(load(list(SMALL)))
 
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from normlab.cli import main
 from normlab.config import identity
-from normlab.engine.checkpoint import load_tensors
-from normlab.engine.record import RunFolder
 from normlab.engine.saved import open_run
 from normlab.errors import UserError
 from normlab.exchange.importing import import_run
+from normlab.runs.checkpoint import load_tensors
+from normlab.runs.folder import RunFolder
 
 BASIC, DEEP = [2, 2, 2, 2], [3, 4, 6, 3]
 SMALL = ("data.size=64", "data.length=16", "data.val_length=8")

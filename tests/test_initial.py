@@ -10,9 +10,9 @@ from test_engine import config, run
 
 from normlab.config import identity
 from normlab.engine.build import build
-from normlab.engine.record import RunFolder
 from normlab.errors import UserError
 from normlab.replicas import normalizers
+from normlab.runs.folder import RunFolder
 
 LOGITS = ("mean_logits", "var_logits")
 

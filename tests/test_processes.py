@@ -16,10 +16,11 @@ from killing import SHORT, SMALL, config, differences, outcome
 from test_scale import meeting_point
 
 from normlab.cli import main
-from normlab.engine import lock, train
-from normlab.engine.record import RunFolder
-from normlab.engine.start import start
+from normlab.engine import train
 from normlab.errors import RunError
+from normlab.launch.start import start
+from normlab.runs import lock
+from normlab.runs.folder import RunFolder
 
 SOME, MANY = ("epochs=16", "checkpoint.every=0.5"), ("epochs=40", "checkpoint.every=0.5")  # 128 and 320 updates
 
@@ -61,7 +62,7 @@ def assert_gone(out: Path, seconds: float = 10) -> None:
 
 
 def ranks_of(out: Path) -> list[int]:
-    return [p for p in processes_of(out) if b"normlab.engine.rank" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return [p for p in processes_of(out) if b"normlab.launch.rank" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
 # ---- one command a run ---------------------------------------------------------------------------------------------

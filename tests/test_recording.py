@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from test_engine import config, run
 from test_replicas import on_ranks
 
-from normlab.engine import checkpoint
 from normlab.engine.fit import Fit
-from normlab.engine.record import RunFolder
 from normlab.engine.session import open_session
-from normlab.engine.train import draw
+from normlab.figures.draw import draw
 from normlab.reading import read_jsonl
 from normlab.replicas import permutation
+from normlab.runs import checkpoint
+from normlab.runs.folder import RunFolder
 from normlab.tracker import NoTracker
 
 RECORDED = ("record.statistics=3", "record.gradients=true", "record.estimators=true", "snapshots=[0.25,0.5]")

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from normlab.config import Config, load
 from normlab.engine.build import build
 from normlab.engine.fit import Fit
-from normlab.engine.record import RunFolder
 from normlab.engine.session import open_session
 from normlab.replicas import Share, normalizers, passes, permutation
+from normlab.runs.folder import RunFolder
 from normlab.tracker import NoTracker
 
 G, N, STEPS = 4, 2, 20

@@ -10,9 +10,9 @@ import pytest
 from killing import WRITE, Moment, attempt, differences, outcome
 
 from normlab.config import Config
-from normlab.engine.record import RunFolder
-from normlab.engine.start import start
+from normlab.launch.start import start
 from normlab.reading import read_jsonl
+from normlab.runs.folder import RunFolder
 from normlab.writing import append_jsonl
 
 # Within an epoch, in the last update of one, in its evaluation, in the measurement of statistics, and in writes.

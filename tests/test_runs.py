@@ -7,10 +7,6 @@ import pytest
 from rich.console import Console
 
 from normlab.config import identity, load
-from normlab.engine import reproduce as module
-from normlab.engine.checkpoint import load_tensors
-from normlab.engine.record import RunFolder
-from normlab.engine.reproduce import reproduce
 from normlab.errors import UserError
 from normlab.reading import read_jsonl
 from normlab.report.metrics import guessed
@@ -19,6 +15,10 @@ from normlab.report.records import collect
 from normlab.report.results import load_results
 from normlab.report.runs import plan
 from normlab.report.table import BatchAverage, Line, Start, Table, cells, load_table
+from normlab.runs.checkpoint import load_tensors
+from normlab.runs.folder import RunFolder
+from normlab.sweeps import reproduce as module
+from normlab.sweeps.reproduce import reproduce
 
 HARD = load_table("distinct_hard")
 

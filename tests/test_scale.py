@@ -13,15 +13,15 @@ import pytest
 import torch
 from test_engine import config, records, run
 
-from normlab import multirun
 from normlab.cli import main
 from normlab.config import load
-from normlab.engine.launch import launch, num_devices
-from normlab.engine.record import RunFolder
-from normlab.engine.train import train
 from normlab.errors import UserError
+from normlab.launch.elastic import launch, num_devices
+from normlab.launch.life import train
+from normlab.progress import silent
 from normlab.reading import read_jsonl
-from normlab.report.progress import silent
+from normlab.runs.folder import RunFolder
+from normlab.sweeps import multirun
 
 SMALL = ("batch=4x4", "model.width=4", "data.fraction=0.1", "tracker=none", "threads=1")
 COMMAND = (sys.executable, "-m", "normlab.cli", "train", *SMALL, "devices=2", "launch.timeout=60")
@@ -169,7 +169,7 @@ def test_a_stopped_cell_ends_as_its_scheduler_expects(tmp_path, monkeypatch, num
     heard: list[int] = []
     previous = {n: signal.signal(n, lambda n, frame: heard.append(n)) for n in (signal.SIGUSR2, signal.SIGTERM)}
     composed = SimpleNamespace(overrides=SimpleNamespace(task=[*SMALL, f"out={tmp_path}"]))
-    monkeypatch.setattr("normlab.engine.start.start", interrupted)
+    monkeypatch.setattr("normlab.launch.start.start", interrupted)
     monkeypatch.setattr(multirun.HydraConfig, "get", lambda: composed)
     try:
         with pytest.raises(SystemExit) as end:

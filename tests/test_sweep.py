@@ -12,10 +12,10 @@ import pytest
 
 from normlab.cli import main
 from normlab.config import load
-from normlab.engine.record import RunFolder
-from normlab.engine.sweep import LOG, plan
-from normlab.multirun import expand
 from normlab.reading import read_json, read_jsonl
+from normlab.runs.folder import RunFolder
+from normlab.sweeps.multirun import expand
+from normlab.sweeps.pool import LOG, plan
 
 SMALL = ["batch=4x4", "epochs=1", "model.width=4", "data.fraction=0.1", "tracker=none"]
 

@@ -10,9 +10,8 @@ import yaml
 from rich.console import Console
 
 from normlab.config import conf_dir, identity, load
-from normlab.engine.record import RunFolder
-from normlab.engine.start import start
 from normlab.errors import UserError
+from normlab.launch.start import start
 from normlab.reading import read_jsonl
 from normlab.report import table as table_module
 from normlab.report.printed import paper_dir, printed
@@ -21,6 +20,7 @@ from normlab.report.render import report
 from normlab.report.results import load_results
 from normlab.report.runs import plan
 from normlab.report.table import cells, load_table, tables
+from normlab.runs.folder import RunFolder
 
 TABLE = load_table("sn_table2")
 IMAGENET = TABLE.scales["imagenet"]
@@ -236,7 +236,7 @@ def test_a_mistake_in_a_table_is_one_line(tmp_path, monkeypatch, change, message
 
 
 def test_reports_do_without_torch():
-    code = "import sys; import normlab.report.render, normlab.figures.table; sys.exit('torch' in sys.modules)"
+    code = "import sys; import normlab.report.render, normlab.report.charts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -9,8 +9,7 @@ import torch
 from rich.console import Console
 
 from normlab.config import identity, load
-from normlab.engine.record import RunFolder
-from normlab.engine.start import start
+from normlab.launch.start import start
 from normlab.reading import read_json, read_jsonl
 from normlab.report.printed import papers, printed
 from normlab.report.quantities import Measured, measured
@@ -19,6 +18,7 @@ from normlab.report.render import report
 from normlab.report.runs import plan
 from normlab.report.table import load_table, tables
 from normlab.report.verdicts import most_exceed
+from normlab.runs.folder import RunFolder
 from normlab.schema import bind
 
 NAMES = sorted(name for name, path in tables().items() if name == path.stem and name.startswith(("ws_", "hn_")))

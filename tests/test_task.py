@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from toy_dense import VOID
 
 from normlab.config import Config, load
-from normlab.engine import checkpoint
 from normlab.engine.build import build
-from normlab.engine.record import RunFolder, checkpoint_files
-from normlab.engine.train import train
 from normlab.errors import UserError
+from normlab.launch.life import train
 from normlab.replicas import normalizers, permutation
+from normlab.runs import checkpoint
+from normlab.runs.folder import RunFolder, checkpoint_files
 
 G, N, STEPS = 4, 2, 8
 

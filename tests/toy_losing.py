@@ -8,7 +8,8 @@ from pathlib import Path
 
 from normlab import cli
 from normlab.doctor import attempts
-from normlab.engine import checkpoint, fit
+from normlab.engine import fit
+from normlab.runs import checkpoint
 
 PIECE = 8  # bytes, so that writing takes a while
 

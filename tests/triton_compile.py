@@ -65,7 +65,7 @@ def main(architecture: str, shape: str, layout: str, dtype: str, norm: str) -> N
         for t in (layer.weight, layer.bias, layer.mean_logits, layer.var_logits)
     )
     parameters = (weight, bias, mean_logits, mean_logits if layer.tied else var_logits)
-    settings = (*layer._algebra, 2)
+    settings = (*layer.algebra, 2)
     run = triton_backend.kernels()
     mean_NC, var_NC = run["moments"](x)
     mixed = run["mix"](mean_NC, var_NC, *parameters, None, *settings)

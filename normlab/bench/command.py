@@ -5,16 +5,13 @@ of conf/; it takes the progress to report to and gives rows, and the module's `t
 """
 
 import ast
-from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_origin
-
-import yaml
 
 from normlab import schema
-from normlab.errors import UserError, nearest, unknown
+from normlab.errors import UserError, unknown
 from normlab.schema import Parameter
+from normlab.words import parse
 
 BENCHES = ("norm", "step", "train", "data", "start")
 RESULTS = "results/bench"
@@ -40,7 +37,7 @@ def run(words: list[str]) -> int:
     module = import_module(target)
     from normlab.bench.machine import machine
     from normlab.bench.tables import show
-    from normlab.report.progress import progress_bar
+    from normlab.progress import progress_bar
 
     with progress_bar() as progress:
         rows = module.bench(progress, **options)
@@ -55,34 +52,6 @@ def describe(name: str) -> str:
     source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     functions = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
     return str(ast.get_docstring(functions["bench"]))
-
-
-def parse(words: Sequence[str], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
-    """KEY=VALUE words as the parameters ask, defaults filled in; a list is VALUE,VALUE. Raises UserError."""
-    settings: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"'{word}': expected KEY=VALUE; options: {', '.join(parameters)}")
-        if key not in parameters:
-            raise UserError(f"{key}: there is no such option; {nearest(key, parameters)}")
-        settings[key] = _value(text, parameters[key].hint)
-    return schema.check(settings, parameters)
-
-
-def _value(text: str, hint: Any) -> Any:
-    if Sequence in (get_origin(hint), *map(get_origin, get_args(hint))) and text != "null":
-        return [_scalar(part) for part in text.strip("[]").split(",")]
-    return _scalar(text)
-
-
-def _scalar(text: str) -> Any:
-    """As in conf/: a number, true or false, null; all else is a word."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if isinstance(value, bool | int | float) or text == "null" else text
 
 
 def _check_out(out: Path) -> None:

@@ -19,12 +19,12 @@ from normlab.bench.tables import Row, Table, plain
 from normlab.config import load
 from normlab.engine import loader
 from normlab.engine.build import Experiment, build_task
-from normlab.engine.record import RunFolder
 from normlab.engine.session import Session
-from normlab.engine.stop import Stop
 from normlab.errors import UserError
+from normlab.processes.signals import Stop
+from normlab.progress import Progress, silent
 from normlab.replicas import Share, passes
-from normlab.report.progress import Progress, silent
+from normlab.runs.folder import RunFolder
 
 NORMLAB_ROW, TIMM_ROW = "normlab", "timm"
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from normlab.engine.record import PACKAGES, commit, version
 from normlab.errors import UserError
 from normlab.norm import kernels
+from normlab.versions import PACKAGES, commit, version
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -18,7 +18,7 @@ from normlab.bench.tables import Row, Table, pivot
 from normlab.bench.timing import seconds_a_call
 from normlab.config import Batch, load
 from normlab.errors import UserError
-from normlab.report.progress import Progress
+from normlab.progress import Progress
 from normlab.schema import bind
 
 TORCH_BN, TORCH_GN, PAPER_SN, COPY = "torch BN", "torch GN", "papers' SN", "copy"

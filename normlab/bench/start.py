@@ -13,7 +13,7 @@ from pathlib import Path
 from normlab.bench.follow import follow
 from normlab.bench.rounds import check_rounds, interleave, ratio, spread
 from normlab.bench.tables import Row, Table, plain
-from normlab.report.progress import Progress
+from normlab.progress import Progress
 
 NORMLAB = (sys.executable, "-m", "normlab.cli")
 IMPORT = "python -c 'import torch'"

@@ -16,8 +16,8 @@ from normlab.bench.timing import seconds_a_call
 from normlab.config import Batch, Config, load
 from normlab.errors import UserError
 from normlab.norm.convert import convert
+from normlab.progress import Progress
 from normlab.replicas import RunningStatistics, set_replicas
-from normlab.report.progress import Progress
 from normlab.schema import bind
 
 TORCH_BN = "torch BatchNorm2d"

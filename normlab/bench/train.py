@@ -17,7 +17,7 @@ from normlab.bench.tables import Row, Table, plain
 from normlab.data.folder import class_names
 from normlab.errors import UserError
 from normlab.models.names import check_model_name
-from normlab.report.progress import Progress
+from normlab.progress import Progress
 
 NORMLAB_ROW, TIMM_ROW = "normlab train norm=bn", "timm's train.py"
 RECORD_EVERY = 5  # updates, of both

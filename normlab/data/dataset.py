@@ -44,7 +44,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Otherwise it is the training transform under random numbers drawn from (seed, epoch, index).
 
     A dataset kept in a folder also has the class methods `prepare(root)`, which puts the files there, and
-    `verify(root)`, which lists what is wrong with them; normlab.data.prepare calls both. Its setting `on_error` says
+    `verify(root)`, which lists what is wrong with them; normlab.datasets calls both. Its setting `on_error` says
     what becomes of a sample that raises SampleError (normlab.engine.loader): the run stops, or does without it.
 
     Images that are stored as bytes travel as bytes, a quarter of the room: `take` gives them as uint8, and `normalize`

@@ -9,6 +9,7 @@ path. The server is the reaper of whatever its commands leave behind, so no orph
 import contextlib
 import ctypes
 import importlib
+import importlib.metadata
 import json
 import os
 import select
@@ -20,13 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from normlab.cli import main
 from normlab.errors import RunError
 
 GRACE = 30.0  # seconds for what a killed process leaves behind
 _PR_SET_CHILD_SUBREAPER = 36
 _IMPORTED = (  # what a run loads sooner or later
-    *("normlab.engine.start", "normlab.engine.train", "normlab.tasks.classification", "normlab.models.resnet"),
+    *("normlab.launch.start", "normlab.launch.life", "normlab.tasks.classification", "normlab.models.resnet"),
     *("normlab.data.digits", "torch._dynamo", "matplotlib.backends.backend_agg"),
 )
 
@@ -117,7 +117,7 @@ class Attempt:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            is_rank = b"normlab.engine.rank" in words and _parent(pid) == self.pid
+            is_rank = b"normlab.launch.rank" in words and _parent(pid) == self.pid
             found["rank" if is_rank else "worker"].append(pid)
         return found
 
@@ -161,6 +161,12 @@ def _kill(pid: int) -> None:
 
 
 # ---- in the server ---------------------------------------------------------------------------------------------------
+
+
+def main(words: list[str]) -> int:
+    """The command as it is installed."""
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name="normlab")
+    return command.load()(words)
 
 
 def serve() -> None:

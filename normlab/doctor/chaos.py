@@ -18,9 +18,9 @@ from normlab.doctor.experiment import Experiment
 from normlab.doctor.hardware import machine
 from normlab.doctor.kills import Kill, draw_kills, kill_runs
 from normlab.doctor.watch import PHASES
-from normlab.engine.record import PACKAGES, commit, version
 from normlab.errors import UserError
-from normlab.report.progress import progress_bar
+from normlab.progress import progress_bar
+from normlab.versions import PACKAGES, commit, version
 from normlab.writing import write_json
 
 MOST_RANKS = 2

@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from normlab.engine import checkpoint
-from normlab.engine.record import TIME_FIELDS, RunFolder, checkpoint_files
+from normlab.runs import checkpoint
+from normlab.runs.folder import TIME_FIELDS, RunFolder, checkpoint_files
 
 _PLACES = ("out",)  # the runs lie in different folders
 _LOCK = "lock"

@@ -13,9 +13,9 @@ from typing import Literal, Never
 from normlab.doctor.compare import load_state
 from normlab.doctor.experiment import PATIENCE, UPDATES, Experiment, follow, loadable
 from normlab.doctor.watch import unfinished_writes
-from normlab.engine import checkpoint
-from normlab.engine.record import RunFolder, checkpoint_files
 from normlab.errors import RunError
+from normlab.runs import checkpoint
+from normlab.runs.folder import RunFolder, checkpoint_files
 
 _DELAY = 0.003  # seconds, at most, that a write is under way at its kill: about as long as it takes
 _LOOK = 0.1  # seconds to wait for the sight of one

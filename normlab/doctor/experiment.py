@@ -10,9 +10,9 @@ from normlab.config import load
 from normlab.doctor.attempts import Attempt, Server
 from normlab.doctor.compare import differences, load_state, missing_or_repeated
 from normlab.doctor.watch import TRAINING, Watch
-from normlab.engine import checkpoint
-from normlab.engine.record import RunFolder, checkpoint_files
 from normlab.errors import UserError
+from normlab.runs import checkpoint
+from normlab.runs.folder import RunFolder, checkpoint_files
 
 EPOCHS, PER_EPOCH, INTERVAL = 3, 12, 3  # updates in an epoch, and from checkpoint to checkpoint
 UPDATES = EPOCHS * PER_EPOCH

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from normlab.engine.record import RunFolder, checkpoint_file
+from normlab.runs.folder import RunFolder, checkpoint_file
 from normlab.writing import TEMPORARY
 
 # In the order of a run's life. "estimation" begins with the evaluation that follows the last update, and ends when the

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from normlab.engine import devices
 from normlab.engine.loader import batches
 from normlab.engine.session import Session
 from normlab.norm.layer import Normalizer
+from normlab.processes import devices
 from normlab.replicas import Pass, passes, set_replicas
 from normlab.seeding import mix_seed
 from normlab.tasks.task import Batch

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from normlab.config import Config
+from normlab.config.initial import Initial
 from normlab.dynamics.receptive_field import NormSite, trace
-from normlab.engine.checkpoint import load_tensors
-from normlab.engine.record import RunFolder
 from normlab.errors import UserError, unknown
-from normlab.initial import Initial
 from normlab.norm.convert import convert
 from normlab.norm.layer import Normalizer
 from normlab.replicas import seed_dropout
+from normlab.runs.checkpoint import load_tensors
+from normlab.runs.folder import RunFolder
 from normlab.schema import bind
 from normlab.tasks.task import Declaration, Task
 

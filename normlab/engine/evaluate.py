@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from normlab.engine import devices
 from normlab.engine.loader import batches
 from normlab.engine.session import Session
 from normlab.errors import UserError
+from normlab.processes import devices
 from normlab.replicas import Pass
 
 SAMPLES_AT_ONCE = 256

@@ -15,16 +15,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normlab.config import Config
 from normlab.dynamics import ratios
-from normlab.engine import checkpoint, devices
 from normlab.engine.batch_average import measure
 from normlab.engine.evaluate import evaluate, statistics
 from normlab.engine.loader import batches
 from normlab.engine.observe import Observer
-from normlab.engine.record import checkpoint_file, checkpoint_files
 from normlab.engine.session import Session
-from normlab.engine.stop import Interrupted
 from normlab.errors import UserError
+from normlab.processes import devices
+from normlab.processes.signals import Interrupted
 from normlab.replicas import Pass, RunningStatistics, normalizers, passes, set_replicas
+from normlab.runs import checkpoint
+from normlab.runs.folder import checkpoint_file, checkpoint_files
 from normlab.schema import bind
 from normlab.tasks.task import Batch
 from normlab.tracker import Tracker

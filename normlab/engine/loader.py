@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from normlab.data.dataset import ImageDataset, SampleError
-from normlab.engine import data_errors, devices
-from normlab.engine.data_errors import DataErrors
-from normlab.engine.processes import prepare_loader_worker
 from normlab.engine.session import Session
 from normlab.errors import UserError
+from normlab.processes import devices
+from normlab.processes.lifetimes import prepare_loader_worker
 from normlab.replicas import Pass, normalizers
+from normlab.runs import data_errors
+from normlab.runs.data_errors import DataErrors
 from normlab.tasks.task import Batch, Task
 
 _TOLERATED = 100  # bad samples in a row, or in a batch: more of them are no few bad files, but a bad folder

@@ -11,8 +11,8 @@ Training is the same, bit for bit, with them and without.
 from contextlib import ExitStack
 
 from normlab.dynamics import lipschitz, statistics
-from normlab.engine import devices
 from normlab.engine.session import Session
+from normlab.processes import devices
 from normlab.writing import append_jsonl
 
 

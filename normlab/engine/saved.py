@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Iterable
 
 from normlab.config import BatchAverage
-from normlab.engine import checkpoint
 from normlab.engine.batch_average import measure
 from normlab.engine.evaluate import evaluate, statistics
-from normlab.engine.lock import locked
-from normlab.engine.record import RunFolder
 from normlab.engine.session import Session, open_session
 from normlab.errors import UserError
-from normlab.report.progress import Progress, progress_bar, silent
+from normlab.progress import Progress, progress_bar, silent
+from normlab.runs import checkpoint
+from normlab.runs.folder import RunFolder
+from normlab.runs.lock import locked
 from normlab.writing import append_jsonl
 
 SPLITS = {"train": "training", "val": "validation"}

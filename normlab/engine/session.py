@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 
 from normlab.config import Config
-from normlab.engine import devices
 from normlab.engine.build import Experiment, build
-from normlab.engine.record import RunFolder
-from normlab.engine.stop import Stop
+from normlab.processes import devices
+from normlab.processes.signals import Stop
+from normlab.progress import Progress, silent
 from normlab.replicas import Share
-from normlab.report.progress import Progress, silent
+from normlab.runs.folder import RunFolder
 
 
 @dataclass

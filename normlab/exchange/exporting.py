@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from normlab.bench.machine import machine
 from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.timing import seconds_a_call
-from normlab.engine.checkpoint import load_tensors
-from normlab.engine.record import RunFolder
 from normlab.engine.saved import open_run
 from normlab.errors import RunError, UserError, unknown
 from normlab.exchange.folding import fold
+from normlab.runs.checkpoint import load_tensors
+from normlab.runs.folder import RunFolder
 from normlab.writing import write_bytes, write_json
 
 ESTIMATORS = ("paper", "moving_average", "batch_average")

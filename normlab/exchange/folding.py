@@ -64,7 +64,7 @@ class PlainNormalizer(nn.Module):
 
     def __init__(self, layer: Normalizer) -> None:
         super().__init__()
-        self._algebra: Algebra = layer._algebra
+        self.algebra: Algebra = layer.algebra
         self.correction = int(layer.profile == "official")
         self.tied = layer.tied
         for name in ("weight", "bias", "mean_logits", "var_logits"):
@@ -79,7 +79,7 @@ class PlainNormalizer(nn.Module):
         var_logits = self.mean_logits if self.tied else self.var_logits
         given = self.weight, self.bias, self.mean_logits, var_logits, self.stored
         weight, bias, a, b, stored = (None if t is None else t.to(wide) for t in given)
-        mixed = mix(self._algebra, 1, mean_NC, var_NC, weight, bias, a, b, stored)
+        mixed = mix(self.algebra, 1, mean_NC, var_NC, weight, bias, a, b, stored)
         return affine(maps, mean_NC, mixed.scale_NC, mixed.shift_NC).view(x.shape)
 
 

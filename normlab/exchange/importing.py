@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from normlab.config import Config, identity, load, run_name
 from normlab.dynamics import ratios
-from normlab.engine import checkpoint
 from normlab.engine.build import build
-from normlab.engine.lock import locked
-from normlab.engine.record import RunFolder
 from normlab.engine.session import Session
-from normlab.engine.stop import Stop
-from normlab.engine.train import summarize
+from normlab.engine.summary import summarize
 from normlab.errors import UserError
 from normlab.exchange.layouts import Released, read
+from normlab.processes.signals import Stop
+from normlab.progress import silent
 from normlab.replicas import Share
-from normlab.report.progress import silent
+from normlab.runs import checkpoint
+from normlab.runs.folder import RunFolder
+from normlab.runs.lock import locked
 from normlab.writing import append_jsonl, write_json
 
 # The protocol that they were trained by has more to it (scale=imagenet_sn). Synthetic images are always there, and

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from normlab.config import choices
-from normlab.engine.checkpoint import load_tensors
 from normlab.errors import UserError
+from normlab.runs.checkpoint import load_tensors
 
 Tensors = dict[str, Tensor]
 

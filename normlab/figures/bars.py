@@ -11,8 +11,8 @@ from matplotlib.patches import Patch
 from normlab.dynamics.ratios import MOMENTS, average, choice, mean_by_block, num_disagreeing
 from normlab.errors import UserError
 from normlab.figures.curves import draw_averages
-from normlab.figures.run import Record, Run, expect, labels, spelled
 from normlab.figures.style import MOMENT_NAMES, PAGE, at_print_size, key_line, legend_above, scope_colours
+from normlab.runs.records import Record, Run, expect, labels, spelled
 
 _HATCH = "/////"
 _MOST_NUMBERED = 20  # bars: more have no room for numbers

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from normlab import schema
-from normlab.bench.command import parse
 from normlab.config import choices, conf_dir
-from normlab.engine.record import RunFolder
 from normlab.errors import UserError, nearest, unknown
 from normlab.reading import read_yaml
+from normlab.runs.folder import RunFolder
 from normlab.schema import Parameter
+from normlab.words import parse
 
 RESULTS = Path("results/figures")
 
@@ -34,8 +34,8 @@ def figure(words: list[str], runs_folder: str) -> int:
     runs = [RunFolder.find(run, folder, "runs") for run in names]
     out = _file(settings.pop("out"), name, runs)
 
-    from normlab.figures.run import Run
     from normlab.figures.style import save
+    from normlab.runs.records import Run
 
     try:
         drawn = schema.bind({"_target_": node["_target_"]} | settings)([Run.load(run) for run in runs])

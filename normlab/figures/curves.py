@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 
 from normlab.dynamics.ratios import MOMENTS, RF_RANGES, average, divergence, divergence_by_range, mean_by_range
 from normlab.errors import UserError
-from normlab.figures.run import Record, Run, expect, labels
 from normlab.figures.style import (
     LINES,
     MOMENT_NAMES,
@@ -23,6 +22,7 @@ from normlab.figures.style import (
     legend_above,
     scope_colours,
 )
+from normlab.runs.records import Record, Run, expect, labels
 
 Series = dict[str, list[float | None]]  # scope, or what else a line shows -> its value at each moment
 

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from normlab.dynamics.ratios import average
 from normlab.errors import UserError, unknown
-from normlab.figures.run import Run, expect
 from normlab.figures.style import NORM_COLOURS, PAGE, at_print_size, key_line, legend_above
+from normlab.runs.records import Run, expect
 
 _COLOURS = NORM_COLOURS | {"wn": "#777777"}
 _THIRDS = {"in": 1 / 3, "ln": 1 / 3, "bn": 1 / 3}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from normlab.figures.run import Run, expect, labels
 from normlab.figures.style import MARKERS, PAGE, at_print_size, draw_line, key_line, legend_above
+from normlab.runs.records import Run, expect, labels
 
 # share of ||g||^2, g the gradient of the standardized weight W -> its name and colour
 _TERMS = {

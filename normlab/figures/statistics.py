@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from normlab.dynamics.fluctuation import spread
 from normlab.errors import UserError
-from normlab.figures.run import Record, Run, expect, labels
 from normlab.figures.style import COLOURS, PAGE, at_print_size, key_line, legend_above
+from normlab.runs.records import Record, Run, expect, labels
 
 _LOOKS = {  # statistic -> its colour, line and whether a bar is hatched
     "bn_mean": (COLOURS["bn"], "-", False),

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normlab.errors import UserError, nearest
-from normlab.figures.run import NoRecordsError, Record, Run, expect, labels
 from normlab.figures.style import PAGE, at_print_size, draw_line, key_line, legend_above, norm_colours
+from normlab.runs.records import NoRecordsError, Record, Run, expect, labels
 
 _SPLITS = {"train": "--", "val": "-"}
 _ESTIMATORS = {"val": ("moving average", "--"), "val_batch_average": ("batch average", "-")}

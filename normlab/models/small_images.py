@@ -6,7 +6,7 @@ have: the stem keeps the resolution, and what would halve it next does not, so t
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -23,7 +23,7 @@ def mobilenetv2_small(
         "x1_0": "mobilenetv2_100",
         "x1_4": "mobilenetv2_140",
     }
-    model = timm.create_model(names[width], in_chans=shape[0], num_classes=num_classes)
+    model: Any = timm.create_model(names[width], in_chans=shape[0], num_classes=num_classes)
     for convolution in (model.conv_stem, model.blocks[1][0].conv_dw):
         convolution.stride = (1, 1)
     return model

@@ -105,7 +105,7 @@ class Normalizer(nn.Module):
         self._batch_scopes = [s for s in self._scopes.values() if s.across_samples]
         self.tied, self.mix, self.ratio_groups, self.hard = tied, mix, ratio_groups, hard
         self.sync, self.frozen, self.eps, self.momentum = sync, frozen, eps, momentum
-        self._algebra = Algebra(
+        self.algebra = Algebra(
             across=tuple(scope.across_samples for scope in self._scopes.values()),
             widths=tuple(scope.width(num_channels) for scope in self._scopes.values()),
             mean=tuple(list(self._scopes).index(name) for name in mean),
@@ -180,7 +180,7 @@ class Normalizer(nn.Module):
         mean_NC: Tensor | None
         var_NC: Tensor | None
         if stored is not None and len(self._batch_scopes) == len(self._scopes):
-            width = self._algebra.widths[0]  # of the first scope of the mean, whose stored mean serves as the anchor
+            width = self.algebra.widths[0]  # of the first scope of the mean, whose stored mean serves as the anchor
             mean_NC = var_NC = stored[:width].repeat_interleave(C // width).expand(rows, C)
         else:
             mean_NC, var_NC = self._moments(x)
@@ -190,7 +190,7 @@ class Normalizer(nn.Module):
         parameters = (gain, offset, self.mean_logits, var_logits)
         wide = [t if t is None or t.dtype == dtype else t.to(dtype) for t in parameters]
         apply: Callable[..., tuple[Tensor, Tensor]] = official.normalize if self.profile == "official" else normalize
-        y, statistics = apply(x, mean_NC, var_NC, wide, self._algebra, joined, stored, self.sync)
+        y, statistics = apply(x, mean_NC, var_NC, wide, self.algebra, joined, stored, self.sync)
         if measures_batch and self._batch_scopes:
             self._observe(statistics, joined, rows, num_positions)
         return y
@@ -235,7 +235,7 @@ class Normalizer(nn.Module):
 
     def _observe(self, statistics: Tensor, replicas: int, rows: int, num_positions: int) -> None:
         """Keep what a training pass measured, of its flat statistics (Algebra.layout)."""
-        layout = self._algebra.layout(replicas, rows, self.num_channels)
+        layout = self.algebra.layout(replicas, rows, self.num_channels)
         for scope, (mean, var, (R, _, W)) in zip(self._scopes.values(), layout, strict=True):
             if scope.across_samples:
                 self.batch_statistics[scope.name] = BatchStatistics(

@@ -22,12 +22,12 @@ from typing import Any
 from normlab.config import BatchAverage
 from normlab.dynamics.fluctuation import STATISTICS, apart, spread
 from normlab.dynamics.ratios import MOMENTS, choice, switchable
-from normlab.engine.record import RunFolder
 from normlab.errors import UserError
-from normlab.figures.run import Run
 from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl
 from normlab.report.metrics import CHOICES_AT, value_of
 from normlab.report.table import Cell, Table
+from normlab.runs.folder import RunFolder
+from normlab.runs.records import Run
 from normlab.writing import write_text
 
 Record = dict[str, Any]

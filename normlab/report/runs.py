@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from normlab.config import EXECUTION, BatchAverage, Config, identity, load
-from normlab.engine.record import RunFolder
 from normlab.errors import UserError
 from normlab.report.records import Ids, Key, recorded_seeds, table_folder
 from normlab.report.table import Cell, Origin, Table, cells
+from normlab.runs.folder import RunFolder
 
 _EXECUTION = (*(f"{name}{sign}" for name in EXECUTION for sign in "=."), "data.root=", "data.on_error=")
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Column, Table
 
-from normlab.engine.record import RunFolder
 from normlab.errors import UserError
+from normlab.runs.folder import RunFolder
 
 
 def print_status(folders: Iterable[RunFolder]) -> None:

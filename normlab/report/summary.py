@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from normlab.engine.record import RunFolder
+from normlab.runs.folder import RunFolder
 
 ESTIMATORS = {"moving_average": "moving average", "batch_average": "batch average"}
 

@@ -6,9 +6,9 @@ from rich.table import Table
 from normlab.config import Config, identity
 from normlab.engine.build import build
 from normlab.engine.fit import Length
-from normlab.engine.launch import num_devices
-from normlab.engine.record import RunFolder
+from normlab.launch.elastic import num_devices
 from normlab.replicas import normalizers
+from normlab.runs.folder import RunFolder
 from normlab.schema import bind
 
 

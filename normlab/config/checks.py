@@ -3,15 +3,13 @@
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from normlab.config.initial import Initial
+from normlab.config.settings import Config
 from normlab.errors import UserError
-from normlab.initial import Initial
 from normlab.models.names import Library, check_model_name
 from normlab.norm.scopes import check_declaration, check_profile
-
-if TYPE_CHECKING:
-    from normlab.config import Config
 
 _AT_LEAST = {
     **{"seed": 0, "workers": 0},
@@ -41,7 +39,7 @@ _MAX_SEED = 2**63 - 1  # torch's generators take 64 bits
 _MANY_DEVICES = 4096  # shares of the replicas are listed up to here
 
 
-def check_values(config: "Config") -> None:
+def check_values(config: Config) -> None:
     """Raise UserError, in one line, on the first value that cannot work."""
     for key, least in _AT_LEAST.items():
         value = getattr(config, key)
@@ -70,7 +68,7 @@ def check_values(config: "Config") -> None:
         check_model_name(_MODEL_LIBRARIES[config.model["_target_"]], config.model["name"])
 
 
-def _check_records(config: "Config") -> None:
+def _check_records(config: Config) -> None:
     for share in config.snapshots:
         if not 0 < share < 1:
             raise UserError(f"snapshots={share:g}: expected shares of training between 0 and 1; its end is always kept")
@@ -81,7 +79,7 @@ def _check_records(config: "Config") -> None:
             raise UserError(f"record.{key}: compile=true shows no single layers to look at; leave one of them out")
 
 
-def _check_devices(config: "Config") -> None:
+def _check_devices(config: Config) -> None:
     replicas, devices = config.replicas, config.devices
     if devices != "auto" and (devices < 1 or replicas % devices):
         shares = [str(d) for d in range(1, min(replicas, _MANY_DEVICES) + 1) if replicas % d == 0]
@@ -91,7 +89,7 @@ def _check_devices(config: "Config") -> None:
         )
 
 
-def _check_needed(config: "Config") -> None:
+def _check_needed(config: Config) -> None:
     for group in ("model", "data", "task", "optim", "schedule", "launch"):
         if getattr(config, group) is None:
             raise UserError(f"{group}._target_=null: a run needs a {group}; `normlab list {group}` names them")
@@ -115,7 +113,7 @@ def _check_ranges(group: str, node: dict[str, Any]) -> None:
                 raise UserError(f"{name}={value:g}: expected a number up to 1")
 
 
-def _check_norm(node: dict[str, Any] | None, config: "Config", path: str) -> None:
+def _check_norm(node: dict[str, Any] | None, config: Config, path: str) -> None:
     if node is None:
         return
     if "mean" in node and "var" in node:
@@ -128,7 +126,7 @@ def _check_norm(node: dict[str, Any] | None, config: "Config", path: str) -> Non
         )
 
 
-def check_paths(config: "Config") -> None:
+def check_paths(config: Config) -> None:
     """Raise UserError, in one line, on a file or folder that a run needs and does not find."""
     root = config.data.get("root")
     if root is not None and not os.path.isdir(root):

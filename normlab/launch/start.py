@@ -6,13 +6,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from normlab.config import Config
-from normlab.engine import lock
-from normlab.engine.failure import failed
-from normlab.engine.launch import num_devices
-from normlab.engine.record import RunFolder
-from normlab.engine.stop import Interrupted, Stop
 from normlab.errors import RunError, UserError
-from normlab.report.progress import Progress, progress_bar
+from normlab.launch.elastic import num_devices
+from normlab.launch.failure import failed
+from normlab.processes.signals import Interrupted, Stop
+from normlab.progress import Progress, progress_bar
+from normlab.runs import lock
+from normlab.runs.folder import RunFolder
 from normlab.schema import bind, trust
 
 

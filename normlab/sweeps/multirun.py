@@ -70,7 +70,7 @@ def _conclude(cells: list[Config]) -> int:
     """What our own launcher does at a sweep's end, for another's."""
     from rich.console import Console
 
-    from normlab.engine.sweep import conclude, plan
+    from normlab.sweeps.pool import conclude, plan
 
     return conclude(plan(cells), False, Console(stderr=True))
 
@@ -128,9 +128,9 @@ def _run_cell(_composed: Any) -> str:
     A cell that fails says so in its folder, and costs no other. One that was stopped ends its process, as the scheduler
     expects: submitit queues it again after SIGUSR2, Slurm itself where it preempts, and then it resumes.
     """
-    from normlab.engine.record import RunFolder
-    from normlab.engine.start import start
-    from normlab.engine.sweep import LOG
+    from normlab.launch.start import start
+    from normlab.runs.folder import RunFolder
+    from normlab.sweeps.pool import LOG
 
     config = load(list(HydraConfig.get().overrides.task))
     folder = RunFolder.of(config)

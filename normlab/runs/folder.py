@@ -14,24 +14,21 @@ lock             who works on the run, while someone does
 error.txt        the traceback, where the run failed
 """
 
-import importlib.metadata
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from normlab.config import Config, identity, run_name
+from normlab.config import Config, identity, recorded, run_name
+from normlab.config.initial import RUN_ID, find_runs
 from normlab.errors import UserError, nearest
-from normlab.initial import RUN_ID, find_runs
 from normlab.reading import RUN, STATUS, STEP, SUMMARY, last_json, read_json
+from normlab.versions import PACKAGES, commit, version
 from normlab.writing import TEMPORARY, write_json, write_text
 
 # Of summary.json and checkpoints: all that two runs of one experiment may differ in.
 TIME_FIELDS = ("seconds",)
-
-PACKAGES = ("normlab", "torch", "torchvision", "timm", "numpy")
 
 
 class RunFolder:
@@ -100,7 +97,7 @@ class RunFolder:
         return read_json(self.run_file, RUN)
 
     def config(self) -> Config:
-        return Config.from_dict(self.run()["config"])
+        return recorded(self.run()["config"])
 
     def status(self) -> dict[str, Any]:
         """status.json; {"status": "new"} before the run was started."""
@@ -146,24 +143,3 @@ def checkpoint_file(folder: Path, updates: int) -> Path:
 def checkpoint_files(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by their updates."""
     return sorted((p for p in folder.glob("*.pt") if re.fullmatch("[0-9]+", p.stem)), key=lambda p: int(p.stem))
-
-
-def version(package: str) -> str | None:
-    """Of an installed package; None where it is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """Commit of the source tree, with + if it was changed; None where normlab is installed without one."""
-    source = Path(__file__).resolve().parents[2]
-    try:
-        head, changes = (
-            subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.strip() + ("+" if changes.strip() else "")

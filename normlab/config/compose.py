@@ -1,19 +1,12 @@
 """From the words of a command line to one checked, fully resolved configuration; no torch here.
 
 load(["norm=sn", "batch=8x2"]) -> Config        composed by Hydra, checked against schemas, defaults filled in
-identity(config) -> "1a2b3c4d"                  hash of what makes it another experiment
 """
 
-import dataclasses
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -25,9 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from normlab import schema
-from normlab.checks import check_paths, check_values
+from normlab.config.checks import check_paths, check_values
+from normlab.config.files import choices, conf_dir
+from normlab.config.settings import GROUPS, SETTINGS, BatchAverage, Checkpoint, Config, Record
 from normlab.errors import UserError, nearest
-from normlab.initial import Initial
 from normlab.reading import read_yaml
 
 # What the engine calls a group's `_target_` with; its settings follow as keywords.
@@ -42,164 +36,6 @@ CALLS = {
     "tracker": ("run", "run_id", "name", "config"),
     "launch": ("folder", "devices", "progress"),
 }
-GROUPS = tuple(CALLS)
-
-# Settings that say how a run is executed; they do not make it another experiment.
-EXECUTION = (
-    *("tracker", "launch", "devices", "replicas_per_pass", "workers", "threads", "channels_last", "compile"),
-    *("out", "rerun", "log_every", "ratios_every", "record", "snapshots", "figures", "checkpoint"),
-)
-
-
-# Settings that came after runs were recorded: at these values a run is what it was before, and keeps its id.
-LATER = {"profile": "paper"}
-
-
-class Batch:
-    """`8x2`: 8 replicas of 2 samples each."""
-
-    def __init__(self, text: str) -> None:
-        match = re.fullmatch(r"([1-9][0-9]{0,17})x([1-9][0-9]{0,17})", text)
-        if match is None:
-            numbers = [n for n in re.findall(r"[0-9]{1,18}", text) if int(n) > 0]
-            near = f"did you mean '{numbers[0]}x{numbers[1]}'?" if len(numbers) == 2 else "for example 8x2"
-            raise UserError(
-                f"batch={text}: expected replicas x samples per replica, both whole numbers above 0; {near}"
-            )
-        self.replicas, self.per_replica = int(match[1]), int(match[2])
-
-    @property
-    def total(self) -> int:
-        return self.replicas * self.per_replica
-
-    def __str__(self) -> str:
-        return f"{self.replicas}x{self.per_replica}"
-
-
-@dataclass
-class BatchAverage:
-    """How batch-average statistics are measured (see engine/batch_average.py)."""
-
-    samples: int | str
-    variance: Literal["mean", "population"]
-    augment: bool
-
-    @property
-    def num_samples(self) -> int | None:
-        """None stands for all training samples. Raises UserError on text that is no count."""
-        text = str(self.samples)
-        if text == "all":
-            return None
-        match = re.fullmatch(r"([1-9][0-9]{0,17})(k?)", text)
-        if match is None:
-            raise UserError(f"batch_average.samples={text}: expected a number above 0, 50k or all")
-        return int(match[1]) * (1000 if match[2] else 1)
-
-
-@dataclass
-class Checkpoint:
-    """When a run saves what it needs to go on (see engine/checkpoint.py)."""
-
-    every: float  # epochs
-    keep: int
-
-
-@dataclass
-class Record:
-    """What a run records beside metrics and ratios (see engine/observe.py); training is the same with it."""
-
-    statistics: int
-    gradients: bool
-    estimators: bool
-
-
-@dataclass
-class Config:
-    """A run's settings; groups hold `_target_` and its keyword arguments (None: nothing). See conf/config.yaml."""
-
-    norm: Any
-    weight: Any
-    model: Any
-    data: Any
-    task: Any
-    optim: Any
-    schedule: Any
-    tracker: Any
-    launch: Any
-    batch: str
-    accumulate: int
-    epochs: float
-    iterations: int | None
-    seed: int
-    precision: Literal["fp32", "bf16", "fp16", "fp64"]
-    init: str
-    parts: dict[str, Any]
-    norm_dropout: float
-    estimator: Literal["paper", "moving_average", "batch_average"]
-    batch_average: BatchAverage
-    devices: int | Literal["auto"]
-    replicas_per_pass: int | None
-    workers: int
-    threads: int | None
-    channels_last: bool
-    compile: bool
-    out: str
-    rerun: bool
-    log_every: int
-    ratios_every: int | Literal["epoch"]
-    record: Record
-    snapshots: list[float]
-    figures: Literal["auto", "all", "summary"]
-    checkpoint: Checkpoint
-    choices: dict[str, str]  # group -> the file chosen, for names people read; not part of the identity
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> "Config":
-        """The inverse of `to_dict`, for a run's own file: checked like words, since it may come from anyone.
-
-        Raises UserError on what cannot work, and on a `_target_` that the user does not trust (see schema.py).
-        """
-        config = _check_types(settings, foreign=True)
-        config.parts = {part: _check_part(part, nodes) for part, nodes in config.parts.items()}
-        check_values(config)
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def targets(self) -> list[str]:
-        """Every `_target_` of the run."""
-        nodes = [getattr(self, group) for group in GROUPS] + [n for part in self.parts.values() for n in part.values()]
-        return [node["_target_"] for node in nodes if node is not None]
-
-    @property
-    def replicas(self) -> int:
-        return Batch(self.batch).replicas
-
-    @property
-    def per_replica(self) -> int:
-        return Batch(self.batch).per_replica
-
-    @property
-    def update_samples(self) -> int:
-        """Samples per optimizer update, which the learning rate scales with."""
-        return Batch(self.batch).total * self.accumulate
-
-
-SETTINGS = tuple(field.name for field in dataclasses.fields(Config) if field.name != "choices")
-
-
-def conf_dir() -> Path:
-    """conf/ of the repository, or of the installed package."""
-    here = Path(__file__).resolve().parent
-    return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "config.yaml").is_file())
-
-
-def choices(group: str) -> dict[str, str]:
-    """Files of a config group and the comment that opens each."""
-    files = sorted((conf_dir() / group).glob("*.yaml"))
-    first_lines = {file.stem: file.read_text(encoding="utf-8", errors="replace").partition("\n")[0] for file in files}
-    return {name: line.lstrip("# ") for name, line in first_lines.items()}
 
 
 def load(overrides: list[str]) -> Config:
@@ -212,29 +48,15 @@ def load(overrides: list[str]) -> Config:
     return config
 
 
-def identity(config: Config) -> str:
-    """Eight hex digits of what makes this another experiment: all but EXECUTION, names and folders."""
-    scientific = {k: v for k, v in config.to_dict().items() if k not in (*EXECUTION, "choices")}
-    scientific["batch_average"]["samples"] = config.batch_average.num_samples  # 50k and 50000 are the same
-    # Data that are all good give the same result under either on_error, and a run that bad data stopped goes on.
-    scientific["data"] = {k: v for k, v in config.data.items() if k not in ("root", "on_error")}
-    if config.init != "none":
-        scientific["init"] = Initial.parse(config.init).identity(Path(config.out))
-    for nodes in (scientific, *scientific["parts"].values()):
-        for group in ("norm", "weight"):
-            if nodes.get(group):
-                nodes[group] = {key: value for key, value in nodes[group].items() if LATER.get(key, ...) != value}
-    if config.iterations is not None:
-        scientific.pop("epochs")
-    return hashlib.sha256(json.dumps(scientific, sort_keys=True).encode()).hexdigest()[:8]
+def recorded(settings: dict[str, Any]) -> Config:
+    """The inverse of `Config.to_dict`, for a run's own file: checked like words, since it may come from anyone.
 
-
-def run_name(config: Config) -> str:
-    """A name that people can read: digits-digits_resnet-sn-8x2-s0."""
-    parts = [config.choices["data"], config.choices["model"], config.choices["norm"]]
-    parts += [config.choices["weight"]] * (config.weight is not None)
-    parts += [config.batch + (f"x{config.accumulate}" if config.accumulate > 1 else ""), f"s{config.seed}"]
-    return "-".join(parts)
+    Raises UserError on what cannot work, and on a `_target_` that the user does not trust (see schema.py).
+    """
+    config = _check_types(settings, foreign=True)
+    config.parts = {part: _check_part(part, nodes) for part, nodes in config.parts.items()}
+    check_values(config)
+    return config
 
 
 # ---- composing ---------------------------------------------------------------------------------------------------

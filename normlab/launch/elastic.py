@@ -13,11 +13,11 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from normlab.config import Config
-from normlab.engine.rank import STOPPED
-from normlab.engine.record import RunFolder
-from normlab.engine.train import train
 from normlab.errors import DiskFullError, RunError, UserError
-from normlab.report.progress import Progress
+from normlab.launch.life import train
+from normlab.launch.rank import STOPPED
+from normlab.progress import Progress
+from normlab.runs.folder import RunFolder
 
 TOGETHER = 5  # seconds; what ends within them of the first failure may be its cause
 
@@ -84,7 +84,7 @@ def launch(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # one cause is told, and by normlab
     try:
-        elastic_launch(settings, sys.executable)("-m", "normlab.engine.rank", str(folder.path), str(timeout))
+        elastic_launch(settings, sys.executable)("-m", "normlab.launch.rank", str(folder.path), str(timeout))
     except (RendezvousConnectionError, RendezvousTimeoutError):
         raise UserError(
             f"launch.nodes={nodes}: they did not all meet at launch.rendezvous={rendezvous} within {timeout} s; "

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from normlab import schema
-from normlab.engine.record import RunFolder
 from normlab.errors import UserError
 from normlab.reading import STEP, Fields, read_jsonl
+from normlab.runs.folder import RunFolder
 from normlab.schema import Parameter
 
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""One of several processes of a run, started by the elastic launcher: python -m normlab.engine.rank FOLDER SECONDS.
+"""One of several processes of a run, started by the elastic launcher: python -m normlab.launch.rank FOLDER SECONDS.
 
 Ends with status 0, STOPPED + the signal after saving (0 where the launcher would start it again: status.json tells), or
 the error's exit_status.
@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from normlab.engine.devices import this_device
-from normlab.engine.failure import failed
-from normlab.engine.processes import die_with_parent
-from normlab.engine.record import RunFolder
-from normlab.engine.stop import Interrupted, Stop
-from normlab.engine.train import train
 from normlab.errors import RunError, UserError
-from normlab.report.progress import progress_bar, silent
+from normlab.launch.failure import failed
+from normlab.launch.life import train
+from normlab.processes.devices import this_device
+from normlab.processes.lifetimes import die_with_parent
+from normlab.processes.signals import Interrupted, Stop
+from normlab.progress import progress_bar, silent
+from normlab.runs.folder import RunFolder
 
 STOPPED = 128
 

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 
 from normlab.config import Config, identity
-from normlab.engine.launch import num_devices
-from normlab.engine.record import RunFolder
-from normlab.engine.start import start
 from normlab.errors import BusyError, UserError
-from normlab.report.progress import progress_bar
+from normlab.launch.elastic import num_devices
+from normlab.launch.start import start
+from normlab.progress import progress_bar
+from normlab.runs.folder import RunFolder
 
 LOG = "log.txt"
 BUSY = 75  # exit status of a cell that another command works on (EX_TEMPFAIL)
@@ -119,7 +119,7 @@ class _Pool:
         self.running: list[_Job] = []
         self.stopping = False
         self.context = get_context("forkserver")
-        self.context.set_forkserver_preload(["normlab.engine.cell_server"])
+        self.context.set_forkserver_preload(["normlab.sweeps.cell_server"])
 
     def run(self, console: Console) -> bool:
         """Run all cells; returns whether Ctrl-C or SIGTERM cut them short."""

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
-from omegaconf import OmegaConf
-
 from normlab.config import choices, conf_dir
 from normlab.data.download import one_line
 from normlab.errors import UserError, unknown
 from normlab.reading import read_yaml
+from normlab.schema import named
 
 
 def prepare(name: str, root: Path | None = None) -> str:
@@ -53,9 +51,9 @@ def _locate(name: str, root: Path | None) -> tuple[Any, Path | None]:
     """The class of a dataset, and its folder unless the data come with the program."""
     if name not in choices("data"):
         raise unknown("dataset", name, choices("data"))
-    config = OmegaConf.create(read_yaml(conf_dir() / "data" / f"{name}.yaml"))
-    dataset, default = get_class(OmegaConf.select(config, "_target_")), OmegaConf.select(config, "root")
-    return dataset, None if default is None else Path(root or default)
+    node = read_yaml(conf_dir() / "data" / f"{name}.yaml")
+    default = node.get("root")
+    return named(node["_target_"]), None if default is None else Path(root or default)
 
 
 def _sizes(dataset: Any, **options: str) -> str:

@@ -7,9 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from normlab.config import Config
-from normlab.engine.record import RunFolder
 from normlab.engine.saved import estimate_run
-from normlab.engine.sweep import num_jobs, relative_time, sweep
 from normlab.errors import UserError
 from normlab.reading import RECORD, read_jsonl
 from normlab.report.printed import printed
@@ -17,6 +15,8 @@ from normlab.report.records import collect, estimate_of
 from normlab.report.render import report
 from normlab.report.runs import Plan, plan
 from normlab.report.table import Table
+from normlab.runs.folder import RunFolder
+from normlab.sweeps.pool import num_jobs, relative_time, sweep
 
 
 def reproduce(

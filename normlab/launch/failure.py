@@ -5,9 +5,9 @@ import errno
 import re
 import traceback
 
-from normlab.engine.devices import rank_and_size
-from normlab.engine.record import RunFolder
 from normlab.errors import DiskFullError, RunError, UserError, is_out_of_memory
+from normlab.processes.devices import rank_and_size
+from normlab.runs.folder import RunFolder
 from normlab.writing import write_text
 
 

@@ -5,7 +5,7 @@ A SIGTERM to all processes of a sweep is for the sweep and its cells; the server
 
 import signal
 
-import normlab.engine.train
+import normlab.launch.life
 import normlab.tasks.classification  # noqa: F401
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

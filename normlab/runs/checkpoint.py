@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from normlab.engine.record import checkpoint_file, checkpoint_files
 from normlab.errors import UserError
+from normlab.runs.folder import checkpoint_file, checkpoint_files
 from normlab.writing import write_bytes
 
 State = dict[str, Any]

@@ -1,0 +1,42 @@
+"""What a run is: its settings, from the words of a command line or from a run's own file. No torch here.
+
+settings.py   the settings as one dataclass, and a run's identity
+files.py      the files of conf/
+compose.py    from words to settings, by Hydra
+checks.py     what types cannot tell
+initial.py    what `init` names
+"""
+
+from normlab.config.compose import check_hydra, load, parse, recorded
+from normlab.config.files import choices, conf_dir
+from normlab.config.settings import (
+    EXECUTION,
+    GROUPS,
+    SETTINGS,
+    Batch,
+    BatchAverage,
+    Checkpoint,
+    Config,
+    Record,
+    identity,
+    run_name,
+)
+
+__all__ = [
+    "EXECUTION",
+    "GROUPS",
+    "SETTINGS",
+    "Batch",
+    "BatchAverage",
+    "Checkpoint",
+    "Config",
+    "Record",
+    "check_hydra",
+    "choices",
+    "conf_dir",
+    "identity",
+    "load",
+    "parse",
+    "recorded",
+    "run_name",
+]

@@ -1,0 +1,57 @@
+"""What a run came to: its metrics under each estimator of the statistics, and what summary.json says of it."""
+
+from typing import Any
+
+from normlab.dynamics import ratios
+from normlab.engine.batch_average import measure
+from normlab.engine.evaluate import evaluate, statistics
+from normlab.engine.session import Session
+from normlab.processes import devices
+from normlab.replicas import normalizers
+from normlab.runs import checkpoint
+from normlab.runs.data_errors import data_errors
+
+
+def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
+    """Metrics under each estimator of the statistics, from one set of weights; saves weights and statistics.
+
+    Where no layer stores statistics (LN, GN, IN) there is nothing to estimate, and both are the same.
+    """
+    model, folder = session.experiment.model, session.folder
+    moving_average = evaluate(session)
+    state = measure(session) if any(layer.tracks_statistics for layer in normalizers(model)) else {}
+    if session.is_first:
+        checkpoint.save_tensors(folder.weights, model.state_dict())
+        checkpoint.save_tensors(folder.batch_average, state)
+    with statistics(model, state):
+        return {"moving_average": moving_average, "batch_average": evaluate(session) if state else moving_average}
+
+
+def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What summary.json says of a run, but for its length."""
+    config, experiment, record = session.config, session.experiment, session.folder.run()
+    layers = normalizers(experiment.model)
+    estimator = config.estimator
+    if estimator == "paper":  # seed 001, Sec. 2.1 for SN; the others keep the moving average of their papers
+        mixes_batches = any(layer.is_switchable and layer.tracks_statistics for layer in layers)
+        estimator = "batch_average" if mixes_batches else "moving_average"
+    rows = ratios.snapshot(experiment.model, experiment.sites)
+    return {
+        "id": record["id"],
+        "name": record["name"],
+        "status": status,
+        **{group: config.choices[group] for group in ("norm", "weight", "model", "data", "task")},
+        **{key: getattr(config, key) for key in ("batch", "accumulate", "epochs", "iterations", "seed", "precision")},
+        "headline": {"metric": experiment.task.headline, "estimator": estimator}
+        | ({"value": metrics[estimator][experiment.task.headline]} if metrics else {"value": None}),
+        "metrics": metrics,
+        "ratios": ratios.average(rows) if ratios.switchable(rows) else None,
+        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "norm_layers": len(layers),
+        "not_used_of_init": experiment.unused,
+        "data_errors": data_errors(session.folder.path),
+        "devices": session.share.ranks,
+        "device": devices.describe(session.device),
+        "versions": record["versions"],
+        "commit": record["commit"],
+    }
