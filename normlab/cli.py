@@ -201,14 +201,11 @@ def _show(words: list[str]) -> int:
 
 def _eval(words: list[str]) -> int:
     runs, options = _runs(words, {"split": "val"})
-    from normlab.engine.saved import SPLITS, evaluate_run, need_weights
+    from normlab.engine.saved import evaluate_run, need_weights
 
-    split = options["split"]
-    if split not in SPLITS:
-        raise UserError(f"split={split}: expected {' or '.join(SPLITS)}")
     need_weights(runs)
     for folder in runs:
-        _print_metrics(folder, SPLITS[split], evaluate_run(folder, split))
+        _print_metrics(folder, *evaluate_run(folder, options["split"]))
     return 0
 
 

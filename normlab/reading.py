@@ -38,6 +38,8 @@ SUMMARY: Fields = {
     "seconds": Parameter(Real),
     "metrics": Parameter(Mapping[str, Mapping[str, Real]]),
     "ratios": Parameter(_Ratios | None),
+    "ratios_by_part": Parameter(Mapping[str, _Ratios], {}),
+    "parts": Parameter(Mapping[str, list[str]], {}),
     "headline": Parameter(Mapping[str, Any]),
     "diverged_at": Parameter(int | None, None),
     "data_errors": Parameter(Mapping[str, Any], {}),

@@ -284,3 +284,45 @@ def named(target: str) -> Any:
     """What a target names, imported."""
     module, _, name = target.rpartition(".")
     return getattr(import_module(module), name)
+
+
+@cache
+def class_attribute(target: str, name: str) -> Any:
+    """The literal that a class assigns to a name in its body, or else the first of its bases that does.
+
+    Nothing is imported. None where no class does. Raises UserError where it is no literal.
+    """
+    module, _, class_name = target.rpartition(".")
+    tree = ast.parse(_source(module, target))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if class_name not in classes:
+        return None
+    for statement in classes[class_name].body:
+        value = _assigned(statement, name)
+        if value is not None:
+            try:
+                return ast.literal_eval(value)
+            except ValueError:
+                raise UserError(f"_target_={target}: `{name}` is read from the source; expected a literal") from None
+    known = {own: f"{module}.{own}" for own in classes}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for base in classes[class_name].bases:
+        first, dot, rest = ast.unparse(base).partition(".")
+        if first in known:
+            found = class_attribute(known[first] + dot + rest, name)
+            if found is not None:
+                return found
+    return None
+
+
+def _assigned(statement: ast.stmt, name: str) -> ast.expr | None:
+    """What a statement assigns to a name."""
+    if isinstance(statement, ast.Assign):
+        targets: list[ast.expr] = statement.targets
+    elif isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    else:
+        return None
+    return statement.value if any(isinstance(t, ast.Name) and t.id == name for t in targets) else None

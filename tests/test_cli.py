@@ -338,7 +338,7 @@ def test_wheel_runs_outside_the_repository(tmp_path: Path) -> None:
     assert files(installed / "normlab", "*.py") - {Path("conf/__init__.py")} == files(SOURCE / "normlab", "*.py")
     script = (
         "import json, normlab.config as c; "
-        "print(json.dumps([c.__file__, str(c.conf_dir()), c.identity(c.load(['norm=hn', 'batch=4x4']))]))"
+        "print(json.dumps([c.__path__[0], str(c.conf_dir()), c.identity(c.load(['norm=hn', 'batch=4x4']))]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run([sys.executable, "-c", script], cwd=cwd, env=environment, capture_output=True, text=True)

@@ -195,6 +195,6 @@ def test_files_of_conf(data: bytes, message: str, tmp_path: Path, monkeypatch, c
     shutil.copytree(conf_dir(), conf)
     (conf / "norm" / f"{name}.yaml").write_bytes(data)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("normlab.config.conf_dir", lambda: conf)
+    monkeypatch.setattr("normlab.config.files.conf_dir", lambda: conf)
     assert message in refusal(capsys, "train", f"norm={name}", "--cfg", "job").replace(name, "mine")
     assert main(["list", "norm"]) == 0

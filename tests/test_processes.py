@@ -16,8 +16,8 @@ from killing import SHORT, SMALL, config, differences, outcome
 from test_scale import meeting_point
 
 from normlab.cli import main
-from normlab.engine import train
 from normlab.errors import RunError
+from normlab.launch import life
 from normlab.launch.start import start
 from normlab.runs import lock
 from normlab.runs.folder import RunFolder
@@ -113,7 +113,7 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path):
 @pytest.mark.parametrize("where", ["open_session", "_tracker", "summarize", "draw"])
 def test_a_signal_anywhere_interrupts(tmp_path, monkeypatch, where):
     """While the model is built, W&B starts, the outcome is written."""
-    original = getattr(train, where)
+    original = getattr(life, where)
 
     def signalled(*arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -121,11 +121,11 @@ def test_a_signal_anywhere_interrupts(tmp_path, monkeypatch, where):
 
     words = ["train", *SMALL, "iterations=2", f"out={tmp_path}"]
     folder = RunFolder.of(config(tmp_path, "iterations=2"))
-    monkeypatch.setattr(train, where, signalled)
+    monkeypatch.setattr(life, where, signalled)
     assert main(words) == 128 + signal.SIGTERM
     updates = 0 if where in ("open_session", "_tracker") else 2
     assert folder.status() == {"status": "interrupted", "updates": updates, "signal": signal.SIGTERM}
-    monkeypatch.setattr(train, where, original)
+    monkeypatch.setattr(life, where, original)
     assert main(words) == 0
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_engine import config, run
 from test_replicas import on_ranks
 
-from normlab.engine.fit import Fit
+from normlab.engine.loop import Loop
 from normlab.engine.session import open_session
 from normlab.figures.draw import draw
 from normlab.reading import read_jsonl
@@ -71,7 +71,7 @@ def rows_of(out: Path, *more: str) -> dict:
         folder.create(settings)
     if dist.is_initialized():
         dist.barrier()
-    Fit(open_session(folder), NoTracker(folder.path, "", "", {})).run()
+    Loop(open_session(folder), NoTracker(folder.path, "", "", {})).run()
     return {file.name: read_jsonl(file) for file in (folder.statistics, folder.gradients)}
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normlab.config import Config, load
 from normlab.engine.build import build
-from normlab.engine.fit import Fit
+from normlab.engine.loop import Loop
 from normlab.engine.session import open_session
 from normlab.replicas import Share, normalizers, passes, permutation
 from normlab.runs.folder import RunFolder
@@ -74,7 +74,7 @@ def engine(settings: Config) -> State:
     if dist.is_initialized():
         dist.barrier()
     session = open_session(folder)
-    assert Fit(session, NoTracker(folder.path, "", "", {})).run() == "finished"
+    assert Loop(session, NoTracker(folder.path, "", "", {})).run() == "finished"
     return session.experiment.model.state_dict()
 
 
@@ -89,7 +89,7 @@ def rank_main(rank: int, ranks: int, work, out: Path, arguments: tuple) -> None:
     assert not [name for name in threads if "gloo" in name]  # one that is left aborts the process now and then
 
 
-mp.set_forkserver_preload(["normlab.engine.fit", "normlab.tasks.classification", "normlab.data.digits"])
+mp.set_forkserver_preload(["normlab.engine.loop", "normlab.tasks.classification", "normlab.data.digits"])
 
 
 def on_ranks(ranks: int, work, out: Path, *arguments) -> dict:
@@ -189,7 +189,7 @@ def test_engine_layers_wait_for_the_iteration(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create(settings)
     session = open_session(folder)
-    Fit(session, NoTracker(folder.path, "", "", {}))
+    Loop(session, NoTracker(folder.path, "", "", {}))
     layer = normalizers(session.experiment.model)[0]
     before = layer.running_mean.clone()
     session.experiment.model.train()(torch.randn(8, 1, 8, 8))

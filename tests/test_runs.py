@@ -60,7 +60,7 @@ def test_tables_share_their_runs(tmp_path):
 @pytest.mark.parametrize(("scale", "epochs"), [("digits", 30), ("cifar10", 30), ("imagenet", 100)])
 def test_going_on_is_the_rest_of_the_other_run(tmp_path, monkeypatch, scale, epochs):
     """Its epochs and its milestones, wherever the protocol counts them from."""
-    monkeypatch.setattr("normlab.config.check_paths", lambda config: None)
+    monkeypatch.setattr("normlab.config.compose.check_paths", lambda config: None)
     table = HARD
     table.scales |= {"cifar10": "cifar10_sn"}
     found = plan(table, scale, [0], [], tmp_path)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from normlab import cli
 from normlab.doctor import attempts
-from normlab.engine import fit
-from normlab.runs import checkpoint
+from normlab.runs import checkpoint, resumption
 
 PIECE = 8  # bytes, so that writing takes a while
 
@@ -30,7 +29,7 @@ def main(words: list[str]) -> int:
 
 if __name__ == "__main__":
     checkpoint.write_bytes = write_in_place
-    fit.cut = lambda path, size: None
+    resumption.cut = lambda path, size: None
     attempts.main = main
     attempts.GRACE = 0.3
     attempts.serve()

@@ -25,6 +25,7 @@ from normlab.processes.signals import Stop
 from normlab.progress import Progress, silent
 from normlab.replicas import Share, passes
 from normlab.runs.folder import RunFolder
+from normlab.tasks.parts import Parts
 
 NORMLAB_ROW, TIMM_ROW = "normlab", "timm"
 
@@ -94,7 +95,7 @@ def _ours(root: Path, size: int, batch: int, workers: int) -> Iterator[Any]:
     config = load(words)
     task = build_task(config)
     share = Share(config.replicas, config.per_replica)
-    experiment = Experiment(task, nn.Identity(), [], [])
+    experiment = Experiment(task, nn.Identity(), Parts({}, {}), [], [], frozenset())
     session = Session(config, RunFolder(root), experiment, torch.device("cpu"), share, silent, Stop())
     length = len(task.dataset("train"))  # type: ignore[arg-type]
     per_epoch = length // batch

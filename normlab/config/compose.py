@@ -3,7 +3,7 @@
 load(["norm=sn", "batch=8x2"]) -> Config        composed by Hydra, checked against schemas, defaults filled in
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -18,9 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from normlab import schema
+from normlab.config import files
 from normlab.config.checks import check_paths, check_values
-from normlab.config.files import choices, conf_dir
-from normlab.config.settings import GROUPS, SETTINGS, BatchAverage, Checkpoint, Config, Record
+from normlab.config.files import choices
+from normlab.config.settings import GROUPS, SETTINGS, BatchAverage, Checkpoint, Config, Part, PhaseSettings, Record
 from normlab.errors import UserError, nearest
 from normlab.reading import read_yaml
 
@@ -41,8 +42,11 @@ CALLS = {
 def load(overrides: list[str]) -> Config:
     """Compose, check and resolve. Raises UserError, in one line, on anything that cannot run."""
     composed, chosen = _compose(overrides)
+    kinds = {group: composed[group].pop("_kind_", None) for group in GROUPS if isinstance(composed[group], dict)}
     config = _check_types(composed | {"choices": chosen})
+    _check_kinds(config, kinds)
     config.parts = {part: _resolve_part(part, value) for part, value in config.parts.items()}
+    config.phases = {phase: _resolve_phase(phase, value) for phase, value in config.phases.items()}
     check_values(config)
     check_paths(config)
     return config
@@ -53,8 +57,11 @@ def recorded(settings: dict[str, Any]) -> Config:
 
     Raises UserError on what cannot work, and on a `_target_` that the user does not trust (see schema.py).
     """
-    config = _check_types(settings, foreign=True)
-    config.parts = {part: _check_part(part, nodes) for part, nodes in config.parts.items()}
+    config = _check_types({"phases": {}} | settings, foreign=True)
+    config.parts = {part: _check_own("parts", part, v, Part, _recorded_node) for part, v in config.parts.items()}
+    config.phases = {
+        phase: _check_own("phases", phase, v, PhaseSettings, _recorded_node) for phase, v in config.phases.items()
+    }
     check_values(config)
     return config
 
@@ -66,8 +73,8 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings as plain containers, interpolations resolved, and the file chosen in each group. Raises UserError."""
     overrides = [parse(word) for word in _with_scale(words)]
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
-    files = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
-    composed = _compose_files(tuple(files))
+    words = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
+    composed = _compose_files(tuple(words))
     names = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
     settings = OmegaConf.masked_copy(composed, list(SETTINGS))
     OmegaConf.set_struct(settings, False)
@@ -82,15 +89,15 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 @cache
-def _compose_files(files: tuple[str, ...]) -> DictConfig:
+def _compose_files(words: tuple[str, ...]) -> DictConfig:
     """The chosen files put together by Hydra; the cells of a sweep share most choices, and this takes the time."""
     try:
         with _hydra():
-            return compose("config", list(files), return_hydra_config=True)
+            return compose("config", list(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        for file in ("config", *(choice.replace("=", "/") for choice in files)):
-            read_yaml(conf_dir() / f"{file}.yaml")  # says which one it is, where Hydra does not
-        raise UserError(f"{conf_dir()}: {error}") from None
+        for file in ("config", *(choice.replace("=", "/") for choice in words)):
+            read_yaml(files.conf_dir() / f"{file}.yaml")  # says which one it is, where Hydra does not
+        raise UserError(f"{files.conf_dir()}: {error}") from None
 
 
 def _with_scale(words: list[str]) -> list[str]:
@@ -100,7 +107,7 @@ def _with_scale(words: list[str]) -> list[str]:
         override = parse(word)
         if override.key_or_group == "scale":
             name = _choice("scale", override.value(), "scale")
-            overrides = list(read_yaml(conf_dir() / "scale" / f"{name}.yaml")["overrides"])
+            overrides = list(read_yaml(files.conf_dir() / "scale" / f"{name}.yaml")["overrides"])
         else:
             rest.append(word)
     return [*overrides, *rest]
@@ -112,7 +119,7 @@ def _hydra() -> Iterator[None]:
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        with initialize_config_dir(config_dir=str(files.conf_dir()), version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = running
@@ -162,8 +169,8 @@ def _nested_settings() -> dict[str, set[str]]:
         "record": set(schema.parameters_of(Record)),
     }
     for group in GROUPS:
-        files = [read_yaml(conf_dir() / group / f"{name}.yaml") for name in choices(group)]
-        targets = [file["_target_"] for file in files if file["_target_"] is not None]
+        nodes = [read_yaml(files.conf_dir() / group / f"{name}.yaml") for name in choices(group)]
+        targets = [node["_target_"] for node in nodes if node["_target_"] is not None]
         nested[group] = {name for target in targets for name in schema.signature(target)}
     return nested
 
@@ -205,24 +212,61 @@ def _check_node(node: Any, group: str, path: str, foreign: bool) -> dict[str, An
     return checked
 
 
-def _check_part(part: str, nodes: Any) -> dict[str, Any]:
-    """A part's nodes in a run's own file. Raises UserError."""
-    checked = schema.coerce(nodes, dict[str, Any], f"parts.{part}")
-    _check_keys(part, checked)
-    targets = {group: node for group, node in checked.items() if node is not None}
-    return checked | {group: _check_node(n, group, f"parts.{part}.{group}", True) for group, n in targets.items()}
+def _check_kinds(config: Config, kinds: Mapping[str, Any]) -> None:
+    """Raise UserError unless the task takes the kinds of the model and of the data, as far as both say (`_kind_`)."""
+    if config.task is None:
+        return
+    takes = schema.class_attribute(config.task["_target_"], "takes") or {}
+    for group, wanted in takes.items():
+        kind = kinds.get(group)
+        given = [kind] if isinstance(kind, str) else list(kind or ())
+        if given and not {*given} & {*wanted}:
+            fitting = [name for name in choices(group) if {*_kinds_of(group, name)} & {*wanted}]
+            raise UserError(
+                f"{group}={config.choices[group]}: this is for {' and '.join(given)}, and "
+                f"task={config.choices['task']} takes {' or '.join(wanted)}; "
+                f"allowed: {', '.join(fitting) or f'none in conf/{group}'}"
+            )
 
 
-def _check_keys(part: str, nodes: Mapping[str, Any]) -> None:
-    for key in nodes:
-        if key not in ("norm", "weight"):
-            raise UserError(f"parts.{part}.{key}: there is no such setting; {nearest(key, ('norm', 'weight'))}")
+def _kinds_of(group: str, name: str) -> list[str]:
+    kind = read_yaml(files.conf_dir() / group / f"{name}.yaml").get("_kind_", ())
+    return [kind] if isinstance(kind, str) else list(kind)
+
+
+def _check_own(key: str, name: str, given: Any, settings: type, node: Callable[[Any, str, str], Any]) -> dict[str, Any]:
+    """What a part or a phase (`key`) has of its own, by settings of a dataclass; `node` makes a group's settings.
+
+    Raises UserError on what it cannot have.
+    """
+    path, known = f"{key}.{name}", schema.parameters_of(settings)
+    checked = schema.coerce(given, dict[str, Any], path)
+    for setting in checked:
+        if setting not in known:
+            raise UserError(f"{path}.{setting}: there is no such setting; {nearest(setting, known)}")
+    plain = schema.check(
+        {k: v for k, v in checked.items() if k not in GROUPS}, {k: known[k] for k in checked if k not in GROUPS}, path
+    )
+    return {k: node(v, k, f"{path}.{k}") if k in GROUPS else plain[k] for k, v in checked.items()}
+
+
+def _recorded_node(node: Any, group: str, path: str) -> dict[str, Any] | None:
+    """Of a run's own file. Raises UserError."""
+    return None if node is None else _check_node(node, group, path, True)
 
 
 def _resolve_part(part: str, value: Any) -> dict[str, Any]:
     """`head: none` or `head: {norm: none, weight: ws}` -> {"norm": settings, ...}."""
-    chosen = value if isinstance(value, dict) else {"norm": value}
-    _check_keys(part, chosen)
-    names = {group: _choice(group, name, f"parts.{part}.{group}") for group, name in chosen.items()}
-    composed, _ = _compose([f"{group}={name}" for group, name in names.items()])
-    return {group: schema.check_target(composed[group], group) for group in names}
+    return _check_own("parts", part, value if isinstance(value, dict) else {"norm": value}, Part, _chosen)
+
+
+def _resolve_phase(phase: str, value: Any) -> dict[str, Any]:
+    """`search: {optim: adam}` -> {"optim": settings}."""
+    return _check_own("phases", phase, value, PhaseSettings, _chosen)
+
+
+def _chosen(name: Any, group: str, path: str) -> dict[str, Any] | None:
+    """The settings in a group's file."""
+    composed, _ = _compose([f"{group}={_choice(group, name, path)}"])
+    composed[group].pop("_kind_", None)
+    return _check_node(composed[group], group, path, False)

@@ -87,6 +87,27 @@ class Record:
 
 
 @dataclass
+class Part:
+    """What a part of a model can have of its own; what is not given is the run's (see normlab/tasks/parts.py)."""
+
+    norm: Any  # settings with a `_target_`, or None
+    weight: Any
+    momentum: float | None  # of its norm layers
+    frozen: bool  # its parameters are constants; statistics go on, unless its norm is bn_frozen
+    lr: float  # factor of its learning rate
+    init: str
+
+
+@dataclass
+class PhaseSettings:
+    """What a phase of a task can have of its own; what is not given is the run's (see normlab/tasks/task.py)."""
+
+    optim: Any
+    schedule: Any
+    updates: int  # in an epoch
+
+
+@dataclass
 class Config:
     """A run's settings; groups hold `_target_` and its keyword arguments (None: nothing). See conf/config.yaml."""
 
@@ -106,7 +127,8 @@ class Config:
     seed: int
     precision: Literal["fp32", "bf16", "fp16", "fp64"]
     init: str
-    parts: dict[str, Any]
+    parts: dict[str, Any]  # part -> the PART settings that are given
+    phases: dict[str, Any]  # phase -> the PHASE settings that are given
     norm_dropout: float
     estimator: Literal["paper", "moving_average", "batch_average"]
     batch_average: BatchAverage
@@ -131,8 +153,9 @@ class Config:
 
     def targets(self) -> list[str]:
         """Every `_target_` of the run."""
-        nodes = [getattr(self, group) for group in GROUPS] + [n for part in self.parts.values() for n in part.values()]
-        return [node["_target_"] for node in nodes if node is not None]
+        own = [(group, getattr(self, group)) for group in GROUPS]
+        inner = [item for settings in (*self.parts.values(), *self.phases.values()) for item in settings.items()]
+        return [node["_target_"] for group, node in (*own, *inner) if group in GROUPS and node is not None]
 
     @property
     def replicas(self) -> int:
@@ -157,9 +180,11 @@ def identity(config: Config) -> str:
     scientific["batch_average"]["samples"] = config.batch_average.num_samples  # 50k and 50000 are the same
     # Data that are all good give the same result under either on_error, and a run that bad data stopped goes on.
     scientific["data"] = {k: v for k, v in config.data.items() if k not in ("root", "on_error")}
-    if config.init != "none":
-        scientific["init"] = Initial.parse(config.init).identity(Path(config.out))
+    if not config.phases:
+        scientific.pop("phases")  # runs were recorded before there were phases
     for nodes in (scientific, *scientific["parts"].values()):
+        if nodes.get("init", "none") != "none":
+            nodes["init"] = Initial.parse(nodes["init"]).identity(Path(config.out))
         for group in ("norm", "weight"):
             if nodes.get(group):
                 nodes[group] = {key: value for key, value in nodes[group].items() if LATER.get(key, ...) != value}

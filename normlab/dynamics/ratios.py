@@ -5,7 +5,7 @@ drawn from such records, without torch.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ def range_of(receptive_field: int) -> str:
     return next((name for name, last in _MIDDLE_RANGES.items() if receptive_field <= last), ">299")
 
 
-def snapshot(model: "nn.Module", sites: "Iterable[NormSite]") -> list[Row]:
+def snapshot(model: "nn.Module", sites: "Iterable[NormSite]", part_of: Callable[[str], str | None]) -> list[Row]:
     """The ratios of every normalizing layer now, in network order, ready for JSON.
 
-    A row has: layer (module name), index (from 1, as the papers count), kernel_size, shortcut, receptive_field,
-    and mean and var, each {scope: ratio} summing to 1. With group SN (seed 002, Sec. 3.2), where ratios are
-    (ratio_groups, S), these are averages over the groups, and mean_groups and var_groups hold {scope: [ratio, ...]}.
+    A row has: layer (module name), index (from 1, as the papers count), part (of the model, by `part_of` the name),
+    kernel_size, shortcut, receptive_field (or None), and mean and var, each {scope: ratio} summing to 1. With group SN
+    (seed 002, Sec. 3.2), where ratios are (ratio_groups, S), these are averages over the groups, and mean_groups and
+    var_groups hold {scope: [ratio, ...]}.
     Sites whose module has no `ratios()`, such as torch's own layers, are left out; the others keep their index.
     """
     rows = []
@@ -45,6 +46,7 @@ def snapshot(model: "nn.Module", sites: "Iterable[NormSite]") -> list[Row]:
         row: Row = {
             "layer": site.name,
             "index": index,
+            "part": part_of(site.name),
             "kernel_size": None if site.kernel_size is None else list(site.kernel_size),
             "shortcut": site.shortcut,
             "receptive_field": site.receptive_field,
@@ -86,13 +88,26 @@ def average(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 def mean_by_range(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
     """The average of the layers in each range of receptive fields (seed 000, Fig. 4), and of "all".
 
-    Returns {range: {"mean": {scope: ratio}, "var": {scope: ratio}}}; ranges without a layer are left out.
+    Returns {range: {"mean": {scope: ratio}, "var": {scope: ratio}}}; ranges without a layer are left out. A layer
+    without a receptive field counts in "all" alone.
     """
     members: dict[str, list[Row]] = {name: [] for name in RF_RANGES}
     for row in rows:
-        members[range_of(row["receptive_field"])].append(row)
+        if row["receptive_field"] is not None:
+            members[range_of(row["receptive_field"])].append(row)
         members["all"].append(row)
     return {name: average(inside) for name, inside in members.items() if inside}
+
+
+def mean_by_part(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """The average of the layers in each part of the model: {part: {"mean": {scope: ratio}, "var": ...}}.
+
+    Empty where all layers are of one part, whose average is that of the network; older records know of no parts.
+    """
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        members.setdefault(row.get("part") or "", []).append(row)
+    return {name: average(inside) for name, inside in members.items()} if len(members) > 1 else {}
 
 
 def mean_by_block(rows: Iterable[Row], depth: int) -> dict[str, dict[str, dict[str, float]]]:
@@ -118,20 +133,23 @@ def num_disagreeing(rows: Iterable[Row]) -> int:
 
 
 def flatten(rows: Sequence[Row]) -> dict[str, float]:
-    """Flat keys for a tracker: "ratios/mean/bn/layer1.0.bn1" by layer, "ratios_rf/var/ln/49-99" by range."""
+    """Flat keys for a tracker: "ratios/mean/bn/layer1.0.bn1" by layer, "ratios_rf/var/ln/49-99" by range of receptive
+    fields, "ratios_part/mean/bn/head" by part of the model."""
     by_layer = {
         f"ratios/{moment}/{scope}/{row['layer']}": ratio
         for row in rows
         for moment in MOMENTS
         for scope, ratio in row[moment].items()
     }
-    by_range = {
-        f"ratios_rf/{moment}/{scope}/{name}": ratio
-        for name, moments in mean_by_range(rows).items()
+    averages = {"rf": mean_by_range(rows), "part": mean_by_part(rows)}
+    averaged = {
+        f"ratios_{kind}/{moment}/{scope}/{name}": ratio
+        for kind, members in averages.items()
+        for name, moments in members.items()
         for moment, ratios in moments.items()
         for scope, ratio in ratios.items()
     }
-    return by_layer | by_range
+    return by_layer | averaged
 
 
 def divergence(p: Mapping[str, float], q: Mapping[str, float]) -> float:
@@ -147,13 +165,14 @@ def divergence(p: Mapping[str, float], q: Mapping[str, float]) -> float:
     return total
 
 
-def divergence_by_range(pairs: Iterable[tuple[int, float]]) -> dict[str, float]:
+def divergence_by_range(pairs: Iterable[tuple[int | None, float]]) -> dict[str, float]:
     """The average divergence of the layers in each range of receptive fields, and of "all" (seed 000, Figs. 3c and 5).
 
-    pairs are (receptive field, divergence) of each layer; ranges without a layer are left out.
+    pairs are (receptive field or None, divergence) of each layer; ranges without a layer are left out.
     """
     members: dict[str, list[float]] = {name: [] for name in RF_RANGES}
     for receptive_field, value in pairs:
-        members[range_of(receptive_field)].append(value)
+        if receptive_field is not None:
+            members[range_of(receptive_field)].append(value)
         members["all"].append(value)
     return {name: math.fsum(values) / len(values) for name, values in members.items() if values}

@@ -25,13 +25,13 @@ class NormSite:
 
     kernel_size is of the convolution that feeds the layer (None: a linear layer or nothing does); shortcut tells
     whether the layer normalizes a projection that is added to a deeper branch; receptive_field is in pixels of the
-    input, along its largest side, and may exceed the image.
+    input, along its largest side, and may exceed the image (None: the network is none of images, or was not traced).
     """
 
     name: str
     kernel_size: tuple[int, ...] | None
     shortcut: bool
-    receptive_field: int
+    receptive_field: int | None
 
 
 @dataclass(frozen=True)

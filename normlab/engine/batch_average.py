@@ -110,7 +110,8 @@ def measure(session: Session) -> State:
     Whole iterations of G x N samples are measured, at least one, in an order of their own.
     """
     task, model, config, share = session.experiment.task, session.experiment.model, session.config, session.share
-    length = len(task.dataset("train"))  # type: ignore[arg-type]
+    phase = task.phases[0]  # that of the network which is evaluated
+    length = len(task.dataset(phase.split))  # type: ignore[arg-type]
     wanted = min(config.batch_average.num_samples or length, length)
     iterations = max(1, wanted // (share.replicas * share.per_replica))
     seed = mix_seed(config.seed, *b"batch average")
@@ -124,8 +125,8 @@ def measure(session: Session) -> State:
         torch.manual_seed(seeds[0])  # for what draws from the global generator inside a model
         set_replicas(model, len(current.replicas), seeds)
         with devices.autocast(config, session.device):
-            task.losses(model, batch, len(current.replicas))
+            phase.objective(model, batch, len(current.replicas))
         session.progress("measuring statistics", current.iteration + current.last, iterations)
 
-    loaded = batches(session, "train", trips, share.per_replica)
+    loaded = batches(session, phase.split, trips, share.per_replica)
     return estimate(model, loaded, forward, config.batch_average.variance)

@@ -12,29 +12,38 @@ from normlab.errors import UserError
 from normlab.processes import devices
 from normlab.replicas import Pass
 
-SAMPLES_AT_ONCE = 256
-
 
 @torch.no_grad()
 def evaluate(session: Session, split: str = "val") -> dict[str, float]:
-    """The task's metrics on a split, with the statistics that the layers hold; accuracies in percent."""
+    """The task's metrics on a split, with the statistics that the layers hold, in the units that it declares."""
     task, model = session.experiment.task, session.experiment.model
-    samples = range(session.share.rank, len(task.dataset(split)), session.share.ranks)  # type: ignore[arg-type]
+    at_once, order = task.evaluation(split)
+    share = session.share
+    indices = list(order if order is not None else range(len(task.dataset(split))))[share.rank :: share.ranks]  # type: ignore[arg-type]
 
     def passes() -> Iterator[Pass]:
-        for k, start in enumerate(range(0, len(samples), SAMPLES_AT_ONCE)):
-            yield Pass(k, range(1), [(None, i) for i in samples[start : start + SAMPLES_AT_ONCE]], last=True)
+        for k, start in enumerate(range(0, len(indices), at_once)):
+            yield Pass(k, range(1), [(None, i) for i in indices[start : start + at_once]], last=True)
 
-    metric = task.metric().to(session.device)
+    metric = task.metric(split).to(session.device)
     was_training = model.training
     model.eval()
-    for current, batch in batches(session, split, passes, SAMPLES_AT_ONCE, leave_out=True):
+    for current, batch in batches(session, split, passes, at_once, leave_out=True):
         with devices.autocast(session.config, session.device):
             predictions = task.predict(model, batch)
-        task.update(metric, predictions, batch)
-        session.progress("evaluating", min((current.iteration + 1) * SAMPLES_AT_ONCE, len(samples)), len(samples))
+        task.update(metric, predictions, batch, [index for _, index in current.keys])
+        session.progress("evaluating", min((current.iteration + 1) * at_once, len(indices)), len(indices))
     model.train(was_training)
     return task.results(metric)
+
+
+def check_splits(session: Session) -> None:
+    """Raise UserError, ahead of any work, if a split that a run is tested on has no sample."""
+    task = session.experiment.task
+    for split in task.tested:
+        if len(task.dataset(split)) == 0:  # type: ignore[arg-type]
+            words = task.splits.get(split, split)
+            raise UserError(f"data={session.config.choices['data']}: its {words} split is empty")
 
 
 @contextmanager

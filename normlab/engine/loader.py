@@ -1,13 +1,15 @@
 """Batches of a rank, in the order of its passes, for training, estimation and evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
-from normlab.data.dataset import ImageDataset, SampleError
+from normlab.data.dataset import SampleError
 from normlab.engine.session import Session
 from normlab.errors import UserError
 from normlab.processes import devices
@@ -22,6 +24,7 @@ _TOLERATED = 100  # bad samples in a row, or in a batch: more of them are no few
 
 class _Fetched(NamedTuple):
     samples: list[Any]
+    keys: list[tuple[int | None, int]]  # whose samples these are, or stand in for
     errors: list[dict[str, Any]]  # of samples that the dataset could not give
 
 
@@ -34,34 +37,36 @@ class _Samples(Dataset):
 
     def __init__(self, dataset: Any, leave_out: bool) -> None:
         self.dataset, self.leave_out = dataset, leave_out
-        self.skips = isinstance(dataset, ImageDataset) and dataset.on_error == "skip"
+        self.skips = getattr(dataset, "on_error", "stop") == "skip"
 
     def __getitems__(self, keys: list[tuple[int | None, int]]) -> _Fetched:
-        fetched = _Fetched([], [])
+        fetched = _Fetched([], [], [])
         for key in keys:
             try:
-                fetched.samples.append(self._sample(*key))
+                fetched.samples.append(self._sample(*key, key[1]))
+                fetched.keys.append(key)
             except SampleError as error:
                 if not self.skips:
                     raise UserError(str(error)) from None  # a plain one, which comes whole out of a worker
                 fetched.errors.append(data_errors.row(error))
                 if not self.leave_out:
                     fetched.samples.append(self._stand_in(*key))
+                    fetched.keys.append(key)
                 elif len(fetched.errors) > _TOLERATED:
                     raise UserError(
                         f"more than {_TOLERATED} of {len(keys)} samples are bad; the last: {error}"
                     ) from None
         return fetched
 
-    def _sample(self, epoch: int | None, index: int) -> Any:
-        if isinstance(self.dataset, ImageDataset):
-            return self.dataset.take(epoch, index, index)
-        return self.dataset[epoch, index]
+    def _sample(self, epoch: int | None, index: int, stored: int) -> Any:
+        """What is stored under one index, under the randomness of another if the dataset can tell them apart."""
+        take = getattr(self.dataset, "take", None)
+        return self.dataset[epoch, stored] if take is None else take(epoch, index, stored)
 
     def _stand_in(self, epoch: int | None, index: int) -> Any:
         for distance in range(1, _TOLERATED + 1):
             try:
-                return self.dataset.take(epoch, index, (index + distance) % len(self.dataset))
+                return self._sample(epoch, index, (index + distance) % len(self.dataset))
             except SampleError as error:
                 last = error
         raise UserError(f"sample {index} and the {_TOLERATED} behind it are bad; the last: {last}")
@@ -73,15 +78,15 @@ class _Collate:
     No batch if no sample is left; beside it, the errors.
     """
 
-    def __init__(self, task: Task, per_replica: int) -> None:
-        self.task, self.per_replica = task, per_replica
+    def __init__(self, task: Task, split: str, per_replica: int) -> None:
+        self.task, self.split, self.per_replica = task, split, per_replica
 
-    def __call__(self, fetched: _Fetched) -> tuple[list[Batch], list[dict[str, Any]]]:
+    def __call__(self, fetched: _Fetched) -> tuple[list[Batch], list[tuple[int | None, int]], list[dict[str, Any]]]:
         samples = fetched.samples
         starts = range(0, len(samples), self.per_replica)
-        replicas = [self.task.collate(samples[start : start + self.per_replica]) for start in starts]
+        replicas = [self.task.collate(samples[start : start + self.per_replica], self.split) for start in starts]
         stacked = self.task.stack(replicas) if replicas else None
-        return replicas if stacked is None else [stacked], fetched.errors
+        return replicas if stacked is None else [stacked], fetched.keys, fetched.errors
 
 
 class _Keys:
@@ -100,8 +105,8 @@ def batches(
     """Each pass with its batch on the session's device.
 
     What the task cannot stack comes as passes of one replica each. `passes` is called twice: the keys it gives run
-    ahead of the data. With data.on_error=skip, bad samples are replaced, or left out of their batches; the run's folder
-    lists them.
+    ahead of the data. With data.on_error=skip, bad samples are replaced, or left out of their batches and of
+    the keys of their pass; the run's folder lists them.
 
     Raises UserError on a bad sample otherwise, and where too many are bad.
     """
@@ -110,19 +115,19 @@ def batches(
     loader = DataLoader(
         _Samples(dataset, leave_out),
         batch_sampler=_Keys(passes),  # type: ignore[arg-type]
-        collate_fn=_Collate(task, per_replica),  # type: ignore[arg-type]
+        collate_fn=_Collate(task, split, per_replica),  # type: ignore[arg-type]
         num_workers=session.config.workers,
         worker_init_fn=prepare_loader_worker,
         pin_memory=device.type == "cuda",
     )
-    normalize = dataset.normalize if isinstance(dataset, ImageDataset) else None
     met = DataErrors(session.folder.path, session.share.rank)
     given = lost = False
-    for current, (loaded, errors) in zip(passes(), _plain_errors(loader), strict=True):
+    for current, (loaded, keys, errors) in zip(passes(), _plain_errors(loader), strict=True):
         met.add(errors)
         given, lost = given or bool(loaded), lost or not loaded
         if not loaded:
             continue
+        current = replace(current, keys=keys)
         trips = [current] if len(loaded) == 1 else current.one_by_one()
         if len(trips) > 1 and any(layer.sync for layer in normalizers(session.experiment.model)):
             raise UserError(
@@ -130,7 +135,7 @@ def batches(
                 f"them; use devices={session.config.replicas}"
             )
         for trip, batch in zip(trips, loaded, strict=True):
-            yield trip, to_device(batch, device, dtype, normalize)
+            yield trip, _floating_as(dtype, task.prepare(_on_device(batch, device), split))
     if lost and not given:
         raise UserError(f"all samples of {split} are bad; {met.path} lists them")
 
@@ -143,20 +148,11 @@ def _plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
 
-def to_device(
-    batch: Batch, device: torch.device, dtype: torch.dtype, normalize: Callable[[Tensor], Tensor] | None = None
-) -> Batch:
-    """Move the tensors in nested lists, tuples and dicts; those of floating point become `dtype`.
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors in nested lists, tuples and dicts."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)
 
-    Images in bytes become numbers there, by `normalize`.
-    """
-    if isinstance(batch, Tensor):
-        moved = batch.to(device, non_blocking=True)
-        if normalize is not None and moved.dtype == torch.uint8:
-            moved = normalize(moved)
-        return moved.to(dtype) if moved.is_floating_point() else moved
-    if isinstance(batch, dict):
-        return {key: to_device(value, device, dtype, normalize) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device, dtype, normalize) for value in batch)
-    return batch
+
+def _floating_as(dtype: torch.dtype, batch: Batch) -> Batch:
+    """Those of floating point become `dtype`."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, batch)

@@ -14,7 +14,6 @@ from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
 from normlab.writing import append_jsonl
 
-SPLITS = {"train": "training", "val": "validation"}
 Metrics = dict[str, dict[str, float]]
 
 
@@ -36,18 +35,22 @@ def open_run(folder: RunFolder, progress: Progress = silent) -> Session:
     return session
 
 
-def evaluate_run(folder: RunFolder, split: str) -> Metrics:
-    """Metrics of a run's weights on a split under the statistics that it saved: moving and batch average.
+def evaluate_run(folder: RunFolder, split: str) -> tuple[str, Metrics]:
+    """The split in words, and metrics of a run's weights on it under the statistics that it saved: moving and batch
+    average.
 
-    An imported run has no batch average.
+    An imported run has no batch average. Raises UserError on a split that the task does not have.
     """
     with progress_bar() as progress:
         session = open_run(folder, progress)
+        splits = session.experiment.task.splits
+        if split not in splits:
+            raise UserError(f"split={split}: expected {' or '.join(splits)}")
         metrics = {"moving_average": evaluate(session, split)}
         if folder.batch_average.is_file():
             with statistics(session.experiment.model, checkpoint.load_tensors(folder.batch_average)):
                 metrics["batch_average"] = evaluate(session, split)
-        return metrics
+        return splits[split], metrics
 
 
 def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:
@@ -56,7 +59,7 @@ def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:
         session = open_run(folder, progress)
         session.config.batch_average = settings
         with statistics(session.experiment.model, measure(session)):
-            metrics = evaluate(session)
+            metrics = evaluate(session, session.experiment.task.tested[0])
         append_jsonl(folder.path / "estimates.jsonl", [dataclasses.asdict(settings) | metrics])
     label = f"{settings.samples} samples, {settings.variance} variance, augment={str(settings.augment).lower()}"
     return {label: metrics}

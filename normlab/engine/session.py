@@ -41,6 +41,8 @@ def open_session(folder: RunFolder, progress: Progress = silent, stop: Stop | No
     devices.prepare(config, device)
     experiment = build(config)
     devices.place(experiment.model, config, device)
+    for helper in experiment.task.helpers():
+        devices.place(helper, config, device).eval().requires_grad_(False)
     rank, ranks = devices.rank_and_size()
     share = Share(config.replicas, config.per_replica, rank, ranks, config.replicas_per_pass)
     return Session(config, folder, experiment, device, share, report, stop)

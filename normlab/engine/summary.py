@@ -10,21 +10,30 @@ from normlab.processes import devices
 from normlab.replicas import normalizers
 from normlab.runs import checkpoint
 from normlab.runs.data_errors import data_errors
+from normlab.tasks.metrics import headline
 
 
 def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
     """Metrics under each estimator of the statistics, from one set of weights; saves weights and statistics.
 
+    Those of the task's further test sets are called by them, as test/top1.
+
     Where no layer stores statistics (LN, GN, IN) there is nothing to estimate, and both are the same.
     """
     model, folder = session.experiment.model, session.folder
-    moving_average = evaluate(session)
+    moving_average = _tested(session)
     state = measure(session) if any(layer.tracks_statistics for layer in normalizers(model)) else {}
     if session.is_first:
         checkpoint.save_tensors(folder.weights, model.state_dict())
         checkpoint.save_tensors(folder.batch_average, state)
     with statistics(model, state):
-        return {"moving_average": moving_average, "batch_average": evaluate(session) if state else moving_average}
+        return {"moving_average": moving_average, "batch_average": _tested(session) if state else moving_average}
+
+
+def _tested(session: Session) -> dict[str, float]:
+    first, *others = session.experiment.task.tested
+    more = {f"{split}/{name}": v for split in others for name, v in evaluate(session, split).items()}
+    return evaluate(session, first) | more
 
 
 def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -35,17 +44,20 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
     if estimator == "paper":  # seed 001, Sec. 2.1 for SN; the others keep the moving average of their papers
         mixes_batches = any(layer.is_switchable and layer.tracks_statistics for layer in layers)
         estimator = "batch_average" if mixes_batches else "moving_average"
-    rows = ratios.snapshot(experiment.model, experiment.sites)
+    rows = experiment.ratios()
+    metric = headline(config.task["_target_"])
     return {
         "id": record["id"],
         "name": record["name"],
         "status": status,
         **{group: config.choices[group] for group in ("norm", "weight", "model", "data", "task")},
         **{key: getattr(config, key) for key in ("batch", "accumulate", "epochs", "iterations", "seed", "precision")},
-        "headline": {"metric": experiment.task.headline, "estimator": estimator}
-        | ({"value": metrics[estimator][experiment.task.headline]} if metrics else {"value": None}),
+        "headline": {"metric": metric, "estimator": estimator}
+        | ({"value": metrics[estimator][metric]} if metrics else {"value": None}),
         "metrics": metrics,
         "ratios": ratios.average(rows) if ratios.switchable(rows) else None,
+        "ratios_by_part": ratios.mean_by_part(rows) if ratios.switchable(rows) else {},
+        "parts": {part: list(prefixes) for part, prefixes in experiment.parts.prefixes.items()},
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "norm_layers": len(layers),
         "not_used_of_init": experiment.unused,

@@ -83,7 +83,7 @@ def _record(session: Session, origin: dict[str, str]) -> None:
     """Write the weights and records of an imported run."""
     folder, experiment = session.folder, session.experiment
     checkpoint.save_tensors(folder.weights, experiment.model.state_dict())
-    rows = ratios.snapshot(experiment.model, experiment.sites)
+    rows = experiment.ratios()
     if ratios.switchable(rows):
         folder.ratios.unlink(missing_ok=True)
         append_jsonl(folder.ratios, [{"epoch": 0.0, "step": 0, "layers": rows}])

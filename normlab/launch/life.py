@@ -1,4 +1,4 @@
-"""The life of a run on one rank: build, fit, measure statistics, evaluate under each estimator, draw, summarize."""
+"""The life of a run on one rank: build, train, measure statistics, evaluate under each estimator, draw, summarize."""
 
 import logging
 import time
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch.distributed as dist
 
 from normlab.config import Config, choices
-from normlab.engine.fit import Fit
+from normlab.engine.loop import Loop
 from normlab.engine.session import Session, open_session
 from normlab.engine.summary import evaluate_estimators, summarize
 from normlab.figures.draw import draw
@@ -51,32 +51,32 @@ def _train(folder: RunFolder, progress: Progress, stop: Stop) -> str:
         folder.begin()
     session = open_session(folder, progress, stop)
     tracker = _tracker(session)
-    fit = Fit(session, tracker)
+    loop = Loop(session, tracker)
     if session.is_first:
-        folder.set_status("running", updates=fit.length.total)
-    status = fit.run()
+        folder.set_status("running", updates=loop.length.total)
+    status = loop.run()
     if status != "interrupted":
-        _conclude(session, fit, status, tracker)
+        _conclude(session, loop, status, tracker)
     elif session.is_first:
-        folder.interrupted(fit.signal)
+        folder.interrupted(loop.signal)
         tracker.finish({"status": status})
     return status
 
 
-def _conclude(session: Session, fit: Fit, status: str, tracker: Tracker) -> None:
+def _conclude(session: Session, loop: Loop, status: str, tracker: Tracker) -> None:
     start = time.monotonic()
     metrics = {} if status == "diverged" else evaluate_estimators(session)
     if session.is_first:
-        seconds = fit.seconds + time.monotonic() - start
+        seconds = loop.seconds + time.monotonic() - start
         summary = summarize(session, status, metrics) | {
-            "updates": fit.updates,
-            "diverged_at": fit.diverged_at,
+            "updates": loop.updates,
+            "diverged_at": loop.diverged_at,
             "seconds": round(seconds, 2),
         }
         write_json(session.folder.summary_file, summary)
         for path in draw(session.folder, _figures(session.config, tracker)):
-            tracker.image(f"figures/{path.stem}", path, fit.updates)
-        session.folder.set_status(status, updates=fit.updates)
+            tracker.image(f"figures/{path.stem}", path, loop.updates)
+        session.folder.set_status(status, updates=loop.updates)
         tracker.finish(summary)  # the records are whole: what becomes of their mirror is not waited for
 
 

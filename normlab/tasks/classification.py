@@ -1,7 +1,7 @@
 """Image classification."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 from normlab.errors import UserError
 from normlab.models.classifier import find_classifier
 from normlab.schema import bind
-from normlab.tasks.task import Metric, Outcome
+from normlab.tasks.task import Declaration, Metric, Outcome, Task, by_replica
 
 Images = tuple[Tensor, Tensor]  # images (rows, C, H, W) and labels (rows,)
 
 
-class Classification:
+class Classification(Task):
     """Cross entropy; top-1 and top-5 accuracy in percent on single crops.
 
     Args:
@@ -28,7 +28,13 @@ class Classification:
         UserError: a probability outside [0, 1).
     """
 
-    headline = "top1"
+    metrics: ClassVar = {
+        "top1": {"words": "top-1 accuracy"},
+        "top5": {"words": "top-5 accuracy"},
+        "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
+        "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
+    }
+    takes: ClassVar = {"model": ["classifier"], "data": ["images"]}
 
     def __init__(
         self,
@@ -50,17 +56,25 @@ class Classification:
 
     @property
     def example(self) -> tuple[int, ...]:
-        return self.dataset("train").shape  # type: ignore[attr-defined]
+        return self._of_data("shape", "(C, H, W)")
 
     @property
     def num_classes(self) -> int:
-        return self.dataset("train").num_classes  # type: ignore[attr-defined]
+        return self._of_data("num_classes", "a whole number")
+
+    def _of_data(self, name: str, what: str) -> Any:
+        dataset = self.dataset("train")
+        if not hasattr(dataset, name):
+            raise UserError(
+                f"data._target_={self._data['_target_']}: a dataset for classification has the attribute {name}, {what}"
+            )
+        return getattr(dataset, name)
 
     @property
     def parts(self) -> Mapping[str, str]:
         return {"backbone": "", "head": self._classifier}
 
-    def build(self) -> nn.Module:
+    def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
         model = bind(self._model)(self.example, self.num_classes)
         self._classifier = find_classifier(model)
         if self.dropout:
@@ -68,27 +82,27 @@ class Classification:
             model.set_submodule(self._classifier, nn.Sequential(nn.Dropout(self.dropout), classifier))
         return model
 
-    def collate(self, samples: Sequence[tuple[Tensor, int]]) -> Images:
+    def collate(self, samples: Sequence[tuple[Tensor, int]], split: str) -> Images:
         images, labels = zip(*samples, strict=True)
         return torch.stack(images), torch.tensor(labels)
 
-    def stack(self, batches: Sequence[Images]) -> Images:
-        if len(batches) == 1:
-            return batches[0]  # a copy of a batch takes as long as decoding an image or two
-        images, labels = zip(*batches, strict=True)
-        return torch.cat(images), torch.cat(labels)
+    def prepare(self, batch: Images, split: str) -> Images:
+        images, labels = batch
+        if images.dtype == torch.uint8:  # a quarter of the room on its way
+            images = self.dataset(split).normalize(images)  # type: ignore[attr-defined]
+        return images, labels
 
     def losses(self, model: nn.Module, batch: Images, replicas: int) -> Outcome:
         images, labels = batch
         logits = model(images)
         loss = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         correct = (logits.argmax(1) == labels).to(loss.dtype) * 100
-        return Outcome({"loss": loss.view(replicas, -1).mean(1)}, {"top1": correct.view(replicas, -1).mean(1)})
+        return Outcome({"loss": by_replica(loss, replicas)}, {"top1": by_replica(correct, replicas)})
 
     def predict(self, model: nn.Module, batch: Images) -> Tensor:
         return model(batch[0])
 
-    def metric(self) -> Metric:
+    def metric(self, split: str) -> Metric:
         import torchmetrics  # takes a second to import, and training is not to wait for it
 
         accuracy = torchmetrics.classification.MulticlassAccuracy
@@ -98,7 +112,7 @@ class Classification:
             compute_groups=False,
         )
 
-    def update(self, metric: Metric, predictions: Tensor, batch: Images) -> None:
+    def update(self, metric: Metric, predictions: Tensor, batch: Images, indices: Sequence[int]) -> None:
         metric.update(predictions, batch[1])
 
     def results(self, metric: Metric) -> dict[str, float]:

@@ -1,13 +1,24 @@
-"""What the engine asks of a task. Classification is one; dense prediction, detection, ... need no change of the engine.
+"""What the core asks of a task. Classification is one; no other needs a change of the engine.
+
+A task says what its network is, what it learns from, and how it is judged; the engine does the rest. Nothing here
+knows of runs, ranks or files. What a task does not say has a default, so that most say little.
 
 Shapes: R replicas of N samples pass through the model together as rows (R*N, ...), replica by replica.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Dataset, default_collate
+
+from normlab.dynamics.receptive_field import NormSite, trace
+from normlab.errors import UserError
+from normlab.norm.layer import Normalizer
 
 Batch = Any  # tensors, or lists, tuples and dicts of them
 Metric = Any  # of torchmetrics: it adds up over ranks by itself
@@ -27,53 +38,170 @@ class Outcome(NamedTuple):
     measures: dict[str, Tensor]  # reported beside them
 
 
-class Task(Protocol):
-    """A model, its data, its losses and its test protocol. A target's positional parameters: model, data, seed."""
+Objective = Callable[[nn.Module, Batch, int], Outcome]
 
-    headline: str  # the metric that a run is known by, higher is better
 
-    @property
-    def parts(self) -> Mapping[str, str]:
-        """Names of the model's parts -> prefix of their modules; the longest prefix that fits a module wins."""
-        ...
+@dataclass(frozen=True)
+class Phase:
+    """What is trained on what. Most tasks have one; several take turns in each epoch, each with its own optimizer.
 
-    @property
-    def example(self) -> tuple[int, ...]:
-        """Shape of one sample's input, to trace the network."""
-        ...
+    Attributes:
+        name: under which settings (phases.NAME.optim=...), checkpoints and records know it.
+        objective: as Task.losses: (model, batch, replicas) -> Outcome.
+        parts: the parts of the model that it trains; empty: all of it.
+        split: of the data.
+        updates: in each epoch; None: as many as the split has samples for.
+        skips: whether a pass may leave out some of its parameters (sampled paths).
+    """
 
-    def build(self) -> nn.Module:
-        """The model as its authors normalize it; the engine converts its parts."""
-        ...
+    name: str
+    objective: Objective
+    parts: tuple[str, ...] = ()
+    split: str = "train"
+    updates: int | None = None
+    skips: bool = False
 
+
+class Evaluation(NamedTuple):
+    """What belongs together when a split is evaluated.
+
+    Attributes:
+        at_once: samples that pass through the network together; 1: each at a size of its own.
+        order: of the samples' indices, so that alike ones come together; None: as they are.
+    """
+
+    at_once: int = 256
+    order: Sequence[int] | None = None
+
+
+class Traced(NamedTuple):
+    """What torch.export is given.
+
+    Attributes:
+        inputs: the positional arguments of the model, with two samples or more.
+        dynamic: for each, the axes whose size may differ, as {0: "batch"}; None: the first axis of each.
+    """
+
+    inputs: tuple[Any, ...]
+    dynamic: tuple[Any, ...] | None = None
+
+
+class Task(ABC):
+    """A model, its data, its losses and its test protocol. A target's positional parameters: model, data, seed.
+
+    Class attributes, written as literals, since they are read without importing the task:
+
+    Attributes:
+        metrics: name -> {"words": ..., "unit": "%", "better": "higher" or "lower", "decimals": 2, "complement": name of
+            the metric that it is 100 less, "per_class": False}; all but the words have these defaults. A run is known
+            by the first. Values by class are called NAME.CLASS.
+        takes: {"model": [kind, ...], "data": [kind, ...]}, of the kinds that files of conf/ state as `_kind_`; a group
+            that is not listed, or a file that states none, is not checked.
+    """
+
+    metrics: ClassVar[Mapping[str, Mapping[str, Any]]]
+    takes: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    # ---- what every task says ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
+        """The model as its authors normalize it; the engine converts its parts.
+
+        Args:
+            declared: what each part asks for, for builders that must know (`norm_layer=`): an FPN has another
+                convolution without a norm than with one. What is normalized by it already stays as it is.
+        """
+
+    @abstractmethod
     def dataset(self, split: str) -> Dataset:
-        """Split "train" or "val": a map from (epoch, index) to a sample; epoch None: no augmentation."""
-        ...
+        """A map from (epoch, index) to a sample, with a length; epoch None: no augmentation."""
 
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """The samples of one replica."""
-        ...
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, replicas: int) -> Outcome:
+        """A training pass of `replicas` stacked replicas. Call `model` itself, not its parts: DDP watches it."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Predictions by the test protocol, as `update` takes them."""
+
+    @abstractmethod
+    def metric(self, split: str) -> Metric:
+        """A fresh torchmetrics metric for a pass over a split."""
+
+    @abstractmethod
+    def update(self, metric: Metric, predictions: Any, batch: Batch, indices: Sequence[int]) -> None:
+        """Count a batch's predictions; `indices` are those of its samples in the split."""
+
+    @abstractmethod
+    def results(self, metric: Metric) -> dict[str, float]:
+        """What was counted on all ranks, by the names of `metrics`, in their units; not those with a complement."""
+
+    # ---- what most tasks leave as it is --------------------------------------------------------------------------
+
+    splits: Mapping[str, str] = {"train": "training", "val": "validation"}  # name -> in words
+    tested: tuple[str, ...] = ("val",)  # evaluated at a run's end; the first one each epoch
+
+    @property
+    def parts(self) -> Mapping[str, str | Sequence[str]]:
+        """Names of the model's parts -> prefix of their modules, or several.
+
+        A module is of the part with the longest prefix that fits it. Where several have that one, the first are
+        aliases ("head" of box and mask): their settings count unless the last has its own.
+        """
+        return {"backbone": ""}
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """In the order in which they take turns."""
+        return (Phase("train", self.losses),)
+
+    def helpers(self) -> Sequence[nn.Module]:
+        """Networks that losses use and that are no part of the model: placed on the device, never trained, in no
+        checkpoint. The same objects at each call."""
+        return ()
+
+    def collate(self, samples: Sequence[Any], split: str) -> Batch:
+        """The samples of one replica, or of an evaluation's pass."""
+        return default_collate(list(samples))
 
     def stack(self, batches: Sequence[Batch]) -> Batch | None:
         """Batches of several replicas as one; None where no single pass gives each replica exactly its own result."""
-        ...
+        if len(batches) == 1:
+            return batches[0]  # a copy of a batch takes as long as decoding an image or two
+        return tree_map(lambda *tensors: torch.cat(tensors), *batches)
 
-    def losses(self, model: nn.Module, batch: Batch, replicas: int) -> Outcome:
-        """A training pass of `replicas` stacked replicas."""
-        ...
+    def prepare(self, batch: Batch, split: str) -> Batch:
+        """Work on a whole batch, on its device, before it is used: images in bytes become numbers."""
+        return batch
 
-    def predict(self, model: nn.Module, batch: Batch) -> Any:
-        """Predictions by the test protocol, as the metric takes them."""
-        ...
+    def evaluation(self, split: str) -> Evaluation:
+        """How a split passes through the network when it is evaluated."""
+        return Evaluation()
 
-    def metric(self) -> Metric:
-        """A fresh torchmetrics metric for a pass over a split."""
-        ...
+    @property
+    def example(self) -> tuple[int, ...] | None:
+        """Shape of one sample's input, to trace receptive fields; None where they make no sense."""
+        return None
 
-    def update(self, metric: Metric, predictions: Any, batch: Batch) -> None:
-        """Count a batch's predictions."""
-        ...
+    def sites(self, model: nn.Module) -> list[NormSite]:
+        """The norm layers that have a receptive field, in the order of the network; the engine adds the others."""
+        if self.example is None:
+            return []
+        return trace(model, self.example, lambda module: isinstance(module, Normalizer))
 
-    def results(self, metric: Metric) -> dict[str, float]:
-        """What was counted on all ranks, by name; accuracies in percent."""
-        ...
+    def initial(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+        """What `init` names, made to fit the model (filters inflated to three dimensions); taken by name and shape."""
+        return state
+
+    def exported(self, batch: Batch) -> Traced:
+        """What `normlab export` traces the model with, of a batch of validation samples. Raises UserError to refuse."""
+        first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+        if first is None:
+            raise UserError(f"task {type(self).__name__}: it does not say what export is to trace")
+        return Traced((first,))
+
+
+def by_replica(values: Tensor, replicas: int) -> Tensor:
+    """The mean of each replica, (R,), of values (R*N, ...) that all count alike."""
+    return values.view(replicas, -1).mean(1)

@@ -1,0 +1,104 @@
+"""What a model begins from: `init` for all of it, or parts.NAME.init for a part."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from normlab import schema
+from normlab.config import Config
+from normlab.config.initial import Initial
+from normlab.errors import UserError
+from normlab.norm.layer import Normalizer
+from normlab.reading import read_json
+from normlab.runs.checkpoint import load_tensors
+from normlab.runs.folder import RunFolder
+from normlab.tasks.parts import Parts
+from normlab.tasks.task import Task
+
+LOGITS = ("mean_logits", "var_logits")  # parameters of a norm layer whose ratios they are
+Prefixes = Mapping[str, Sequence[str]]
+
+
+def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> list[str]:
+    """Load what fits by name and shape of what each part's `init` names; returns the names of what found no place.
+
+    A tensor fits by its own name, or by that within its part: a classifier's `conv1` is a detector's
+    `backbone.body.conv1` where both call it backbone. So weights go from one normalizer to another (SN to SyncSN, BN to
+    frozen BN), and what only one of them has stays behind.
+
+    Raises UserError if there are no such weights, if none fits, or if a layer with hard ratios gets no logits: what it
+    would choose then, nothing has learned.
+    """
+    own = model.state_dict()
+    by_init: dict[str, list[str]] = {}
+    for name in own:
+        init = parts.settings_of(name).get("init", config.init)
+        if init != "none":
+            by_init.setdefault(init, []).append(name)
+    unused: list[str] = []
+    for init, names in by_init.items():
+        path = _weights(init, config)
+        state = task.initial(load_tensors(path), model)
+        if Initial.parse(init).only_ratios:
+            state = {name: t for name, t in state.items() if name.rpartition(".")[2] in LOGITS}
+        sources = _sources(names, state, parts, _prefixes_of(init, config))
+        fitting = {name: state[source] for name, source in sources.items() if state[source].shape == own[name].shape}
+        if not fitting:
+            raise UserError(f"init={init}: none of its {len(state)} tensors fits the model")
+        _check_hard(model, init, set(names), fitting)
+        model.load_state_dict(fitting, strict=False)
+        left = sorted(state.keys() - {sources[name] for name in fitting})
+        unused += left if len(by_init) == 1 else [f"{init}: {name}" for name in left]
+    return unused
+
+
+def _sources(names: Sequence[str], state: Mapping[str, Tensor], parts: Parts, theirs: Prefixes) -> dict[str, str]:
+    """Name in the model -> name in what it begins from, of those that are there."""
+    found = {}
+    for name in names:
+        candidates = [name]
+        for part in reversed(parts.chain(name)):
+            own = max((p for p in parts.prefixes[part] if name.startswith(p)), key=len)
+            inside = name.removeprefix(own).removeprefix(".")
+            candidates += [f"{p}.{inside}".lstrip(".") for p in theirs.get(part, ("",))]
+        source = next((candidate for candidate in candidates if candidate in state), None)
+        if source is not None:
+            found[name] = source
+    return found
+
+
+def _prefixes_of(init: str, config: Config) -> Prefixes:
+    """Where the parts of the run that `init` names begin, as its summary says; nothing for a file."""
+    path = Initial.parse(init).path(Path(config.out))
+    summary = path and path.is_dir() and RunFolder(path).summary_file
+    if not summary or not summary.is_file():
+        return {}
+    return read_json(summary, {"parts": schema.Parameter(Mapping[str, list[str]], {})}).get("parts", {})
+
+
+def _check_hard(model: nn.Module, init: str, names: set[str], fitting: Mapping[str, Tensor]) -> None:
+    hard = [name for name, layer in model.named_modules() if isinstance(layer, Normalizer) and layer.hard]
+    for missing in sorted({f"{name}.{logits}" for name in hard for logits in LOGITS} & names - fitting.keys()):
+        raise UserError(f"init={init}: {missing} is not in it, or of another shape; hard ratios are chosen by it")
+
+
+def _weights(init: str, config: Config) -> Path:
+    """The file that `init` names. Raises UserError if it is not there."""
+    initial = Initial.parse(init)
+    path = initial.path(Path(config.out))
+    if path is None:
+        raise UserError(f"init={init}: there is no run of this id in {config.out}")
+    if path.is_dir():
+        run, path = path, RunFolder(path).weights_at(initial.at)
+        if not path.is_file() and initial.at == 1:
+            raise UserError(f"init={init}: the run has no weights yet; finish it first")
+        if not path.is_file():
+            kept = ", ".join(sorted(file.stem for file in RunFolder(run).snapshots.glob("*.safetensors")))
+            raise UserError(
+                f"init={init}: {run.name} has kept {kept or 'no snapshots'}; "
+                f"train it with snapshots=[{initial.at:g}], and rerun=true if it is past that"
+            )
+    if path.suffix != ".safetensors":
+        raise UserError(f"init={init}: expected a run, or a .safetensors file")
+    return path

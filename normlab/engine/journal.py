@@ -1,0 +1,104 @@
+"""What a run writes down while it trains: losses, accuracies and ratios, in its folder and to its tracker.
+
+Losses stay on the device until somebody looks: reading a number waits for the device.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from normlab.dynamics import ratios
+from normlab.engine.length import Length
+from normlab.engine.phase import Sums
+from normlab.engine.session import Session
+from normlab.processes import devices
+from normlab.tracker import Tracker
+from normlab.writing import append_jsonl
+
+
+class _Noted(NamedTuple):
+    """An update whose losses nobody has looked at yet."""
+
+    phase: int
+    update: int  # counted from 1
+    sums: Sums
+    lr: float
+
+
+class Journal:
+    """The records of the session's run; the first rank alone writes them.
+
+    Attributes:
+        epoch_sums: measures of the updates of the epoch under way, by name, summed.
+        diverged_at: the first update whose loss was not finite.
+    """
+
+    def __init__(self, session: Session, tracker: Tracker, length: Length) -> None:
+        self.session, self.tracker, self.length = session, tracker, length
+        self.epoch_sums: dict[str, float] = {}
+        self.diverged_at: int | None = None
+        self._names = [phase.name for phase in session.experiment.task.phases]
+        self._noted: list[_Noted] = []
+
+    def note(self, phase: int, update: int, sums: Sums, lr: float) -> None:
+        """Keep what an update measured until the next look."""
+        self._noted.append(_Noted(phase, update, sums, lr))
+
+    def look(self) -> None:
+        """Join what was noted over the ranks, write a row an update, find divergence."""
+        config = self.session.config
+        rows: list[dict[str, Any]] = []
+        measured = {noted.update: noted for noted in self._noted}
+        means: dict[int, dict[str, float]] = {}
+        for phase in sorted({noted.phase for noted in self._noted}):
+            own = [noted for noted in self._noted if noted.phase == phase]
+            names = list(own[0].sums)
+            sums = torch.stack([torch.stack([noted.sums[name].double() for name in names]) for noted in own])
+            joined = (devices.sum_over_ranks(sums) / (config.replicas * config.accumulate)).tolist()
+            means |= {n.update: dict(zip(names, values, strict=True)) for n, values in zip(own, joined, strict=True)}
+        for update, noted in measured.items():
+            values = means[update] | {"lr": noted.lr}
+            moment = {"step": update, "epoch": self.length.epoch(update)}
+            rows.append(moment | _prefixed("batch", self._named(noted.phase, values)))
+            if not math.isfinite(values["loss"]):
+                self.diverged_at = update
+                break
+            for name, value in self._named(noted.phase, values).items():
+                self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
+        self._noted = []
+        self._write(rows)
+
+    def end_epoch(self, updates: int, evaluated: dict[str, float]) -> None:
+        """A row with the means over the epoch's updates, and what was evaluated at its end, by its full name."""
+        means = {
+            name: total / self.length.in_epoch(self._phase_of(name), updates) for name, total in self.epoch_sums.items()
+        }
+        self.epoch_sums = {}
+        moment = {"step": updates, "epoch": self.length.epoch(updates)}
+        self._write([moment | _prefixed("train", means) | evaluated])
+
+    def ratios(self, updates: int) -> None:
+        """The ratios of every layer now, if any layer chooses between scopes."""
+        rows = self.session.experiment.ratios()
+        if self.session.is_first and ratios.switchable(rows):
+            moment = {"epoch": self.length.epoch(updates), "step": updates}
+            append_jsonl(self.session.folder.ratios, [moment | {"layers": rows}])
+            self.tracker.log(ratios.flatten(rows), updates)
+
+    def _named(self, phase: int, values: dict[str, float]) -> dict[str, float]:
+        """The first phase's values are the run's; those of the others are called by their phase, as search/loss."""
+        return values if phase == 0 else _prefixed(self._names[phase], values)
+
+    def _phase_of(self, name: str) -> int:
+        return next((k for k, phase in enumerate(self._names) if k and name.startswith(f"{phase}/")), 0)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        if self.session.is_first:
+            append_jsonl(self.session.folder.metrics, rows)
+            for row in rows:
+                self.tracker.log({k: v for k, v in row.items() if k != "step"}, row["step"])
+
+
+def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
