@@ -514,9 +514,10 @@ def _print_summary(folder: "RunFolder") -> int:
 
 def _print_metrics(folder: "RunFolder", title: str, metrics: dict[str, dict[str, float]]) -> None:
     from normlab.report.summary import print_metrics
+    from normlab.runs.records import metrics_of_run
 
     print(folder.path.name)  # no title of the table, which would break it
-    print_metrics(title, metrics)
+    print_metrics(title, metrics, metrics_of_run(folder))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ initial.py    what `init` names
 """
 
 from normlab.config.compose import check_hydra, load, parse, recorded
-from normlab.config.files import choices, conf_dir
+from normlab.config.files import choices, conf_dir, default_choice
 from normlab.config.settings import (
     EXECUTION,
     GROUPS,
@@ -34,6 +34,7 @@ __all__ = [
     "check_hydra",
     "choices",
     "conf_dir",
+    "default_choice",
     "identity",
     "load",
     "parse",

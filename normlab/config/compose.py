@@ -39,6 +39,10 @@ CALLS = {
 }
 
 
+# Targets that runs were recorded with, and that have another place now. (All others that make a run stayed.)
+_MOVED = {"normlab.engine.launch.launch": "normlab.launch.elastic.launch"}
+
+
 def load(overrides: list[str]) -> Config:
     """Compose, check and resolve. Raises UserError, in one line, on anything that cannot run."""
     composed, chosen = _compose(overrides)
@@ -57,7 +61,11 @@ def recorded(settings: dict[str, Any]) -> Config:
 
     Raises UserError on what cannot work, and on a `_target_` that the user does not trust (see schema.py).
     """
-    config = _check_types({"phases": {}} | settings, foreign=True)
+    settings = {"phases": {}} | settings
+    launch = settings.get("launch")
+    if isinstance(launch, dict) and launch.get("_target_") in _MOVED:
+        settings["launch"] = launch | {"_target_": _MOVED[launch["_target_"]]}
+    config = _check_types(settings, foreign=True)
     config.parts = {part: _check_own("parts", part, v, Part, _recorded_node) for part, v in config.parts.items()}
     config.phases = {
         phase: _check_own("phases", phase, v, PhaseSettings, _recorded_node) for phase, v in config.phases.items()

@@ -1,6 +1,9 @@
 """The files of conf/, which names on a command line stand for."""
 
+from functools import cache
 from pathlib import Path
+
+from normlab.reading import read_yaml
 
 
 def conf_dir() -> Path:
@@ -14,3 +17,10 @@ def choices(group: str) -> dict[str, str]:
     files = sorted((conf_dir() / group).glob("*.yaml"))
     first_lines = {file.stem: file.read_text(encoding="utf-8", errors="replace").partition("\n")[0] for file in files}
     return {name: line.lstrip("# ") for name, line in first_lines.items()}
+
+
+@cache
+def default_choice(group: str) -> str:
+    """The file of a group that conf/config.yaml chooses."""
+    defaults = read_yaml(conf_dir() / "config.yaml")["defaults"]
+    return next(str(node[group]) for node in defaults if isinstance(node, dict) and group in node)

@@ -6,13 +6,15 @@ export.json         what was folded, how far the outputs differ, how long a pass
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normlab.bench.machine import machine
 from normlab.bench.rounds import interleave, ratio, spread
@@ -22,6 +24,7 @@ from normlab.errors import RunError, UserError, unknown
 from normlab.exchange.folding import fold
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
+from normlab.tasks.task import Task
 from normlab.writing import write_bytes, write_json
 
 ESTIMATORS = ("paper", "moving_average", "batch_average")
@@ -52,13 +55,14 @@ def export_run(folder: RunFolder, place: Path, estimator: str = "paper") -> dict
     if estimator == "batch_average":
         for network in (model, folded):
             _take_batch_average(network, folder)
-    images = _images(session.experiment.task, model)
-    folding = fold(folded, lambda network: network(images[:2]))
-    program = _exported(folded, images)
+    two, checked, timed = (_inputs(session.experiment.task, model, number) for number in (2, _CHECKED, _TIMED))
+    folding = fold(folded, lambda network: network(*two.inputs))
+    program = _exported(folded, two)
     with torch.no_grad():
-        expected = model(images)
+        expected = model(*checked.inputs)
         runnable = torch.export.load(io.BytesIO(program)).module()
-        differences = {name: _difference(m(images), expected) for name, m in (("folded", folded), ("pt2", runnable))}
+        outputs = {"folded": folded(*checked.inputs), "pt2": runnable(*checked.inputs)}
+        differences = {name: _difference(output, expected) for name, output in outputs.items()}
     if max(differences.values()) > TOLERANCE:
         raise RunError(f"run {folder.path.name}: its outputs change by {differences} when folded; nothing was written")
     report = {
@@ -69,8 +73,8 @@ def export_run(folder: RunFolder, place: Path, estimator: str = "paper") -> dict
         "kept": folding.kept,
         "plain_weights": folding.weights,
         "differences": differences,
-        "checked_samples": len(images),
-        "speed": _timed(model, folded, images[:_TIMED], session.device),
+        "checked_samples": checked.samples,
+        "speed": _timed(model, folded, timed, session.device),
     }
     place.mkdir(parents=True, exist_ok=True)
     weights = {name: t.contiguous() for name, t in folded.cpu().state_dict().items()}
@@ -90,18 +94,37 @@ def _take_batch_average(model: nn.Module, folder: RunFolder) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _images(task: Any, model: nn.Module) -> Tensor:
-    """The first samples of the validation split, as the model takes them."""
-    dataset = task.dataset("val")
-    images = task.collate([dataset[None, index] for index in range(min(_CHECKED, len(dataset)))])[0]
-    return images.to(next(model.parameters()).dtype)
+class _Inputs(NamedTuple):
+    """What the network takes, of so many validation samples, and the axes of each whose size may differ."""
+
+    inputs: tuple[Any, ...]
+    dynamic: tuple[Any, ...]
+    samples: int
 
 
-def _exported(model: nn.Module, images: Tensor) -> bytes:
+def _inputs(task: Task, model: nn.Module, number: int) -> _Inputs:
+    """Of the first validation samples, as the task says. Raises UserError where it refuses."""
+    split = task.tested[0]
+    dataset = task.dataset(split)
+    samples = [dataset[None, index] for index in range(min(number, len(dataset)))]  # type: ignore[arg-type]
+    batch = task.prepare(task.collate(samples, split), split)
+    inputs, dynamic = task.exported(batch)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    inputs = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
+    axes = dynamic or tuple({0: "batch"} for _ in inputs)
+    return _Inputs(inputs, tuple(_automatic(axis) for axis in axes), len(samples))
+
+
+def _automatic(axes: Any) -> Any:
+    """Which axes may differ; torch finds out how they hang together."""
+    return {axis: torch.export.Dim.AUTO for axis in axes} if isinstance(axes, Mapping) else axes
+
+
+def _exported(model: nn.Module, given: _Inputs) -> bytes:
     """The network as torch.export writes it, for batches of any size."""
     buffer = io.BytesIO()
     try:
-        program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        program = torch.export.export(model, given.inputs, dynamic_shapes=given.dynamic)
         torch.export.save(program, buffer)
     except Exception as error:  # torch raises many kinds on what it cannot trace
         reason = str(error).strip().partition("\n")[0]
@@ -109,22 +132,29 @@ def _exported(model: nn.Module, images: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _difference(ours: Tensor, expected: Tensor) -> float:
-    return ((ours - expected).abs().max() / expected.abs().max()).item()
+def _difference(ours: Any, expected: Any) -> float:
+    """The largest, relative to the largest value of the same output, however outputs are nested."""
+    pairs = zip(tree_leaves(ours), tree_leaves(expected), strict=True)
+    found = [
+        ((a - b).abs().max() / b.abs().max().clamp(min=torch.finfo(b.dtype).tiny)).item()
+        for a, b in pairs
+        if isinstance(b, Tensor) and b.is_floating_point() and b.numel()
+    ]
+    return max(found, default=0.0)
 
 
-def _timed(model: nn.Module, folded: nn.Module, images: Tensor, device: torch.device) -> dict[str, Any]:
+def _timed(model: nn.Module, folded: nn.Module, given: _Inputs, device: torch.device) -> dict[str, Any]:
     """Milliseconds of a forward pass of both, taken in turns, and the speed-up within each round."""
-    images = images.to(device)
+    inputs = tree_map_only(Tensor, lambda t: t.to(device), given.inputs)
     networks = {"run": model.to(device), "folded": folded.to(device)}
     with torch.inference_mode():
         seconds = interleave(
-            {name: lambda m=m: seconds_a_call(lambda: m(images), _AT_LEAST) for name, m in networks.items()},  # type: ignore[misc]
+            {name: lambda m=m: seconds_a_call(lambda: m(*inputs), _AT_LEAST) for name, m in networks.items()},  # type: ignore[misc]
             _ROUNDS,
             lambda: None,
         )
     return {
-        "samples": len(images),
+        "samples": given.samples,
         "milliseconds": {name: spread([1e3 * s for s in taken]) for name, taken in seconds.items()},
         "speed_up": ratio(seconds["run"], seconds["folded"]),
         "machine": machine("auto"),

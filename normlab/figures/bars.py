@@ -184,7 +184,7 @@ def _label_layers(axis: Axes, rows: Sequence[Record], height: float) -> None:
     shortcuts = [x for x, row in enumerate(rows) if row["shortcut"]]
     axis.plot(shortcuts, [height] * len(shortcuts), "ks", markersize=3)
     many = len(rows) > 24
-    fields = [str(row["receptive_field"]) for row in rows]
+    fields = ["–" if row["receptive_field"] is None else str(row["receptive_field"]) for row in rows]
     axis.set_xticks(range(len(rows)), fields, rotation=90 if many else 0, fontsize=6 if many else 7)
     axis.set_xlim(-0.6, len(rows) - 0.4)
 

@@ -233,7 +233,8 @@ def _share_scale(axes: Sequence[Axes], what: str, drawn: Iterable[Series], room:
 
 def _note_layer(axis: Axes, row: Record) -> None:
     weight = "bold" if row["kernel_size"] == [3, 3] else "normal"
-    text = f"{'■ ' * row['shortcut']}{row['receptive_field']}"
+    field = "–" if row["receptive_field"] is None else row["receptive_field"]
+    text = f"{'■ ' * row['shortcut']}{field}"
     box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.4}
     axis.text(0.96, 0.94, text, transform=axis.transAxes, ha="right", va="top", fontsize=6, fontweight=weight, bbox=box)
 

@@ -1,7 +1,7 @@
 """Curves of training: loss and accuracy of several runs, and the same weights under two estimators of statistics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from normlab.errors import UserError, nearest
 from normlab.figures.style import PAGE, at_print_size, draw_line, key_line, legend_above, norm_colours
-from normlab.runs.records import NoRecordsError, Record, Run, expect, labels
+from normlab.runs.records import NoRecordsError, Run, expect, labels
+from normlab.tasks.metrics import MetricInfo, info_of, value_of
 
 _SPLITS = {"train": "--", "val": "-"}
 _ESTIMATORS = {"val": ("moving average", "--"), "val_batch_average": ("batch average", "-")}
-_LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "error": "top-1 error (%)"}
 
 
 @at_print_size
@@ -30,16 +30,17 @@ def learning_curves(
 
     Args:
         runs: one or more.
-        quantities: a panel each: loss, top1, top5, what else the task measures, or error, 100 - top1. Empty: loss and
-            top1, as far as they were measured.
+        quantities: a panel each: loss, what the task measures (top1), or what is 100 less (error1). Empty: loss, and
+            what runs are known by, as far as they were measured.
         splits: train (dashed), val (solid).
     """
     expect(runs, 1)
     if not splits:
         raise UserError("splits=[]: expected train, val or both")
     known = {key.partition("/")[2] for run in runs for row in run.epochs for key in row if "/" in key}
-    known |= {"error"} if "top1" in known else set()
-    quantities = quantities or [name for name in ("loss", "top1") if name in known] or sorted(known)
+    metrics = _metrics(runs)
+    known |= {name for name, info in metrics.items() if info.complement in known}
+    quantities = quantities or [name for name in ("loss", *list(metrics)[:1]) if name in known] or sorted(known)
     for quantity in quantities:
         if quantity not in known:
             raise UserError(f"quantities={quantity}: no run has measured it; {nearest(quantity, known)}")
@@ -50,8 +51,8 @@ def learning_curves(
     for axis, quantity in zip(panels, quantities, strict=True):
         for run, colour in zip(runs, colours, strict=True):
             for split in splits:
-                _draw(axis, run.epochs, f"{split}/{quantity}", color=colour, linestyle=_SPLITS[split])
-        axis.set(xlabel="epoch", ylabel=_LABELS.get(quantity, quantity))
+                _draw(axis, run, split, quantity, color=colour, linestyle=_SPLITS[split])
+        axis.set(xlabel="epoch", ylabel=_label(quantity, metrics))
     handles = [key_line(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
     handles += [key_line(color="grey", linestyle=_SPLITS[split], label=split) for split in splits]
     legend_above(figure, handles)
@@ -59,14 +60,16 @@ def learning_curves(
 
 
 @at_print_size
-def estimators(runs: Sequence[Run], *, quantity: str = "top1") -> Figure:
+def estimators(runs: Sequence[Run], *, quantity: str | None = None) -> Figure:
     """Validation over epochs under the moving and the batch average, from one set of weights (seed 001, Fig. 8).
 
     Args:
         runs: one or more, of which one has measured both; the others, such as BN, have their moving average drawn.
-        quantity: of validation.
+        quantity: of validation; null: what runs are known by.
     """
     expect(runs, 1)
+    metrics = _metrics(runs)
+    quantity = quantity or next(iter(metrics), "loss")
     if not any(f"val_batch_average/{quantity}" in row for run in runs for row in run.epochs):
         raise NoRecordsError(
             f"{', '.join(run.name for run in runs)}: metrics.jsonl has no val_batch_average/{quantity}: "
@@ -78,18 +81,29 @@ def estimators(runs: Sequence[Run], *, quantity: str = "top1") -> Figure:
     handles = []
     for run, name, colour in zip(runs, labels(runs), colours, strict=True):
         for prefix, (estimator, line) in _ESTIMATORS.items():
-            key = f"{prefix}/{quantity}"
-            if any(key in row for row in run.epochs):
-                _draw(axis, run.epochs, key, color=colour, linestyle=line)
+            if any(f"{prefix}/{quantity}" in row for row in run.epochs):
+                _draw(axis, run, prefix, quantity, color=colour, linestyle=line)
                 handles.append(key_line(color=colour, linestyle=line, label=f"{name}, {estimator}"))
-    axis.set(xlabel="epoch", ylabel=f"validation {_LABELS.get(quantity, quantity)}")
+    axis.set(xlabel="epoch", ylabel=f"validation {_label(quantity, metrics)}")
     legend_above(figure, handles, columns=1)
     return figure
 
 
-def _draw(axis: Axes, rows: Sequence[Record], key: str, **style: str) -> None:
-    split, _, quantity = key.partition("/")
-    source = f"{split}/top1" if quantity == "error" else key
-    points = [(row["epoch"], row[source]) for row in rows if row.get(source) is not None]
-    values = [100 - value if quantity == "error" else value for _, value in points]
-    draw_line(axis, [e for e, _ in points], [v if math.isfinite(v) else math.nan for v in values], **style)
+def _metrics(runs: Sequence[Run]) -> dict[str, MetricInfo]:
+    return {name: info for run in reversed(runs) for name, info in run.metrics.items()}
+
+
+def _label(quantity: str, metrics: Mapping[str, MetricInfo]) -> str:
+    info = info_of(quantity, metrics)
+    return info.label if info else quantity
+
+
+def _draw(axis: Axes, run: Run, split: str, quantity: str, **style: str) -> None:
+    prefix = f"{split}/"
+    measured = [
+        (row["epoch"], {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix) and v is not None})
+        for row in run.epochs
+    ]
+    points = [(epoch, value_of(values, quantity, run.metrics)) for epoch, values in measured]
+    known = [(epoch, value) for epoch, value in points if value is not None]
+    draw_line(axis, [e for e, _ in known], [v if math.isfinite(v) else math.nan for _, v in known], **style)

@@ -1,18 +1,12 @@
-"""What a table can show of a run, from what was measured of it, and what its claims can ask of runs."""
+"""What claims can ask of runs, by name, and what a metric is of a network that guesses."""
 
 from collections.abc import Mapping
 from itertools import combinations, product
 
 from normlab.dynamics.ratios import MOMENTS, RF_RANGES
+from normlab.errors import UserError
 from normlab.norm.scopes import KINDS
-
-METRICS = {  # in words; all in percent
-    "top1": "top-1 accuracy in percent",
-    "top5": "top-5 accuracy in percent",
-    "error1": "top-1 error in percent",
-    "error5": "top-5 error in percent",
-}
-
+from normlab.tasks.metrics import MetricInfo, value_of
 
 CHOICES_AT = (0.3, 0.6, 0.9)  # moments of a run at which choices are recorded: seed 000, Fig. 2
 _RANGES = RF_RANGES[:-1]
@@ -30,13 +24,13 @@ QUANTITIES = (  # report/quantities.py says what they are
 )
 
 
-def value_of(metrics: Mapping[str, float], metric: str) -> float | None:
-    """An accuracy as it was measured, or an error, which is 100 minus it; None where it was not measured."""
-    accuracy = metrics.get(metric.replace("error", "top"))
-    return accuracy if accuracy is None or metric.startswith("top") else 100 - accuracy
+def guessed(metric: str, guessing: float | Mapping[str, float], metrics: Mapping[str, MetricInfo]) -> float:
+    """What a metric is of a network that guesses; a single number is that of the metric that runs are known by.
 
-
-def guessed(metric: str, guessing: float) -> float:
-    """A metric where top-1 accuracy is `guessing`, and five guesses are five times as good."""
-    accuracy = guessing if metric.endswith("1") else min(100.0, 5 * guessing)
-    return accuracy if metric.startswith("top") else 100 - accuracy
+    Raises UserError where it is not known.
+    """
+    known = guessing if isinstance(guessing, Mapping) else {next(iter(metrics)): guessing}
+    found = value_of(known, metric, metrics)
+    if found is None:
+        raise UserError(f"guessing: there is no value for {metric}; expected one beside {', '.join(known)}")
+    return found

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from normlab.errors import UserError, unknown
 from normlab.reading import read_yaml
-from normlab.report.metrics import METRICS
 from normlab.report.table import SAME_LABEL, Difference, Line, Source, Table
+from normlab.tasks.metrics import info_of
 
 Numbers = dict[tuple[str, str], float | None]  # (row or difference, column or difference) -> printed
 
@@ -73,7 +73,7 @@ def subject(table: Table) -> str:
 def metric_words(table: Table) -> str:
     """What the numbers are: top-1 accuracy in percent."""
     shown = {table.metric_of(row, column): None for row, column in product(table.rows, table.columns)}
-    return " or ".join(METRICS[metric] for metric in shown)
+    return " or ".join(info.in_words for metric in shown if (info := info_of(metric, table.metrics)) is not None)
 
 
 def _of_source(table: Table, source: Source) -> Numbers:

@@ -11,11 +11,11 @@ divergence            between mean and variance ratios, averaged over the layers
 differing             share of layers whose mean and variance choose different scopes, 0 to 1, at the end;
                       differing@0.3 at 30% of the run (seed 000, Fig. 2)
 changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
-learning              validation accuracy, averaged over the epochs: the faster a run learns, the higher. After epochs,
-                      here and below, it is that of moving averages, SN's too
+learning              what runs are known by, as validation accuracy, averaged over the epochs: the faster a run learns,
+                      the higher an accuracy. After epochs, here and below, it is that of moving averages, SN's too
 train.loss            loss in training, of the last epoch
-gap                   training minus validation accuracy, of the last epoch
-early_lead            validation minus training accuracy, averaged over the first tenth of the run
+gap                   that in training minus that in validation, of the last epoch
+early_lead            that in validation minus that in training, averaged over the first tenth of the run
 fluctuation.bn_mean   how much the mean of BN varies over the last updates, averaged over the layers; also bn_std,
                       en_mean, en_std; .first of the first layer, .later averaged over the others (seed 004, Fig. 6)
 apart.mean            distance of BN's mean from EN's, averaged over updates, layers and channels; also apart.std
@@ -68,13 +68,13 @@ class Measured:
         return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
 
 
-def measured(records: Iterable[Record], table: Table, guessing: float) -> Measured:
-    """Everything above, of the records of a table; `guessing` is the top-1 accuracy of a diverged run in percent."""
+def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[str, float]) -> Measured:
+    """Everything above, of the records of a table; `guessing` is what a diverged run counts as (see conf/scale)."""
     records = list(records)
     found = scores(records, table)
     quantities: dict[str, dict[Key, float]] = {
         "metric": {
-            key: guessed(table.metric_of(key[0], key[1]), guessing) if score is None else score
+            key: guessed(table.metric_of(key[0], key[1]), guessing, table.metrics) if score is None else score
             for key, score in found.items()
         },
         "diverged": {key: float(score is None) for key, score in found.items()},
@@ -106,7 +106,7 @@ def of_layers(layers: Layers) -> dict[str, float]:
             slope = float(np.polyfit(np.linspace(0, 1, len(along)), along, 1)[0]) if len(along) > 1 else 0.0
             found[f"depth.{moment}.{scope}"] = slope
             found[f"first.{moment}.{scope}"] = along[0]
-    if all("receptive_field" in row for row in layers):
+    if all(row.get("receptive_field") is not None for row in layers):
         for name, moments in mean_by_range(layers).items():
             if name in RF_RANGES[:-1]:
                 found |= {f"{quantity}.{name}": value for quantity, value in _averages(moments).items()}
@@ -138,14 +138,16 @@ def _of_epochs(record: Record) -> dict[str, float]:
     epochs = record.get("epochs_of", {})
     if not epochs:
         return {}
-    train, val = epochs["train/top1"], epochs["val/top1"]
-    first = max(1, len(val) // 10)
-    return {
-        "learning": statistics.fmean(val),
-        "train.loss": epochs["train/loss"][-1],
-        "gap": train[-1] - val[-1],
-        "early_lead": statistics.fmean(v - t for v, t in zip(val[:first], train[:first], strict=True)),
-    }
+    headline = record["headline"]["metric"]
+    train, val = (epochs.get(f"{split}/{headline}") for split in ("train", "val"))
+    found = {"train.loss": epochs["train/loss"][-1]}
+    if val:
+        found["learning"] = statistics.fmean(val)
+    if train and val:
+        first = max(1, len(val) // 10)
+        found["gap"] = train[-1] - val[-1]
+        found["early_lead"] = statistics.fmean(v - t for v, t in zip(val[:first], train[:first], strict=True))
+    return found
 
 
 def _of_updates(record: Record) -> dict[str, float]:

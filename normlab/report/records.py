@@ -24,17 +24,17 @@ from normlab.dynamics.fluctuation import STATISTICS, apart, spread
 from normlab.dynamics.ratios import MOMENTS, choice, switchable
 from normlab.errors import UserError
 from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl
-from normlab.report.metrics import CHOICES_AT, value_of
+from normlab.report.metrics import CHOICES_AT
 from normlab.report.table import Cell, Table
 from normlab.runs.folder import RunFolder
 from normlab.runs.records import Run
+from normlab.tasks.metrics import value_of
 from normlab.writing import write_text
 
 Record = dict[str, Any]
 Key = tuple[str, str, int]  # row, column, seed
 Ids = Mapping[Key, str]  # of the run that each cell's number is of
 
-EPOCH_METRICS = ("train/loss", "train/top1", "val/top1")
 _OF_LAYER = ("layer", "receptive_field", *MOMENTS)
 
 
@@ -119,7 +119,7 @@ def _score(record: Record, table: Table) -> float | None:
     estimator = table.estimator_of(row, column) or record["headline"]["estimator"]
     name = estimator if isinstance(estimator, str) else estimator_name(estimator)
     metric = table.metric_of(row, column)
-    value = value_of(record["metrics"].get(name, {}), metric)
+    value = value_of(record["metrics"].get(name, {}), metric, table.metrics)
     if value is None:
         run = f"{row} {column} seed {seed}"
         raise UserError(f"records.jsonl: {run} has no {metric} under {name}; it is damaged, or of another table")
@@ -143,7 +143,7 @@ def _record(table: Table, cell: Cell, run: RunFolder) -> Record | None:
         "finished": written.isoformat(timespec="seconds"),
         "layers": [{key: layer[key] for key in _OF_LAYER} for row in rows[-1:] for layer in row["layers"]],
         "choices": _choices(rows, summary["updates"]),
-        "epochs_of": _epochs(run),
+        "epochs_of": _epochs(run, summary["headline"]["metric"]),
         "fluctuations": _fluctuations(run),
         "taken": _taken(run),
     }
@@ -159,10 +159,15 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
     return found
 
 
-def _epochs(run: RunFolder) -> dict[str, list[float]]:
-    """Metric -> its value in each epoch."""
-    rows = [row for row in read_jsonl(run.metrics, STEP) if all(metric in row for metric in EPOCH_METRICS)]
-    return {metric: [round(row[metric], 4) for row in rows] for metric in EPOCH_METRICS if rows}
+def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
+    """Metric -> its value in each epoch: of the loss, and of what the run is known by, where training measures it."""
+    rows = [row for row in read_jsonl(run.metrics, STEP) if "train/loss" in row]
+    wanted = ("train/loss", f"train/{headline}", f"val/{headline}")
+    return {
+        metric: [round(row[metric], 4) for row in rows]
+        for metric in wanted
+        if rows and all(metric in row for row in rows)
+    }
 
 
 def _fluctuations(run: RunFolder) -> dict[str, list[float]]:

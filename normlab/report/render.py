@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from normlab.figures.style import save
 from normlab.report.deviations import deviations
+from normlab.report.metrics import guessed
 from normlab.report.records import table_folder
 from normlab.report.results import Entry, Judged, Results, load_results
 from normlab.report.table import Table
@@ -98,6 +99,12 @@ def _significant(value: float) -> str:
 # ---- what all forms say ----------------------------------------------------------------------------------------------
 
 
+def _guessing(results: Results) -> str:
+    """In the metric that runs are known by: 10%."""
+    name, info = next(iter(results.table.metrics.items()))
+    return f"{guessed(name, results.scale.guessing, results.table.metrics):g}{info.unit}"
+
+
 def _heading(results: Results) -> str:
     return f"{results.table.title}, at {results.scale_name} scale" + ", changed" * bool(results.changed)
 
@@ -170,7 +177,7 @@ def markdown(results: Results) -> str:
         "## Claims",
         _markdown_table(["claim", "verdict", "evidence"], claims),
         f"{METHOD} Margins are counted in {results.scale.margin:g} points here; a diverged run counts as guessing, "
-        f"{results.scale.guessing:g}%.",
+        f"{_guessing(results)}.",
         *(f"![{name}]({name}.png)" for name in results.table.figures),
         "## Where papers and code differ",
         "\n".join(f"- {line}" for line in deviations(results.table)),

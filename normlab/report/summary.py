@@ -1,9 +1,13 @@
 """The outcome of a run on the terminal."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
 from normlab.runs.folder import RunFolder
+from normlab.runs.records import metrics_of_run
+from normlab.tasks.metrics import MetricInfo
 
 ESTIMATORS = {"moving_average": "moving average", "batch_average": "batch average"}
 
@@ -21,11 +25,18 @@ def print_summary(folder: RunFolder) -> None:
     if summary["status"] == "diverged":
         console.print(f"The loss was not finite at update {summary['diverged_at']}.")
     if summary["metrics"]:
-        print_metrics("validation", summary["metrics"], headline=summary["headline"]["estimator"])
+        known = metrics_of_run(folder)
+        print_metrics("validation", summary["metrics"], known, headline=summary["headline"]["estimator"])
     if summary["ratios"]:
         for moment, ratios in summary["ratios"].items():
             shares = "  ".join(f"{scope} {ratio:.3f}" for scope, ratio in ratios.items())
             console.print(f"ratios of the {moment:<4} (mean over layers):  {shares}")
+    for part, averages in summary.get("ratios_by_part", {}).items():
+        shares = "; ".join(
+            f"{moment} " + "  ".join(f"{scope} {ratio:.3f}" for scope, ratio in ratios.items())
+            for moment, ratios in averages.items()
+        )
+        console.print(f"    in {part}: {shares}")
     if bad := summary.get("data_errors", {}).get("count"):
         console.print(
             f"{bad} bad samples were replaced in training or left out of the evaluation: "
@@ -37,11 +48,17 @@ def print_summary(folder: RunFolder) -> None:
         console.print(f"figure:  {figure}", soft_wrap=True)
 
 
-def print_metrics(title: str, metrics: dict[str, dict[str, float]], headline: str | None = None) -> None:
-    """A row an estimator, a column a metric; the headline's row is bold."""
-    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+def print_metrics(
+    title: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    known: Mapping[str, MetricInfo],
+    headline: str | None = None,
+) -> None:
+    """A row an estimator, a column a metric; the headline's row is bold. Values by class are in summary.json alone."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values if "." not in name))
+    decimals = {name: info.decimals for name, info in known.items()}
     table = Table("statistics", *names, title=title, title_justify="left")
     for estimator, values in metrics.items():
-        cells = [f"{values[name]:.2f}" if name in values else "-" for name in names]
+        cells = [f"{values[name]:.{decimals.get(name, 2)}f}" if name in values else "-" for name in names]
         table.add_row(ESTIMATORS.get(estimator, estimator), *cells, style="bold" if estimator == headline else None)
     Console(markup=False).print(table)

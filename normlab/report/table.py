@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from normlab import schema
-from normlab.config import BatchAverage, conf_dir
+from normlab.config import BatchAverage, conf_dir, default_choice
 from normlab.errors import UserError, unknown
 from normlab.reading import read_yaml
 from normlab.report.table_checks import check_lines, check_names
+from normlab.tasks.metrics import MetricInfo, metrics_of
 
 SAME_LABEL = "="
 
@@ -94,7 +95,7 @@ class Scale:
     """How large a table is measured: the protocol of its runs."""
 
     title: str
-    guessing: float
+    guessing: float | dict[str, float]  # what a diverged run counts as: of the headline metric, or by metric
     margin: float
     overrides: list[str]
 
@@ -110,7 +111,8 @@ class Table:
     scales: dict[str, str]  # name -> file of conf/scale
     rows: dict[str, Any]  # name -> Line
     columns: dict[str, Any]  # name -> Line
-    metric: str = "top1"
+    task: str | None = None  # of conf/task; null: the default one
+    metric: str | None = None  # null: the one that the task's runs are known by
     aliases: list[str] = field(default_factory=list)
     paper: list[Any] = field(default_factory=list)  # Source; the first that prints a number counts
     subject: str | None = None  # the paper's model and data; null: as its first source says
@@ -143,7 +145,12 @@ class Table:
 
     def metric_of(self, row: str, column: str) -> str:
         """What a cell shows of its run."""
-        return self.columns[column].metric or self.rows[row].metric or self.metric
+        return self.columns[column].metric or self.rows[row].metric or self.metric or next(iter(self.metrics))
+
+    @property
+    def metrics(self) -> dict[str, MetricInfo]:
+        """What runs of its task measure."""
+        return metrics_of(_read("task", self.task or default_choice("task"))["_target_"])
 
     def estimator_of(self, row: str, column: str) -> str | BatchAverage | None:
         """Under which statistics; None: those of the run's headline."""
@@ -234,7 +241,8 @@ def cells(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str] =
     group before. Raises UserError on a scale the table does not have.
     """
     exceptions = {(e.row, e.column): e for e in table.exceptions}
-    common = [*table.scale(scale).overrides, *table.overrides]
+    task = [] if table.task is None else [f"task={table.task}"]
+    common = [*task, *table.scale(scale).overrides, *table.overrides]
     found = []
     for (row, line), (column, other), seed in product(table.rows.items(), table.columns.items(), seeds):
         parts = [part for part in (other, line, exceptions.get((row, column))) if part is not None]

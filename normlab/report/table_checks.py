@@ -4,7 +4,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from normlab.errors import UserError, unknown
-from normlab.report.metrics import METRICS, QUANTITIES
+from normlab.report.metrics import QUANTITIES
+from normlab.tasks.metrics import info_of
 
 if TYPE_CHECKING:
     from normlab.report.table import Line, Table
@@ -31,7 +32,6 @@ def check_names(table: "Table") -> None:
         ("column", columns, table.columns),
         ("row", [name for source in table.paper for name in source.rows], table.row_labels),
         ("column", [name for source in table.paper for name in source.columns], table.column_labels),
-        ("metric", [table.metric, *_of_lines(table, "metric")], METRICS),
         ("quantity", quantities, QUANTITIES),
         ("scale", [name for part in (*_lines(table), *table.exceptions) for name in part.by_scale], table.scales),
         ("scale", [name for claim in table.claims.values() for name in claim.scales], table.scales),
@@ -39,6 +39,9 @@ def check_names(table: "Table") -> None:
         for name in names:
             if name not in valid:
                 raise unknown(f"{table.name}: {kind}", name, valid)
+    for metric in (*_of_lines(table, "metric"), *filter(None, [table.metric])):
+        if info_of(metric, table.metrics) is None:
+            raise unknown(f"{table.name}: metric", metric, table.metrics)
     for name, claim in table.claims.items():
         if not claim.tests:
             raise UserError(f"{table.name}.claims.{name}.tests=[]: expected a test; a claim without one always holds")

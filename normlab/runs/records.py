@@ -1,7 +1,7 @@
 """What figures are drawn from: the records of a run. No torch here."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from normlab.errors import UserError
 from normlab.reading import STEP, Fields, read_jsonl
 from normlab.runs.folder import RunFolder
 from normlab.schema import Parameter
+from normlab.tasks.metrics import MetricInfo, metrics_of
 
 Record = dict[str, Any]
 
@@ -24,7 +25,7 @@ _EPOCH: Fields = {**STEP, "epoch": Parameter(float)}
 _MOMENT: Fields = {**_EPOCH, "layers": Parameter(list[dict[str, Any]])}
 _RATIO_ROW: Fields = {
     "layer": Parameter(str),
-    "receptive_field": Parameter(int),
+    "receptive_field": Parameter(int | None),
     "kernel_size": Parameter(list[int] | None),
     "shortcut": Parameter(bool),
     "mean": Parameter(dict[str, float]),
@@ -45,10 +46,12 @@ class Run:
     Attributes:
         folder: of the run.
         settings: norm, weight, model and data by name, batch as 8x2, seed.
+        metrics: what its task measures; nothing where the task cannot be found.
     """
 
     folder: Path
     settings: dict[str, str]
+    metrics: Mapping[str, MetricInfo] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: RunFolder) -> "Run":
@@ -56,7 +59,7 @@ class Run:
         config = folder.run()["config"]
         chosen = schema.coerce(config.get("choices", {}), dict[str, str], f"{folder.run_file}: choices")
         words = chosen | {key: str(config.get(key, "")) for key in ("batch", "seed")}
-        return cls(folder.path, {key: words.get(key, "") for key in _IN_LABELS})
+        return cls(folder.path, {key: words.get(key, "") for key in _IN_LABELS}, metrics_of_run(folder))
 
     @property
     def name(self) -> str:
@@ -102,6 +105,15 @@ class Run:
             for row in record["layers"]:
                 _check_row(row, row_fields, path)
         return records
+
+
+def metrics_of_run(folder: RunFolder) -> dict[str, MetricInfo]:
+    """What the task of a run measures; nothing where there is no such task here. Nothing of it is imported."""
+    task = folder.run()["config"].get("task")
+    try:
+        return metrics_of(task["_target_"])
+    except (UserError, TypeError, KeyError):
+        return {}
 
 
 def _check_row(row: Record, fields: Fields, path: Path) -> None:
