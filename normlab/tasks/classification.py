@@ -1,13 +1,13 @@
 """Image classification."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from normlab.errors import UserError
 from normlab.models.classifier import find_classifier
 from normlab.schema import bind
 from normlab.tasks.task import Metric, Outcome
@@ -23,21 +23,19 @@ class Classification:
         seed: of the augmentation.
         label_smoothing: share of the target spread over all classes.
         dropout: probability before the last layer (seed 000, Sec. 5: 0.5).
-
-    Raises:
-        UserError: a probability outside [0, 1).
     """
 
     headline = "top1"
 
     def __init__(
         self,
-        model: Mapping[str, Any], data: Mapping[str, Any], seed: int, *, label_smoothing: float = 0.0,
-        dropout: float = 0.0,
-    ) -> None:  # fmt: skip
-        for name, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
-            if not 0 <= value < 1:
-                raise UserError(f"task.{name}={value:g}: expected a number from 0 to below 1")
+        model: Mapping[str, Any],
+        data: Mapping[str, Any],
+        seed: int,
+        *,
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    ) -> None:
         self._model, self._data, self._seed = model, data, seed
         self.label_smoothing, self.dropout = label_smoothing, dropout
         self._splits: dict[str, Any] = {}
