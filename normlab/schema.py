@@ -4,6 +4,8 @@ keyword-only ones are the configuration.
 Signatures are read from the source with `ast`, so that a config is checked before torch is imported. Top-level settings
 are checked the same way against a dataclass (config.Config).
 
+A range stands beside the type: `Annotated[float, Gt(0)]`, or Ge, Lt, Le, Interval of annotated-types.
+
 A run's own files may come from anyone, so their targets are normlab's, or of packages that the user names openly:
 NORMLAB_PACKAGES=mylab,other. Words of a command line and files of conf/ are the user's own, and may name any target.
 """
@@ -12,16 +14,19 @@ import ast
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from normlab.errors import UserError, nearest, unknown
 
@@ -31,12 +36,27 @@ _ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
     **{t.__name__: t for t in (bool, int, float, str, list, dict, tuple)},
     **{"Any": Any, "Literal": Literal, "Mapping": Mapping, "Sequence": Sequence, "None": None},
+    **{"Annotated": Annotated, "Gt": Gt, "Ge": Ge, "Lt": Lt, "Le": Le, "Interval": Interval},
+}
+_HOLDS: dict[str, Callable[[Any, Any], bool]] = {
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "lt": operator.lt,
+    "le": operator.le,
 }
 
 
 class Parameter(NamedTuple):
     hint: Any
     default: Any = _REQUIRED
+
+
+class _RangeError(ValueError):
+    """A value of the right type that lies outside its range: in a list, the element and its own type."""
+
+    def __init__(self, value: Any, hint: Any) -> None:
+        super().__init__()
+        self.value, self.hint = value, hint
 
 
 @cache
@@ -88,7 +108,7 @@ def check_call(target: str, positional: Sequence[str], path: str) -> None:
 
 def parameters_of(settings: type) -> dict[str, Parameter]:
     """Fields of a dataclass of settings; those without a default are required."""
-    hints = typing.get_type_hints(settings)
+    hints = typing.get_type_hints(settings, include_extras=True)
     return {field.name: Parameter(hints[field.name], _field_default(field)) for field in dataclasses.fields(settings)}
 
 
@@ -183,18 +203,24 @@ def check(settings: Mapping[str, Any], parameters: Mapping[str, Parameter], path
 
 
 def coerce(value: Any, hint: Any, path: str) -> Any:
-    """`value` as `hint` asks: an int for a float becomes one, a tuple a list. Raises UserError on a mismatch."""
+    """`value` as `hint` asks: an int for a float becomes one, a tuple a list. Raises UserError on a mismatch.
+
+    A value of another type is told the type, one out of range the range; of a list, that is the element.
+    """
     try:
         return _coerce(value, hint)
+    except _RangeError as error:
+        raise UserError(f"{path}={shown(error.value)}: expected {describe(error.hint)}") from None
     except (TypeError, OverflowError):
-        raise UserError(f"{path}={shown(value)}: expected {describe(hint)}{_suggestion(value, hint)}") from None
+        expected = describe(hint, ranges=False)
+        raise UserError(f"{path}={shown(value)}: expected {expected}{_suggestion(value, hint)}") from None
 
 
 def _suggestion(value: Any, hint: Any) -> str:
     """`; did you mean ...?` where a list lacks its brackets, or where a choice is near; else nothing."""
     try:
         near = [shown(_coerce([value], hint))]
-    except (TypeError, OverflowError):
+    except (TypeError, OverflowError, _RangeError):
         near = difflib.get_close_matches(shown(value), _choices(hint), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -214,12 +240,22 @@ def _coerce(value: Any, hint: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        coerced = _coerce(value, arguments[0])
+        if not all(_HOLDS[side](coerced, bound) for side, bound in _bounds(hint).items()):
+            raise _RangeError(value, hint)
+        return coerced
     if origin in (typing.Union, types.UnionType):
+        outside = None
         for choice in sorted(arguments, key=lambda t: t is str):  # a string accepts numbers, so it comes last
             try:
                 return _coerce(value, choice)
+            except _RangeError as error:
+                outside = _RangeError(value, hint) if error.value is value else error
             except TypeError:
                 pass
+        if outside is not None:
+            raise outside
     elif origin is Literal:
         if value in arguments:
             return value
@@ -246,8 +282,8 @@ def _coerce(value: Any, hint: Any) -> Any:
     raise TypeError
 
 
-def describe(hint: Any) -> str:
-    """A type in a user's words: "a whole number", "var or std"."""
+def describe(hint: Any, ranges: bool = True) -> str:
+    """A type in a user's words: "a whole number of 1 or more", "var or std"; its ranges may be left out."""
     words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
     words |= {Real: "a number"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -255,17 +291,43 @@ def describe(hint: Any) -> str:
         return "settings with names"
     if hint in words:
         return words[hint]
+    if origin is Annotated:
+        bounds = _bounds(hint) if ranges else {}
+        kind = describe(arguments[0], ranges)
+        return f"{kind.replace(' finite', '')} {_range_words(bounds)}" if bounds else kind
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(t) for t in arguments)
+        bounded = ranges and any(typing.get_origin(t) is Annotated for t in arguments)
+        return (", or " if bounded else " or ").join(describe(t, ranges) for t in arguments)
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple and Ellipsis not in arguments:
-        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
+        return f"a list of {len(arguments)}, each {describe(arguments[0], ranges)}"
     if origin in (Sequence, list, tuple):
-        return f"a list, each {describe(arguments[0])}"
+        return f"a list, each {describe(arguments[0], ranges)}"
     if origin in (Mapping, dict):
         return "settings with names"
     return getattr(hint, "__name__", str(hint))
+
+
+def _bounds(hint: Any) -> dict[str, Any]:
+    """Of an Annotated type: {"ge": 0, "lt": 1}."""
+    return {
+        side: bound
+        for stated in hint.__metadata__
+        for side in _HOLDS
+        if (bound := getattr(stated, side, None)) is not None
+    }
+
+
+def _range_words(bounds: Mapping[str, Any]) -> str:
+    """What follows "a number": of 0 or more; above 0, up to 1; from 0 to below 1; between 0 and 1."""
+    number = {side: f"{bound:g}" if isinstance(bound, float) else str(bound) for side, bound in bounds.items()}
+    if number.keys() == {"gt", "lt"}:
+        return f"between {number['gt']} and {number['lt']}"
+    if number.keys() == {"ge", "lt"}:
+        return f"from {number['ge']} to below {number['lt']}"
+    words = {"gt": "above {}", "ge": "of {} or more", "lt": "below {}", "le": "up to {}"}
+    return ", ".join(words[side].format(number[side]) for side in words if side in number)
 
 
 def _choices(hint: Any) -> list[str]:

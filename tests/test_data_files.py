@@ -165,11 +165,6 @@ def test_cifar_odd_file(tmp_path, content, monkeypatch):
     assert not (tmp_path / "broken-in").exists()
 
 
-def test_cifar_refuses_negative_padding(tmp_path):
-    with pytest.raises(UserError, match=r"data\.padding=-1"):
-        CIFAR10("val", 0, root=str(tmp_path), padding=-1)
-
-
 # Caltech-256
 
 

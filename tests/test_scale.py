@@ -109,7 +109,6 @@ def test_sigterm_to_two_processes_saves_and_one_resumes(tmp_path, start):
     ("options", "message"),
     [
         ({"nodes": 3, "rendezvous": "a:1"}, "devices=2 cannot be shared by launch.nodes=3"),
-        ({"nodes": 0}, "launch.nodes=0"),
         ({"nodes": 2}, "nodes meet at launch.rendezvous=host:port"),
         ({"nodes": 2, "rendezvous": "node1"}, "launch.rendezvous=node1: expected host:port"),
         ({"nodes": 2, "rendezvous": "node1:99999"}, "launch.rendezvous=node1:99999: expected host:port"),

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from annotated_types import Ge, Le
 from torch import nn
 
 from normlab.bench.images import make_folders
 from normlab.bench.machine import set_threads
-from normlab.bench.rounds import check_rounds, interleave, ratio, spread
+from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.tables import Row, Table, plain
 from normlab.config import load
 from normlab.engine import loader
@@ -33,13 +34,13 @@ NORMLAB_ROW, TIMM_ROW = "normlab", "timm"
 def bench(
     progress: Progress,
     *,
-    workers: Sequence[int] = (0, 1, 2),
+    workers: Sequence[Annotated[int, Ge(0)]] = (0, 1, 2),
     data: str | None = None,
-    size: int = 224,
-    batch: int = 32,
-    batches: int = 20,
-    rounds: int = 3,
-    threads: int | None = None,
+    size: Annotated[int, Ge(1), Le(2**12)] = 224,
+    batch: Annotated[int, Ge(1)] = 32,
+    batches: Annotated[int, Ge(2)] = 20,
+    rounds: Annotated[int, Ge(1)] = 3,
+    threads: Annotated[int, Ge(1)] | None = None,
 ) -> list[Row]:
     """Samples per second of the loaders alone: decode, random resized crop, flip, normalize, stack, as float32.
 
@@ -55,13 +56,7 @@ def bench(
         rounds: of which the medians and quartiles are taken.
         threads: of the process that takes the batches; null: torch's own choice.
     """
-    check_rounds(rounds)
     set_threads(threads)
-    for name, value, least in (("size", size, 1), ("batch", batch, 1), ("batches", batches, 2)):
-        if value < least:
-            raise UserError(f"{name}={value}: expected a whole number of {least} or more")
-    if min(workers) < 0:
-        raise UserError(f"workers={min(workers)}: expected a whole number of 0 or more")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(data) if data else Path(folder) / "data"
         if data is None:

@@ -22,10 +22,8 @@ def find_device(name: Device) -> torch.device:
 
 
 def set_threads(threads: int | None) -> None:
-    """Raises UserError below one thread; None leaves torch's own choice."""
+    """None leaves torch's own choice."""
     if threads is not None:
-        if threads < 1:
-            raise UserError(f"threads={threads}: expected a whole number of 1 or more, or null")
         torch.set_num_threads(threads)
 
 

@@ -5,15 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normlab.bench.machine import find_device, set_threads
 from normlab.bench.papers import PaperSN
-from normlab.bench.rounds import check_rounds, interleave, ratio, spread
+from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.tables import Row, Table, pivot
 from normlab.bench.timing import seconds_a_call
 from normlab.config import Batch, load
@@ -57,9 +58,9 @@ def bench(
     precision: Sequence[Literal["fp32", "bf16", "fp16"]] = ("fp32",),
     papers: bool = True,
     model: str = "resnet50",
-    rounds: int = 5,
-    at_least: float = 0.1,
-    threads: int | None = None,
+    rounds: Annotated[int, Ge(1)] = 5,
+    at_least: Annotated[float, Ge(0)] = 0.1,
+    threads: Annotated[int, Ge(1)] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[Row]:
     """Forward and backward of a norm layer, against torch's layers, the papers' formulas and the memory's speed.
@@ -81,7 +82,6 @@ def bench(
         threads: of the CPU; null: torch's own choice.
         device: auto, cpu or cuda.
     """
-    check_rounds(rounds)
     set_threads(threads)
     on = find_device(device)
     makers = _candidates(norms, papers)

@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
-from normlab.errors import UserError
-
 Name = TypeVar("Name", bound=Hashable)
 Spread = dict[str, float]  # median, and the quartiles low and high
 
@@ -39,8 +37,3 @@ def spread(values: Sequence[float]) -> Spread:
 def ratio(values: Sequence[float], to: Sequence[float], factor: float = 1.0) -> Spread:
     """Spread of factor * value / to, each taken within its round."""
     return spread([factor * value / base for value, base in zip(values, to, strict=True)])
-
-
-def check_rounds(rounds: int) -> None:
-    if rounds < 1:
-        raise UserError(f"rounds={rounds}: expected a whole number of 1 or more")

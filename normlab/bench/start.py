@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
 
 from normlab.bench.follow import follow
-from normlab.bench.rounds import check_rounds, interleave, ratio, spread
+from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.tables import Row, Table, plain
 from normlab.progress import Progress
 
@@ -19,7 +22,7 @@ NORMLAB = (sys.executable, "-m", "normlab.cli")
 IMPORT = "python -c 'import torch'"
 
 
-def bench(progress: Progress, *, rounds: int = 5) -> list[Row]:
+def bench(progress: Progress, *, rounds: Annotated[int, Ge(1)] = 5) -> list[Row]:
     """From a typed command to its answer, each in a new process, next to Python and `import torch` alone.
 
     The first update is there when its line stands in the run's metrics.jsonl.
@@ -27,7 +30,6 @@ def bench(progress: Progress, *, rounds: int = 5) -> list[Row]:
     Args:
         rounds: of which the medians and quartiles are taken.
     """
-    check_rounds(rounds)
     commands: dict[str, Callable[[], float]] = {
         "python -c pass": partial(_seconds, sys.executable, "-c", "pass"),
         IMPORT: partial(_seconds, sys.executable, "-c", "import torch"),

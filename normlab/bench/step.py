@@ -3,18 +3,18 @@
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normlab.bench.machine import find_device, set_threads
-from normlab.bench.rounds import check_rounds, interleave, ratio, spread
+from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.tables import Row, Table, plain
 from normlab.bench.timing import seconds_a_call
 from normlab.config import Batch, Config, load
-from normlab.errors import UserError
 from normlab.norm.convert import convert
 from normlab.progress import Progress
 from normlab.replicas import RunningStatistics, set_replicas
@@ -31,12 +31,12 @@ def bench(
     model: str | None = None,
     batch: str = "8x2",
     ways: Sequence[Literal["plain", "replicas", "sequential"]] = ("plain", "replicas", "sequential"),
-    size: int = 224,
+    size: Annotated[int, Ge(1), Le(2**12)] = 224,
     precision: Literal["fp32", "bf16"] | None = None,
     channels_last: bool | None = None,
-    rounds: int = 5,
-    at_least: float = 0.5,
-    threads: int | None = None,
+    rounds: Annotated[int, Ge(1)] = 5,
+    at_least: Annotated[float, Ge(0)] = 0.5,
+    threads: Annotated[int, Ge(1)] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[Row]:
     """A training step of a network with chosen normalizers, against the same network with torch's BatchNorm2d.
@@ -58,7 +58,6 @@ def bench(
         threads: of the CPU; null: torch's own choice.
         device: auto, cpu or cuda.
     """
-    check_rounds(rounds)
     set_threads(threads)
     on = find_device(device)
     on_gpu = on.type == "cuda"
@@ -67,8 +66,6 @@ def bench(
     low = on_gpu if precision is None else precision == "bf16"
     layout = torch.channels_last if (on_gpu if channels_last is None else channels_last) else torch.contiguous_format
     configs = {norm: load([f"norm={norm}", f"model={name}"]) for norm in norms}
-    if size < 1:
-        raise UserError(f"size={size}: expected a whole number of 1 or more, in pixels")
 
     images = torch.randn(replicas.total, 3, size, size).to(on, memory_format=layout)
     labels = torch.randint(NUM_CLASSES, (replicas.total,), device=on)

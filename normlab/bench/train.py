@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from normlab.bench.follow import Moment, follow, rate
 from normlab.bench.images import make_folders
-from normlab.bench.rounds import check_rounds, interleave, ratio, spread
+from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.start import NORMLAB, metrics, updates_in_metrics
 from normlab.bench.tables import Row, Table, plain
 from normlab.data.folder import class_names
@@ -30,14 +32,14 @@ def bench(
     script: str,
     data: str | None = None,
     model: str = "resnet18",
-    size: int = 224,
-    batch: int = 32,
+    size: Annotated[int, Ge(1), Le(2**12)] = 224,
+    batch: Annotated[int, Ge(2)] = 32,
     precision: Literal["fp32", "bf16"] = "fp32",
     channels_last: bool = False,
-    workers: int = 2,
-    updates: int = 30,
-    warmup: int = 10,
-    rounds: int = 3,
+    workers: Annotated[int, Ge(0)] = 2,
+    updates: Annotated[int, Ge(1)] = 30,
+    warmup: Annotated[int, Ge(1)] = 10,
+    rounds: Annotated[int, Ge(1)] = 3,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[Row]:
     """Samples per second of `normlab train norm=bn` and of timm's own training script, on the same work.
@@ -61,8 +63,7 @@ def bench(
         rounds: of which the medians and quartiles are taken.
         device: cuda or auto: both use the GPU where torch finds one; cpu hides it from them.
     """
-    check_rounds(rounds)
-    _check(script, updates, warmup, batch, size, workers)
+    _check(script, updates, warmup)
     check_model_name("timm", model)
     runs = itertools.count(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,12 +119,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return [plain(f"training end to end: {title}", rows, columns)]
 
 
-def _check(script: str, updates: int, warmup: int, batch: int, size: int, workers: int) -> None:
+def _check(script: str, updates: int, warmup: int) -> None:
     if not Path(script).is_file():
         raise UserError(f"script={script}: there is no such file; it is the path of timm's train.py")
-    for name, value, least in (("batch", batch, 2), ("size", size, 1), ("workers", workers, 0), ("warmup", warmup, 1)):
-        if value < least:
-            raise UserError(f"{name}={value}: expected a whole number of {least} or more")
     if updates < warmup + 3 * RECORD_EVERY:
         least = warmup + 3 * RECORD_EVERY
         raise UserError(f"updates={updates}: expected {least} or more, for records after a warmup of {warmup}")

@@ -3,7 +3,7 @@
 settings.py   the settings as one dataclass, and a run's identity
 files.py      the files of conf/
 compose.py    from words to settings, by Hydra
-checks.py     what types cannot tell
+checks.py     what types and ranges cannot tell
 initial.py    what `init` names
 """
 

@@ -9,7 +9,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from normlab.config.initial import Initial
 from normlab.errors import UserError
@@ -73,15 +75,15 @@ class BatchAverage:
 class Checkpoint:
     """When a run saves what it needs to go on (see engine/checkpoint.py)."""
 
-    every: float  # epochs
-    keep: int
+    every: Annotated[float, Gt(0)]  # epochs
+    keep: Annotated[int, Ge(1)]
 
 
 @dataclass
 class Record:
     """What a run records beside metrics and ratios (see engine/observe.py); training is the same with it."""
 
-    statistics: int
+    statistics: Annotated[int, Ge(0)]
     gradients: bool
     estimators: bool
 
@@ -92,9 +94,9 @@ class Part:
 
     norm: Any  # settings with a `_target_`, or None
     weight: Any
-    momentum: float | None  # of its norm layers
+    momentum: Annotated[float, Ge(0), Le(1)] | None  # of its norm layers
     frozen: bool  # its parameters are constants; statistics go on, unless its norm is bn_frozen
-    lr: float  # factor of its learning rate
+    lr: Annotated[float, Ge(0)]  # factor of its learning rate
     init: str
 
 
@@ -104,7 +106,7 @@ class PhaseSettings:
 
     optim: Any
     schedule: Any
-    updates: int  # in an epoch
+    updates: Annotated[int, Ge(1)]  # in an epoch
 
 
 @dataclass
@@ -121,29 +123,29 @@ class Config:
     tracker: Any
     launch: Any
     batch: str
-    accumulate: int
-    epochs: float
-    iterations: int | None
-    seed: int
+    accumulate: Annotated[int, Ge(1)]
+    epochs: Annotated[float, Le(10**9)]  # above 0 unless iterations replace them (checks.py)
+    iterations: Annotated[int, Ge(1)] | None
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)]  # torch's generators take 64 bits
     precision: Literal["fp32", "bf16", "fp16", "fp64"]
     init: str
     parts: dict[str, Any]  # part -> the PART settings that are given
     phases: dict[str, Any]  # phase -> the PHASE settings that are given
-    norm_dropout: float
+    norm_dropout: Annotated[float, Ge(0), Lt(1)]
     estimator: Literal["paper", "moving_average", "batch_average"]
     batch_average: BatchAverage
     devices: int | Literal["auto"]
-    replicas_per_pass: int | None
-    workers: int
-    threads: int | None
+    replicas_per_pass: Annotated[int, Ge(1)] | None
+    workers: Annotated[int, Ge(0)]
+    threads: Annotated[int, Ge(1)] | None
     channels_last: bool
     compile: bool
     out: str
     rerun: bool
-    log_every: int
-    ratios_every: int | Literal["epoch"]
+    log_every: Annotated[int, Ge(1)]
+    ratios_every: Annotated[int, Ge(1)] | Literal["epoch"]
     record: Record
-    snapshots: list[float]
+    snapshots: list[Annotated[float, Gt(0), Lt(1)]]
     figures: Literal["auto", "all", "summary"]
     checkpoint: Checkpoint
     choices: dict[str, str]  # group -> the file chosen, for names people read; not part of the identity

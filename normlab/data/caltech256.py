@@ -1,10 +1,12 @@
 """Caltech-256 as its folder 256_ObjectCategories, with one folder per class."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
 
 from normlab.data.augment import chain, pad_crop_flip, resize, to_bytes
-from normlab.data.dataset import check, first_existing, missing
+from normlab.data.dataset import check_split, first_existing, missing
 from normlab.data.download import download
 from normlab.data.folder import ImageFiles, folder_problems, scan, scan_complete
 from normlab.data.imagenet import MEAN, STD
@@ -33,7 +35,7 @@ class Caltech256(ImageFiles):
         on_error: an image that cannot be decoded stops the run, or skip does without it.
 
     Raises:
-        UserError: folders are missing or empty, or an argument is out of its range.
+        UserError: folders are missing or empty, or there is no such split.
     """
 
     mean, std = MEAN, STD
@@ -44,13 +46,13 @@ class Caltech256(ImageFiles):
         seed: int,
         *,
         root: str = "data/caltech256",
-        size: int = 224,
-        padding: int = 2,
+        size: Annotated[int, Ge(1), Le(2**12)] = 224,
+        padding: Annotated[int, Ge(0), Le(2**12)] = 2,
         augment: bool = True,
-        fraction: float = 1.0,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         on_error: Literal["stop", "skip"] = "stop",
     ):
-        check(split, size, padding)
+        check_split(split)
         folder = _folder(root)
         found = scan_complete(folder, skip=_CLUTTER)
         members = held_out(found.labels_N, split, train_share=0.8)

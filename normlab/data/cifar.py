@@ -3,13 +3,14 @@
 import os
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
 from normlab.data.arrays import Part, StoredArrays, label_problems
 from normlab.data.augment import chain, pad_crop_flip, resize
-from normlab.data.dataset import SPLITS, OnError, check, count_problem, first_existing, missing
+from normlab.data.dataset import SPLITS, OnError, check_split, count_problem, first_existing, missing
 from normlab.data.download import download, one_line
 from normlab.errors import UserError
 
@@ -30,7 +31,7 @@ class CIFAR(StoredArrays):
         self, split: str, seed: int, root: str, size: int, padding: int, augment: bool, fraction: float,
         on_error: OnError,
     ):  # fmt: skip
-        check(split, size, padding)
+        check_split(split)
         folder, files = self._files(root, split)
         parts = [self._read_part(folder / name, root) for name, _ in files]
         self.shape = (3, size, size)
@@ -110,7 +111,7 @@ class CIFAR10(CIFAR):
         on_error: a wrong label stops the run, or skip does without its sample.
 
     Raises:
-        UserError: a file is missing or is not what it should be, or an argument is out of its range.
+        UserError: a file is missing or is not what it should be, or there is no such split.
     """
 
     num_classes = 10
@@ -123,10 +124,10 @@ class CIFAR10(CIFAR):
         seed: int,
         *,
         root: str = "data/cifar10",
-        size: int = 32,
-        padding: int = 2,
+        size: Annotated[int, Ge(1), Le(2**12)] = 32,
+        padding: Annotated[int, Ge(0), Le(2**12)] = 2,
         augment: bool = True,
-        fraction: float = 1.0,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         on_error: Literal["stop", "skip"] = "stop",
     ):
         super().__init__(split, seed, root, size, padding, augment, fraction, on_error)
@@ -145,10 +146,10 @@ class CIFAR100(CIFAR):
         seed: int,
         *,
         root: str = "data/cifar100",
-        size: int = 32,
-        padding: int = 2,
+        size: Annotated[int, Ge(1), Le(2**12)] = 32,
+        padding: Annotated[int, Ge(0), Le(2**12)] = 2,
         augment: bool = True,
-        fraction: float = 1.0,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         on_error: Literal["stop", "skip"] = "stop",
     ):
         super().__init__(split, seed, root, size, padding, augment, fraction, on_error)

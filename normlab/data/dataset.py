@@ -91,14 +91,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return normalize(images, self.mean, self.std)
 
 
-def check(split: str, size: int, padding: int = 0) -> None:
-    """Refuse an unknown split, an image side below one pixel or a negative padding, with a UserError."""
+def check_split(split: str) -> None:
+    """Refuse an unknown split with a UserError."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if size < 1:
-        raise UserError(f"data.size={size} must be at least 1, the side of the images in pixels")
-    if padding < 0:
-        raise UserError(f"data.padding={padding} must be at least 0, in pixels on each side")
 
 
 def missing(what: str, folder: Path, name: str, root: Path | str) -> UserError:

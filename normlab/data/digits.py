@@ -1,16 +1,17 @@
 """scikit-learn's handwritten digits, the default: 1,797 real images of 8x8 pixels, in memory."""
 
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from normlab.data.augment import random_shift
-from normlab.data.dataset import ImageDataset, check
+from normlab.data.dataset import ImageDataset, check_split
 from normlab.data.splits import held_out, training_fraction
-from normlab.errors import UserError
 
 
 class Digits(ImageDataset):
@@ -26,15 +27,21 @@ class Digits(ImageDataset):
         fraction: of the training split, in (0, 1].
 
     Raises:
-        UserError: an argument is out of its range.
+        UserError: there is no such split.
     """
 
     num_classes = 10
 
-    def __init__(self, split: str, seed: int, *, size: int = 8, shift: int = 0, fraction: float = 1.0):
-        check(split, size)
-        if shift < 0:
-            raise UserError(f"data.shift={shift} must be at least 0, in pixels")
+    def __init__(
+        self,
+        split: str,
+        seed: int,
+        *,
+        size: Annotated[int, Ge(1), Le(2**12)] = 8,
+        shift: Annotated[int, Ge(0), Le(2**12)] = 0,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
+    ):
+        check_split(split)
         pixels, labels_N = load_digits(return_X_y=True)
         images_NCHW = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8)
         train_NCHW = images_NCHW[held_out(labels_N, "train", train_share=0.8)]

@@ -3,7 +3,9 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
 
 from normlab.data.augment import (
     CROP_AREA,
@@ -13,7 +15,7 @@ from normlab.data.augment import (
     resized_crop_flip,
     to_bytes,
 )
-from normlab.data.dataset import SPLITS, check, missing
+from normlab.data.dataset import SPLITS, check_split, missing
 from normlab.data.download import one_line
 from normlab.data.folder import ImageFiles, class_names, folder_problems, scan, scan_complete
 from normlab.data.splits import training_fraction
@@ -41,7 +43,7 @@ class ImageNet(ImageFiles):
         on_error: an image that cannot be decoded stops the run, or skip does without it.
 
     Raises:
-        UserError: folders are missing, empty or differ in their classes, or an argument is out of its range.
+        UserError: folders are missing, empty or differ in their classes, or there is no such split.
     """
 
     mean, std = MEAN, STD
@@ -52,12 +54,12 @@ class ImageNet(ImageFiles):
         seed: int,
         *,
         root: str = "data/imagenet",
-        size: int = 224,
+        size: Annotated[int, Ge(1), Le(2**12)] = 224,
         augment: bool = True,
-        fraction: float = 1.0,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         on_error: Literal["stop", "skip"] = "stop",
     ):
-        check(split, size)
+        check_split(split)
         train, val = (_folder(root, name) for name in SPLITS)
         if differing := set(class_names(train)) ^ set(class_names(val)):
             raise UserError(f"{root}: {_not_in_both(min(differing))}")

@@ -4,14 +4,15 @@ import gzip
 import os
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
 from normlab.data.arrays import Part, StoredArrays, label_problems
 from normlab.data.augment import resize
-from normlab.data.dataset import SPLITS, check, count_problem, first_existing, missing
+from normlab.data.dataset import SPLITS, check_split, count_problem, first_existing, missing
 from normlab.data.download import download
 from normlab.errors import UserError
 
@@ -33,7 +34,7 @@ class MNIST(StoredArrays):
         on_error: a wrong label stops the run, or skip does without its sample.
 
     Raises:
-        UserError: a file is missing or is not what it should be, or an argument is out of its range.
+        UserError: a file is missing or is not what it should be, or there is no such split.
     """
 
     num_classes = 10
@@ -45,11 +46,11 @@ class MNIST(StoredArrays):
         seed: int,
         *,
         root: str = "data/mnist",
-        size: int = 28,
-        fraction: float = 1.0,
+        size: Annotated[int, Ge(1), Le(2**12)] = 28,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         on_error: Literal["stop", "skip"] = "stop",
     ):
-        check(split, size)
+        check_split(split)
         folder, part = read_split(root, split)
         self.shape = (1, size, size)
         evaluation = resize(size)

@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.errors import UserError
-
 Integers = NDArray[np.int64]
 
 
@@ -12,12 +10,7 @@ def balanced_subset(labels_N: Integers, fraction: float) -> Integers:
     """Indices, ascending, of the given fraction of every class (rounded, at least one sample).
 
     The choice is fixed, and the subset of a smaller fraction lies within that of a larger one.
-
-    Raises:
-        UserError: the fraction is not in (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"data.fraction={fraction} must be above 0 and at most 1, the whole training split")
     random = np.random.RandomState(0)  # numpy promises that this generator never changes
     counts_K = np.unique(labels_N, return_counts=True)[1]
     by_class = np.split(np.argsort(labels_N, kind="stable"), np.cumsum(counts_K)[:-1])

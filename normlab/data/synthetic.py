@@ -1,12 +1,14 @@
 """Images made on the fly, for smoke tests and benchmarks: any size, any number, nothing stored."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from normlab.data.dataset import SPLITS, ImageDataset, check
-from normlab.errors import UserError
+from normlab.data.dataset import SPLITS, ImageDataset, check_split
 from normlab.seeding import mix_seed
 
 _GRID = 4  # a class is a smooth pattern, interpolated from so many values a side
@@ -27,7 +29,7 @@ class Synthetic(ImageDataset):
         signal: std of the patterns; the larger, the easier to learn.
 
     Raises:
-        UserError: an argument is out of its range.
+        UserError: there is no such split.
     """
 
     def __init__(
@@ -35,18 +37,14 @@ class Synthetic(ImageDataset):
         split: str,
         seed: int,
         *,
-        channels: int = 3,
-        size: int = 32,
-        num_classes: int = 10,
-        length: int = 512,
-        val_length: int = 128,
-        signal: float = 1.0,
+        channels: Annotated[int, Ge(1), Le(2**12)] = 3,
+        size: Annotated[int, Ge(1), Le(2**12)] = 32,
+        num_classes: Annotated[int, Ge(1), Le(2**20)] = 10,
+        length: Annotated[int, Ge(1), Le(2**27)] = 512,
+        val_length: Annotated[int, Ge(1), Le(2**27)] = 128,
+        signal: Annotated[float, Ge(0)] = 1.0,
     ):
-        check(split, size)
-        counts = {"channels": channels, "num_classes": num_classes, "length": length, "val_length": val_length}
-        for name, count in counts.items():
-            if count < 1:
-                raise UserError(f"data.{name}={count} must be at least 1")
+        check_split(split)
         self.split = split
         self.num_classes = num_classes
         self.shape = (channels, size, size)

@@ -1,8 +1,9 @@
 """Optimizers: torch's, with the learning rate scaled to the samples of an update and decay on the chosen parameters."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from normlab.norm.layer import Normalizer
@@ -12,11 +13,11 @@ def sgd(
     model: nn.Module,
     update_samples: int,
     *,
-    lr: float = 0.1,
-    lr_batch: int = 256,
-    momentum: float = 0.9,
+    lr: Annotated[float, Gt(0)] = 0.1,
+    lr_batch: Annotated[int, Ge(1)] = 256,
+    momentum: Annotated[float, Ge(0)] = 0.9,
     nesterov: bool = False,
-    weight_decay: float = 1e-4,
+    weight_decay: Annotated[float, Ge(0)] = 1e-4,
     decay: Literal["all", "not_norm"] = "all",
 ) -> torch.optim.Optimizer:
     """SGD with momentum (seed 001, Sec. 4.1); the learning rate is lr * update_samples / lr_batch (seed 000)."""
@@ -28,12 +29,12 @@ def rmsprop(
     model: nn.Module,
     update_samples: int,
     *,
-    lr: float = 0.01,
-    lr_batch: int = 256,
-    momentum: float = 0.9,
-    alpha: float = 0.9,
-    eps: float = 1.0,
-    weight_decay: float = 1e-4,
+    lr: Annotated[float, Gt(0)] = 0.01,
+    lr_batch: Annotated[int, Ge(1)] = 256,
+    momentum: Annotated[float, Ge(0)] = 0.9,
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.9,
+    eps: Annotated[float, Ge(0)] = 1.0,
+    weight_decay: Annotated[float, Ge(0)] = 1e-4,
     decay: Literal["all", "not_norm"] = "all",
 ) -> torch.optim.Optimizer:
     """RMSProp (seed 000, Sec. 4.1); alpha is the kept fraction of the squared gradient's average."""

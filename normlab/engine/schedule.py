@@ -6,7 +6,9 @@ fractions of the run, epochs or iterations (updates). `warmup` rises linearly fr
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
 
 Unit = Literal["fraction", "epochs", "iterations"]
 
@@ -16,10 +18,10 @@ def step(
     total: int,
     per_epoch: int,
     *,
-    milestones: Sequence[float] = (0.3, 0.6, 0.9),
-    factor: float = 0.1,
+    milestones: Sequence[Annotated[float, Ge(0)]] = (0.3, 0.6, 0.9),
+    factor: Annotated[float, Gt(0)] = 0.1,
     unit: Literal["fraction", "epochs", "iterations"] = "fraction",
-    warmup: float = 0.0,
+    warmup: Annotated[float, Ge(0)] = 0.0,
 ) -> float:
     """Multiply with `factor` at each milestone."""
     passed = sum(update >= round(_updates(m, unit, total, per_epoch)) for m in milestones)
@@ -32,7 +34,7 @@ def cosine(
     per_epoch: int,
     *,
     unit: Literal["fraction", "epochs", "iterations"] = "fraction",
-    warmup: float = 0.0,
+    warmup: Annotated[float, Ge(0)] = 0.0,
 ) -> float:
     """Half a cosine from 1 to 0, after the warm-up."""
     start = _updates(warmup, unit, total, per_epoch)
@@ -45,9 +47,9 @@ def poly(
     total: int,
     per_epoch: int,
     *,
-    power: float = 0.9,
+    power: Annotated[float, Gt(0)] = 0.9,
     unit: Literal["fraction", "epochs", "iterations"] = "fraction",
-    warmup: float = 0.0,
+    warmup: Annotated[float, Ge(0)] = 0.0,
 ) -> float:
     """(1 - done)^power; seed 003 leaves the power open, 0.9 is DeepLab's."""
     return _warmup(update, _updates(warmup, unit, total, per_epoch)) * (1 - update / total) ** power

@@ -1,15 +1,15 @@
 """Bars of ratios: of every layer at one moment, as hard choices, and averaged over the layers of runs or of blocks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from normlab.dynamics.ratios import MOMENTS, average, choice, mean_by_block, num_disagreeing
-from normlab.errors import UserError
 from normlab.figures.curves import draw_averages
 from normlab.figures.style import MOMENT_NAMES, PAGE, at_print_size, key_line, legend_above, scope_colours
 from normlab.runs.records import Record, Run, expect, labels, spelled
@@ -43,7 +43,7 @@ def overview(runs: Sequence[Run]) -> Figure:
 
 
 @at_print_size
-def layers(runs: Sequence[Run], *, epoch: float | None = None) -> Figure:
+def layers(runs: Sequence[Run], *, epoch: Annotated[float, Ge(0)] | None = None) -> Figure:
     """Ratios of mean and variance in every layer at one moment (seed 000, Figs. 9 to 11 and 13; seed 002, Fig. 5).
 
     Args:
@@ -66,7 +66,7 @@ def layers(runs: Sequence[Run], *, epoch: float | None = None) -> Figure:
 
 
 @at_print_size
-def hard_ratios(runs: Sequence[Run], *, epochs: Sequence[float] = ()) -> Figure:
+def hard_ratios(runs: Sequence[Run], *, epochs: Sequence[Annotated[float, Ge(0)]] = ()) -> Figure:
     """The scope of the largest ratio of mean and variance in every layer, at some epochs (seed 000, Fig. 2; seed 002,
     Fig. 8), and the share of layers in which mean and variance choose differently.
 
@@ -108,7 +108,7 @@ def averages(
     runs: Sequence[Run],
     *,
     by: Literal["run", "norm", "model", "data", "batch", "block"] = "run",
-    block_depth: int = 1,
+    block_depth: Annotated[int, Ge(1)] = 1,
 ) -> Figure:
     """Ratios at the end of training, averaged over layers: by batch setting, task or block (seed 001, Figs. 1c, 3, 4).
 
@@ -118,8 +118,6 @@ def averages(
         block_depth: words of a layer's name that make its block: layer1 at 1, layer1.0 at 2.
     """
     expect(runs, 1)
-    if block_depth < 1:
-        raise UserError(f"block_depth={block_depth}: expected 1 or more")
     groups: dict[str, list[dict[str, dict[str, float]]]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
         rows = run.ratios[-1]["layers"]

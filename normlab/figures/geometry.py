@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
@@ -22,10 +24,10 @@ def geometry(
     runs: Sequence[Run],
     *,
     layer: str = "conv1",
-    filters: int = 6,
-    gamma: float = 1.4,
-    batch_values: int = 4,
-    seed: int = 2,
+    filters: Annotated[int, Ge(2)] = 6,
+    gamma: Annotated[float, Gt(0)] = 1.4,
+    batch_values: Annotated[int, Ge(2)] = 4,
+    seed: Annotated[int, Ge(0)] = 2,
 ) -> Figure:
     """Filters as WN, IN, LN, BN and SN make them: their lengths against the unit sphere and gamma, and their angles.
 
@@ -42,13 +44,6 @@ def geometry(
         seed: of the random filters.
     """
     expect(runs, 0, 1)
-    for name, value in (("filters", filters), ("batch_values", batch_values)):
-        if value < 2:
-            raise UserError(f"{name}={value}: expected 2 or more")
-    if gamma <= 0:
-        raise UserError(f"gamma={gamma:g}: expected a number above 0")
-    if seed < 0:
-        raise UserError(f"seed={seed}: expected 0 or more")
     if runs:
         weight_CI, what = filters_of(runs[0], layer), f"{layer} of {runs[0].name}"
         ratio = average(runs[0].ratios[-1]["layers"])["var"] if (runs[0].folder / "ratios.jsonl").is_file() else _THIRDS

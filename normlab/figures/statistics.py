@@ -2,8 +2,9 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -26,7 +27,13 @@ _MOST_BESIDE = 12  # layers on an axis in half a page
 
 
 @at_print_size
-def evolution(runs: Sequence[Run], *, neuron: int = 1, layers: Sequence[int] = (), last: int = 200) -> Figure:
+def evolution(
+    runs: Sequence[Run],
+    *,
+    neuron: Annotated[int, Ge(1)] = 1,
+    layers: Sequence[Annotated[int, Ge(1)]] = (),
+    last: Annotated[int, Ge(1)] = 200,
+) -> Figure:
     """Mean and standard deviation of BN and of EN in some layers, step by step (seed 004, Fig. 7).
 
     Args:
@@ -37,7 +44,7 @@ def evolution(runs: Sequence[Run], *, neuron: int = 1, layers: Sequence[int] = (
     """
     expect(runs, 1)
     names = labels(runs)
-    found = [_last(run, last) for run in runs]
+    found = [run.statistics[-last:] for run in runs]
     num_layers = _num_layers(runs, found)
     layers = layers or _some(num_layers)
     for layer in layers:
@@ -60,7 +67,7 @@ def evolution(runs: Sequence[Run], *, neuron: int = 1, layers: Sequence[int] = (
 
 
 @at_print_size
-def fluctuation(runs: Sequence[Run], *, neuron: int = 0, last: int = 200) -> Figure:
+def fluctuation(runs: Sequence[Run], *, neuron: Annotated[int, Ge(0)] = 0, last: Annotated[int, Ge(2)] = 200) -> Figure:
     """Standard deviation over the last steps of the statistics of BN and of EN, by layer (seed 004, Fig. 6).
 
     Args:
@@ -69,9 +76,7 @@ def fluctuation(runs: Sequence[Run], *, neuron: int = 0, last: int = 200) -> Fig
         last: steps, counted from the end of training; two or more.
     """
     expect(runs, 1)
-    if last < 2:
-        raise UserError(f"last={last}: expected 2 or more")
-    found = [_last(run, last) for run in runs]
+    found = [run.statistics[-last:] for run in runs]
     num_layers = _num_layers(runs, found)
     many = num_layers > _MOST_BESIDE
     figure = Figure(figsize=(PAGE, 0.5 + 2.4 * (len(runs) if many else 1)), layout="constrained")
@@ -111,12 +116,6 @@ def _draw_points(axis: Axes, heights: Mapping[str, Sequence[float]]) -> None:
         axis.plot(range(len(values)), values, color=colour, linestyle=line, linewidth=0.8, marker="o", markersize=2.5)
     axis.set_yscale("log")
     axis.grid(alpha=0.3, linewidth=0.5)
-
-
-def _last(run: Run, last: int) -> list[Record]:
-    if last < 1:
-        raise UserError(f"last={last}: expected 1 or more")
-    return run.statistics[-last:]
 
 
 def _num_layers(runs: Sequence[Run], found: Sequence[Sequence[Record]]) -> int:

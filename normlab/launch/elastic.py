@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -29,7 +30,7 @@ def num_devices(config: Config) -> int:
     """
     if config.devices != "auto":
         return config.devices
-    nodes = max(1, config.launch.get("nodes", 1))
+    nodes = config.launch.get("nodes", 1)
     available = nodes * max(1, torch.cuda.device_count())  # nodes are alike
     equal = [d for d in range(nodes, available + 1, nodes) if config.replicas % d == 0]
     if not equal:
@@ -44,10 +45,10 @@ def launch(
     devices: int,
     progress: Progress,
     *,
-    nodes: int = 1,
+    nodes: Annotated[int, Ge(1)] = 1,
     rendezvous: str = "127.0.0.1:0",
-    max_restarts: int = 0,
-    timeout: int = 600,
+    max_restarts: Annotated[int, Ge(0)] = 0,
+    timeout: Annotated[int, Ge(1), Le(10**9)] = 600,
 ) -> str:
     """Run a run that has its folder, on `devices` processes; returns its status.
 
@@ -122,7 +123,7 @@ def _message(recorded: Any) -> str:
 
 
 def _check_nodes(nodes: int, devices: int, rendezvous: str) -> None:
-    if nodes < 1 or devices % nodes:
+    if devices % nodes:
         raise UserError(f"devices={devices} cannot be shared by launch.nodes={nodes} equally")
     host, _, port = rendezvous.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:

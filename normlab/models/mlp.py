@@ -1,11 +1,19 @@
 """Fully connected networks."""
 
 from math import prod
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from torch import nn
 
 
-def mlp(shape: tuple[int, int, int], num_classes: int, *, depth: int = 4, width: int = 128) -> nn.Module:
+def mlp(
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    depth: Annotated[int, Ge(1), Le(2**12)] = 4,
+    width: Annotated[int, Ge(1), Le(2**16)] = 128,
+) -> nn.Module:
     """`depth` hidden layers of `width` neurons, each followed by batch norm and ReLU (seed 004, Sec. 4.6, on MNIST).
 
     (N, C, H, W) -> logits (N, num_classes); shape is (C, H, W) of an image, which is flattened.

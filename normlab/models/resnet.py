@@ -5,9 +5,10 @@ Modules carry torchvision's names: conv1, bn1, layer1.0.conv1, layer1.0.downsamp
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from normlab.errors import UserError
@@ -116,7 +117,9 @@ def _init_conv(conv: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
-def digits_resnet(shape: tuple[int, int, int], num_classes: int, *, width: int = 16) -> nn.Module:
+def digits_resnet(
+    shape: tuple[int, int, int], num_classes: int, *, width: Annotated[int, Ge(1), Le(2**16)] = 16
+) -> nn.Module:
     """The default network: one basic block per stage, of `width`, 2 and 4 times `width` channels, projections.
 
     For images of 8 x 8 pixels; 9 norm layers. shape is (C, H, W) of an image.
@@ -124,7 +127,9 @@ def digits_resnet(shape: tuple[int, int, int], num_classes: int, *, width: int =
     return _of_basic_blocks(shape[0], num_classes, width, blocks=1)
 
 
-def digits_resnet_deep(shape: tuple[int, int, int], num_classes: int, *, width: int = 16) -> nn.Module:
+def digits_resnet_deep(
+    shape: tuple[int, int, int], num_classes: int, *, width: Annotated[int, Ge(1), Le(2**16)] = 16
+) -> nn.Module:
     """digits_resnet with two blocks per stage: 15 norm layers. Beside it, as ResNet-101 beside ResNet-50."""
     return _of_basic_blocks(shape[0], num_classes, width, blocks=2)
 
@@ -135,7 +140,12 @@ def _of_basic_blocks(in_channels: int, num_classes: int, width: int, blocks: int
 
 
 def digits_resnext(
-    shape: tuple[int, int, int], num_classes: int, *, width: int = 16, blocks: int = 1, groups: int = 8
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: Annotated[int, Ge(1), Le(2**16)] = 16,
+    blocks: Annotated[int, Ge(1), Le(2**10)] = 1,
+    groups: Annotated[int, Ge(1)] = 8,
 ) -> nn.Module:
     """A small ResNeXt: `blocks` bottlenecks with `groups` groups per stage, of 2, 4 and 8 times `width` channels.
 
@@ -152,7 +162,7 @@ def resnet_cifar(
     shape: tuple[int, int, int],
     num_classes: int,
     *,
-    depth: int = 20,
+    depth: Annotated[int, Ge(8), Le(2**12)] = 20,
     shortcut: Literal["projection", "pad"] = "pad",
 ) -> nn.Module:
     """The CIFAR network of He et al. 2016, Sec. 4.2: 6n + 2 layers, widths 16, 32, 64.

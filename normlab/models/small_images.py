@@ -6,8 +6,9 @@ have: the stem keeps the resolution, and what would halve it next does not, so t
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from torch import nn
 
 
@@ -42,7 +43,11 @@ def shufflenet_v2_small(
 
 
 def densenet_small(
-    shape: tuple[int, int, int], num_classes: int, *, blocks: Sequence[int] = (6, 12, 24, 16), growth: int = 32
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    blocks: Sequence[Annotated[int, Ge(1), Le(2**10)]] = (6, 12, 24, 16),
+    growth: Annotated[int, Ge(1), Le(2**10)] = 32,
 ) -> nn.Module:
     """torchvision's DenseNet (121 layers by default): a 3x3 stem of stride 1 for the 7x7 one, and no max-pooling."""
     import torchvision

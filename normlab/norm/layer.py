@@ -12,9 +12,10 @@ a scope's compact statistics (see scopes.py).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from normlab.errors import UserError
@@ -80,16 +81,16 @@ class Normalizer(nn.Module):
         *,
         mean: Sequence[str],
         var: Sequence[str],
-        groups: int = 32,
+        groups: Annotated[int, Ge(1)] = 32,
         tied: bool = False,
         mix: Literal["var", "std"] = "var",
-        ratio_groups: int = 1,
+        ratio_groups: Annotated[int, Ge(1)] = 1,
         hard: bool = False,
         sync: bool = False,
         frozen: bool = False,
         profile: Literal["paper", "official"] = "paper",
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
+        eps: Annotated[float, Gt(0)] = 1e-5,
+        momentum: Annotated[float, Ge(0), Le(1)] | None = 0.1,
         affine: bool = True,
     ) -> None:
         super().__init__()

@@ -1,6 +1,9 @@
 """Batch Renormalization (Ioffe 2017), compared with SN in seed 001, Sec. 4.1 (r_max 1.5, d_max 0.5)."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from normlab.errors import UserError
@@ -32,11 +35,11 @@ class BatchRenorm(Normalizer):
         self,
         num_channels: int,
         *,
-        r_max: float = 1.5,
-        d_max: float = 0.5,
-        warmup: int = 0,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
+        r_max: Annotated[float, Ge(1)] = 1.5,
+        d_max: Annotated[float, Ge(0)] = 0.5,
+        warmup: Annotated[int, Ge(0)] = 0,
+        eps: Annotated[float, Gt(0)] = 1e-5,
+        momentum: Annotated[float, Ge(0), Le(1)] | None = 0.1,
         affine: bool = True,
     ) -> None:
         super().__init__(num_channels, mean=["bn"], var=["bn"], eps=eps, momentum=momentum, affine=affine)

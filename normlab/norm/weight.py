@@ -4,9 +4,10 @@ Each function here parametrizes one convolution in place with torch.nn.utils.par
 stored weight, the forward pass sees its function. `convert` applies it to every convolution of a model.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -65,7 +66,7 @@ def weight_standardization(
     divide: bool = True,
     affine: bool = False,
     profile: Literal["paper", "official"] = "paper",
-    eps: float = 1e-5,
+    eps: Annotated[float, Gt(0)] = 1e-5,
 ) -> None:
     """Standardize the weight of `conv`, in place; see `WeightStandardization`.
 

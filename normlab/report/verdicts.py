@@ -10,9 +10,10 @@ it), and the scale's margin, the smallest difference that counts.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Gt
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -125,7 +126,7 @@ def resembles(
     of: Sequence[str],
     reference: Sequence[str],
     moment: Literal["mean", "var"],
-    below: float,
+    below: Annotated[float, Gt(0)],
 ) -> Evidence:
     """The ratios of one (row, column) diverge from the reference's by less than `below`, averaged over the layers.
 
@@ -141,7 +142,9 @@ def resembles(
     return _student(what, np.array(effects), -below)
 
 
-def varies_less(measured: Measured, margin: float, *, cell: Sequence[str], margins: float) -> Evidence:
+def varies_less(
+    measured: Measured, margin: float, *, cell: Sequence[str], margins: Annotated[float, Gt(0)]
+) -> Evidence:
     """The standard deviation of a (row, column) over seeds is below `margins` times the margin.
 
     The chi-square test of a variance, one-sided, of normal scores. There is no p where all runs diverged.

@@ -1,9 +1,10 @@
 """Image classification."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -23,9 +24,6 @@ class Classification(Task):
         seed: of the augmentation.
         label_smoothing: share of the target spread over all classes.
         dropout: probability before the last layer (seed 000, Sec. 5: 0.5).
-
-    Raises:
-        UserError: a probability outside [0, 1).
     """
 
     metrics: ClassVar = {
@@ -38,12 +36,13 @@ class Classification(Task):
 
     def __init__(
         self,
-        model: Mapping[str, Any], data: Mapping[str, Any], seed: int, *, label_smoothing: float = 0.0,
-        dropout: float = 0.0,
-    ) -> None:  # fmt: skip
-        for name, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
-            if not 0 <= value < 1:
-                raise UserError(f"task.{name}={value:g}: expected a number from 0 to below 1")
+        model: Mapping[str, Any],
+        data: Mapping[str, Any],
+        seed: int,
+        *,
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    ) -> None:
         self._model, self._data, self._seed = model, data, seed
         self.label_smoothing, self.dropout = label_smoothing, dropout
         self._splits: dict[str, Any] = {}
