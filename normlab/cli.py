@@ -201,8 +201,9 @@ def _show(words: list[str]) -> int:
 
 def _eval(words: list[str]) -> int:
     runs, options = _runs(words, {"split": "val"})
-    from normlab.engine.saved import evaluate_run, need_weights
+    from normlab.engine.saved import evaluate_run, need_split, need_weights
 
+    need_split(runs, options["split"])
     need_weights(runs)
     for folder in runs:
         _print_metrics(folder, *evaluate_run(folder, options["split"]))

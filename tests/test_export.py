@@ -208,7 +208,9 @@ def test_layers_that_are_kept_run_without_normlab(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(x)
     assert len(fold(model, lambda network: network(x)).kept) == len(KEPT)
-    (tmp_path / "model.pt2").write_bytes(exporting._exported(model, x))
+    (tmp_path / "model.pt2").write_bytes(
+        exporting._exported(model, exporting._Inputs((x,), ({0: torch.export.Dim.AUTO},), 3))
+    )
     torch.save(x, tmp_path / "images.pt")
     command = [sys.executable, "-P", "-c", WITHOUT_NORMLAB]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

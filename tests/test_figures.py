@@ -24,6 +24,7 @@ from normlab.figures.statistics import evolution, fluctuation
 from normlab.figures.style import at_print_size, save
 from normlab.figures.training import estimators, learning_curves
 from normlab.runs.records import NoRecordsError, Run, labels
+from normlab.tasks.metrics import metrics_of
 
 pytestmark = pytest.mark.filterwarnings("error")  # matplotlib warns when a layout does not fit
 
@@ -44,7 +45,7 @@ def make(tmp_path):
         folder.mkdir()
         for name, rows in records.items():
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return Run(folder, SETTINGS | words)
+        return Run(folder, SETTINGS | words, metrics_of("normlab.tasks.classification.Classification"))
 
     return run
 
@@ -264,7 +265,7 @@ def test_learning_curves(make):
     assert ydata(loss)[0] == pytest.approx([1, 1 / 2, 1 / 3]) and not ydata(loss)[1]
     assert ydata(top1) == 2 * [[10, 20, 30], [9, 18, 27]]
     assert [to_hex(line.get_color()) for line in top1.lines[::2]] == ["#009e73", "#cc79a7"]
-    (error,) = learning_curves(runs[:1], quantities=["error"], splits=["val"]).axes
+    (error,) = learning_curves(runs[:1], quantities=["error1"], splits=["val"]).axes
     assert ydata(error) == [[91, 82, 73]]
     with pytest.raises(UserError, match=r"quantities=top2: no run has measured it; did you mean 'top1'\?"):
         learning_curves(runs, quantities=["top2"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import product
 
 import pytest
 from rich.console import Console
@@ -14,11 +15,12 @@ from normlab.report.quantities import measured, of_layers
 from normlab.report.records import collect
 from normlab.report.results import load_results
 from normlab.report.runs import plan
-from normlab.report.table import BatchAverage, Line, Start, Table, cells, load_table
+from normlab.report.table import BatchAverage, Line, Start, Table, all_tables, cells, load_table
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
 from normlab.sweeps import reproduce as module
 from normlab.sweeps.reproduce import reproduce
+from normlab.tasks.metrics import metrics_of
 
 HARD = load_table("distinct_hard")
 
@@ -198,8 +200,19 @@ def test_what_cannot_begin_is_not_run(run, tmp_path, monkeypatch):
 
 
 def test_guessing():
-    assert [guessed(metric, 10.0) for metric in ("top1", "top5", "error1", "error5")] == [10, 50, 90, 50]
-    assert guessed("top5", 0.1) == 0.5 and guessed("top5", 50.0) == 100
+    metrics = metrics_of("normlab.tasks.classification.Classification")
+    both = {"top1": 10.0, "top5": 50.0}
+    assert [guessed(metric, both, metrics) for metric in ("top1", "top5", "error1", "error5")] == [10, 50, 90, 50]
+    assert guessed("error1", 0.1, metrics) == 99.9
+    with pytest.raises(UserError, match="guessing: there is no value for top5; expected one beside top1"):
+        guessed("top5", 0.1, metrics)
+
+
+def test_every_scale_says_what_guessing_gives_of_all_that_its_tables_show():
+    for table in all_tables():
+        for name in table.scales:
+            for row, column in product(table.rows, table.columns):
+                assert guessed(table.metric_of(row, column), table.scale(name).guessing, table.metrics) >= 0
 
 
 def layer(field: int, mean: tuple, var: tuple) -> dict:

@@ -25,7 +25,9 @@ FILES = [(group, name) for group in GROUPS for name in choices(group)]
 
 
 def node_of(group: str, name: str) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))  # type: ignore[return-value]
+    node: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))  # type: ignore
+    node.pop("_kind_", None)  # what tasks it is for; no setting
+    return node
 
 
 TARGETS = sorted({node["_target_"] for node in (node_of(*file) for file in FILES) if node["_target_"]})

@@ -1,13 +1,12 @@
-"""A small dense prediction task with ignored pixels: what segmentation will ask of the engine."""
+"""A small dense prediction task with ignored pixels: what segmentation asks of the core."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torchmetrics
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
-from normlab.tasks.task import Metric, Outcome
+from normlab.tasks.task import Outcome, Task
 
 VOID, CLASSES = 255, 3
 
@@ -19,61 +18,46 @@ class Blobs(torch.utils.data.Dataset):
         return 40
 
     def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, Tensor]:
-        _, index = key
-        generator = torch.Generator().manual_seed(index)
+        generator = torch.Generator().manual_seed(key[1])
         image = torch.randn(2, 8, 8, generator=generator)
         labels = (image.sum(0) > 0).long() + (image[0] > 1).long()
         void = torch.rand(8, 8, generator=generator) < torch.rand((), generator=generator)
         return image, labels.masked_fill(void, VOID)
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.decoder = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.scores = nn.Conv2d(8, CLASSES, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.scores(self.decoder(self.backbone(images)))
-
-
-class Dense:
-    headline = "accuracy"
-    parts: Mapping[str, str] = {"backbone": "", "decoder": "decoder"}
+class Dense(Task):
+    metrics: ClassVar = {"accuracy": {"words": "pixel accuracy", "decimals": 1, "per_class": True}}
+    parts: ClassVar = {"backbone": "", "decoder": "1"}
     example = (2, 8, 8)
 
     def __init__(self, model: Any, data: Any, seed: int, *, stackable: bool = True) -> None:
         self.stackable = stackable
 
-    def build(self) -> nn.Module:
-        return Net()
+    def build(self, declared: Any) -> nn.Module:
+        backbone = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        decoder = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        return nn.Sequential(backbone, decoder, nn.Conv2d(8, CLASSES, 1))
 
     def dataset(self, split: str) -> Blobs:
         return Blobs()
 
-    def collate(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        images, labels = zip(*samples, strict=True)
-        return torch.stack(images), torch.stack(labels)
+    def stack(self, batches: Any) -> Any:
+        return super().stack(batches) if self.stackable else None
 
-    def stack(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-        images, labels = zip(*batches, strict=True)
-        return (torch.cat(images), torch.cat(labels)) if self.stackable else None
-
-    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor], replicas: int) -> Outcome:
-        images, labels = batch
-        pixels = nn.functional.cross_entropy(model(images), labels, ignore_index=VOID, reduction="none")
-        counted = (labels != VOID).view(replicas, -1).sum(1)
+    def losses(self, model: nn.Module, batch: Any, replicas: int) -> Outcome:
+        pixels = nn.functional.cross_entropy(model(batch[0]), batch[1], ignore_index=VOID, reduction="none")
+        counted = (batch[1] != VOID).view(replicas, -1).sum(1)
         return Outcome({"loss": pixels.view(replicas, -1).sum(1) / counted}, {})
 
-    def predict(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def predict(self, model: nn.Module, batch: Any) -> Tensor:
         return model(batch[0])
 
-    def metric(self) -> Metric:
-        return torchmetrics.classification.MulticlassAccuracy(CLASSES, average="micro", ignore_index=VOID)
+    def metric(self, split: str) -> Any:
+        return MulticlassAccuracy(CLASSES, average="none", ignore_index=VOID)
 
-    def update(self, metric: Metric, predictions: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+    def update(self, metric: Any, predictions: Tensor, batch: Any, indices: Any) -> None:
         metric.update(predictions, batch[1])
 
-    def results(self, metric: Metric) -> dict[str, float]:
-        return {"accuracy": 100 * metric.compute().item()}
+    def results(self, metric: Any) -> dict[str, float]:
+        found = (100 * metric.compute()).tolist()
+        return {"accuracy": sum(found) / CLASSES} | {f"accuracy.{k}": value for k, value in enumerate(found)}

@@ -8,7 +8,7 @@ initial.py    what `init` names
 """
 
 from normlab.config.compose import check_hydra, load, parse, recorded
-from normlab.config.files import choices, conf_dir, default_choice
+from normlab.config.files import choices, conf_dir, default_choice, target_of
 from normlab.config.settings import (
     EXECUTION,
     GROUPS,
@@ -40,4 +40,5 @@ __all__ = [
     "parse",
     "recorded",
     "run_name",
+    "target_of",
 ]

@@ -19,6 +19,11 @@ def choices(group: str) -> dict[str, str]:
     return {name: line.lstrip("# ") for name, line in first_lines.items()}
 
 
+def target_of(group: str, name: str) -> str:
+    """The `_target_` of a file."""
+    return read_yaml(conf_dir() / group / f"{name}.yaml")["_target_"]
+
+
 @cache
 def default_choice(group: str) -> str:
     """The file of a group that conf/config.yaml chooses."""

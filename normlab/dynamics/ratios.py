@@ -29,7 +29,9 @@ def range_of(receptive_field: int) -> str:
     return next((name for name, last in _MIDDLE_RANGES.items() if receptive_field <= last), ">299")
 
 
-def snapshot(model: "nn.Module", sites: "Iterable[NormSite]", part_of: Callable[[str], str | None]) -> list[Row]:
+def snapshot(
+    model: "nn.Module", sites: "Iterable[NormSite]", part_of: Callable[[str], str | None] = lambda name: None
+) -> list[Row]:
     """The ratios of every normalizing layer now, in network order, ready for JSON.
 
     A row has: layer (module name), index (from 1, as the papers count), part (of the model, by `part_of` the name),

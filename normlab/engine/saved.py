@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from normlab.config import BatchAverage
 from normlab.engine.batch_average import measure
+from normlab.engine.build import build_task
 from normlab.engine.evaluate import evaluate, statistics
 from normlab.engine.session import Session, open_session
 from normlab.errors import UserError
@@ -24,6 +25,14 @@ def need_weights(folders: Iterable[RunFolder]) -> None:
             raise UserError(f"run {folder.path.name} has no weights: it is {folder.status()['status']}")
 
 
+def need_split(folders: Iterable[RunFolder], split: str) -> None:
+    """Raise UserError, ahead of any work, if the task of one of the runs has no such split."""
+    for folder in folders:
+        splits = build_task(folder.config()).splits
+        if split not in splits:
+            raise UserError(f"split={split}: expected {' or '.join(splits)}")
+
+
 def open_run(folder: RunFolder, progress: Progress = silent) -> Session:
     """A run with its final weights, and the statistics of the moving average. Raises UserError if it has none."""
     need_weights([folder])
@@ -39,18 +48,15 @@ def evaluate_run(folder: RunFolder, split: str) -> tuple[str, Metrics]:
     """The split in words, and metrics of a run's weights on it under the statistics that it saved: moving and batch
     average.
 
-    An imported run has no batch average. Raises UserError on a split that the task does not have.
+    An imported run has no batch average.
     """
     with progress_bar() as progress:
         session = open_run(folder, progress)
-        splits = session.experiment.task.splits
-        if split not in splits:
-            raise UserError(f"split={split}: expected {' or '.join(splits)}")
         metrics = {"moving_average": evaluate(session, split)}
         if folder.batch_average.is_file():
             with statistics(session.experiment.model, checkpoint.load_tensors(folder.batch_average)):
                 metrics["batch_average"] = evaluate(session, split)
-        return splits[split], metrics
+        return session.experiment.task.splits[split], metrics
 
 
 def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:

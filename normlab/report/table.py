@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from normlab import schema
-from normlab.config import BatchAverage, conf_dir, default_choice
+from normlab.config import BatchAverage, conf_dir, default_choice, target_of
 from normlab.errors import UserError, unknown
 from normlab.reading import read_yaml
 from normlab.report.table_checks import check_lines, check_names
@@ -150,7 +150,7 @@ class Table:
     @property
     def metrics(self) -> dict[str, MetricInfo]:
         """What runs of its task measure."""
-        return metrics_of(_read("task", self.task or default_choice("task"))["_target_"])
+        return metrics_of(target_of("task", self.task or default_choice("task")))
 
     def estimator_of(self, row: str, column: str) -> str | BatchAverage | None:
         """Under which statistics; None: those of the run's headline."""

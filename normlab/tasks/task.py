@@ -123,21 +123,25 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Any:
-        """Predictions by the test protocol, as `update` takes them."""
-
-    @abstractmethod
-    def metric(self, split: str) -> Metric:
-        """A fresh torchmetrics metric for a pass over a split."""
-
-    @abstractmethod
-    def update(self, metric: Metric, predictions: Any, batch: Batch, indices: Sequence[int]) -> None:
-        """Count a batch's predictions; `indices` are those of its samples in the split."""
-
-    @abstractmethod
-    def results(self, metric: Metric) -> dict[str, float]:
-        """What was counted on all ranks, by the names of `metrics`, in their units; not those with a complement."""
+        """Predictions by the test protocol, as `update` takes them: without more, {metric: (rows,) of each sample}."""
 
     # ---- what most tasks leave as it is --------------------------------------------------------------------------
+
+    def metric(self, split: str) -> Metric:
+        """A fresh metric of torchmetrics for a pass over a split: without more, means over samples."""
+        from torchmetrics.aggregation import MeanMetric  # takes a second to import; training is not to wait for it
+
+        measured = [name for name, info in self.metrics.items() if "complement" not in info]
+        return nn.ModuleDict({name: MeanMetric() for name in measured})
+
+    def update(self, metric: Metric, predictions: Any, batch: Batch, indices: Sequence[int]) -> None:
+        """Count a batch's predictions; `indices` are those of its samples in the split."""
+        for name, values in predictions.items():
+            metric[name].update(values)
+
+    def results(self, metric: Metric) -> dict[str, float]:
+        """What was counted on all ranks, by the names of `metrics`, in their units; not those with a complement."""
+        return {name: mean.compute().item() for name, mean in metric.items()}
 
     splits: Mapping[str, str] = {"train": "training", "val": "validation"}  # name -> in words
     tested: tuple[str, ...] = ("val",)  # evaluated at a run's end; the first one each epoch
