@@ -27,7 +27,7 @@ from normlab.norm.scopes import Scope, check_declaration, check_profile
 
 
 class BatchStatistics(NamedTuple):
-    """What one training pass measured in a batch scope: one row a replica (a single row when synchronized)."""
+    """What one training call measured in a batch scope: one row a replica (a single row when synchronized)."""
 
     mean_RW: Tensor
     var_RW: Tensor  # biased
@@ -64,9 +64,10 @@ class Normalizer(nn.Module):
 
     Attributes:
         replicas: virtual replicas stacked in the rows of a training pass.
-        update_in_forward: advance the running statistics in each training pass, as torch does. Off, the caller does
-            it once a step from `batch_statistics`.
-        batch_statistics: scope name -> BatchStatistics of the last training pass.
+        calls: None: each training call advances the running statistics by a step, as torch's layers do. A list: each
+            training call appends what it measured, scope name -> BatchStatistics, and leaves the running statistics
+            alone; whoever collects takes the items out and calls update_running. A layer that runs twice in a pass
+            appends twice, and one given no rows nothing.
         mean_scopes, var_scopes: the scopes' names, as declared.
     """
 
@@ -116,8 +117,7 @@ class Normalizer(nn.Module):
         )
         self.profile = profile
         self.replicas = 1
-        self.update_in_forward = True
-        self.batch_statistics: dict[str, BatchStatistics] = {}
+        self.calls: list[Mapping[str, BatchStatistics]] | None = None
 
         self.weight = nn.Parameter(torch.ones(num_channels), requires_grad=not frozen) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels), requires_grad=not frozen) if affine else None
@@ -234,16 +234,19 @@ class Normalizer(nn.Module):
     # ---- statistics across samples -----------------------------------------------------------------------------
 
     def _observe(self, statistics: Tensor, replicas: int, rows: int, num_positions: int) -> None:
-        """Keep what a training pass measured, of its flat statistics (Algebra.layout)."""
+        """Count a training call, by its flat statistics (Algebra.layout)."""
+        measured = {}
         layout = self.algebra.layout(replicas, rows, self.num_channels)
         for scope, (mean, var, (R, _, W)) in zip(self._scopes.values(), layout, strict=True):
             if scope.across_samples:
-                self.batch_statistics[scope.name] = BatchStatistics(
+                measured[scope.name] = BatchStatistics(
                     *(statistics[mean].view(R, W), statistics[var].view(R, W)),
                     self._size(scope, rows // self.replicas, num_positions),
                 )
-        if self.update_in_forward:
-            self.update_running(self.batch_statistics)
+        if self.calls is None:
+            self.update_running(measured)
+        else:
+            self.calls.append(measured)
 
     @torch.no_grad()
     def update_running(self, batch: Mapping[str, BatchStatistics]) -> None:
@@ -256,11 +259,14 @@ class Normalizer(nn.Module):
         weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         for scope in self._batch_scopes:
             mean_RW, var_RW, size = batch[scope.name]
-            correction = 1 if self.profile == "official" else size / max(size - 1, 1)
-            for buffer, measured_RW, factor in (("mean", mean_RW, 1), ("var", var_RW, correction)):
+            for buffer, measured_RW, factor in (("mean", mean_RW, 1), ("var", var_RW, self.correction(size))):
                 running = self._buffers.get(_buffer(buffer, scope))
                 if running is not None:
                     advance(running, measured_RW, weight, factor)
+
+    def correction(self, size: int) -> float:
+        """What the running variance takes of a measured one, as a factor; `size` values are in a pixel set."""
+        return 1 if self.profile == "official" else size / max(size - 1, 1)
 
     def stored_names(self) -> dict[str, tuple[str, str]]:
         """Buffer name -> (scope name, "mean" or "var"): what evaluation uses in place of batch statistics."""
