@@ -34,6 +34,17 @@ class BatchStatistics(NamedTuple):
     size: int  # values in each pixel set
 
 
+def within_backward() -> bool:
+    """Whether autograd runs a backward pass in this thread, so that a forward call is a recomputation.
+
+    Activation checkpointing calls layers again there, on what they have seen: a second call that must not count. There
+    is no public way to ask; torch.utils.checkpoint itself asks for this number, which is -1 outside of any pass.
+    torch.compile and torch.export cannot trace the question, and need not: a checkpoint that they trace recomputes its
+    activations, not its side effects. A layer compiled alone, inside a checkpoint that is not, does count twice.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 class ScopeError(UserError, ValueError):
     """A scope that holds a single value cannot give a statistic."""
 
@@ -67,7 +78,8 @@ class Normalizer(nn.Module):
         calls: None: each training call advances the running statistics by a step, as torch's layers do. A list: each
             training call appends what it measured, scope name -> BatchStatistics, and leaves the running statistics
             alone; whoever collects takes the items out and calls update_running. A layer that runs twice in a pass
-            appends twice, and one given no rows nothing.
+            appends twice. Two kinds of call measure nothing: one of no rows, and one inside a backward pass, where
+            activation checkpointing computes activations again (torch's layers count those twice).
         mean_scopes, var_scopes: the scopes' names, as declared.
     """
 
@@ -191,7 +203,7 @@ class Normalizer(nn.Module):
         wide = [t if t is None or t.dtype == dtype else t.to(dtype) for t in parameters]
         apply: Callable[..., tuple[Tensor, Tensor]] = official.normalize if self.profile == "official" else normalize
         y, statistics = apply(x, mean_NC, var_NC, wide, self.algebra, joined, stored, self.sync)
-        if measures_batch and self._batch_scopes:
+        if measures_batch and self._batch_scopes and not within_backward():
             self._observe(statistics, joined, rows, num_positions)
         return y
 
