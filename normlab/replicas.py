@@ -7,11 +7,12 @@ is never split. What a rank does then depends on G and N alone, never on D:
     samples      iteration i of epoch e takes permutation(seed, e)[i*G*N : (i+1)*G*N]; replica g its g-th block of N
     statistics   per replica, in the norm layers (Normalizer.replicas)
     gradients    of the mean over all replicas of the loss of each
-    averages     running statistics advance once an iteration, with the mean over all replicas
+    averages     running statistics advance once an iteration, with the mean over all replicas; a layer called k times
+                 in it advances k times
     randomness   dropout draws from (seed, iteration, replica, layer)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from normlab.norm.layer import BatchStatistics, Normalizer
+from normlab.norm.ops import accumulation_dtype
 from normlab.norm.pooling import num_ranks
 from normlab.seeding import mix_seed
 
@@ -111,44 +113,114 @@ def set_replicas(model: nn.Module, replicas: int, seeds: list[int] | None = None
             module.seeds = seeds
 
 
+class _Calls:
+    """What the k-th calls of a layer measured in several passes: sums over their rows, and the number of rows.
+
+    Variances are kept apart by the size of their pixel sets, since the unbiased estimate of each takes its own.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.mean: dict[str, Tensor] = {}  # scope -> sum (W,)
+        self.var: dict[str, dict[int, Tensor]] = {}  # scope -> size -> sum (W,), biased
+
+    def add(self, call: Mapping[str, BatchStatistics]) -> None:
+        rows = 0
+        for scope, (mean_RW, var_RW, size) in call.items():
+            rows = len(mean_RW)
+            mean_W, var_W = mean_RW.mean(0) * rows, var_RW.mean(0) * rows
+            self.mean[scope] = self.mean[scope] + mean_W if scope in self.mean else mean_W
+            of_size = self.var.setdefault(scope, {})
+            of_size[size] = of_size[size] + var_W if size in of_size else var_W
+        self.rows += rows
+
+    def flat(self, layer: Normalizer, sizes: Mapping[str, int]) -> Tensor:
+        """Mean and variance of each scope, one after the other; variances as pixel sets of `sizes` would have them."""
+        parts = []
+        for scope, size in sizes.items():
+            first, *others = (
+                var_W if own == size else var_W * (layer.correction(own) / layer.correction(size))
+                for own, var_W in self.var[scope].items()
+            )
+            parts += [self.mean[scope], sum(others, first)]
+        return torch.cat(parts)
+
+
 class RunningStatistics:
-    """Advances the moving averages of all layers once an iteration, however many passes and ranks it took."""
+    """Advances the moving averages of all layers once an iteration, however many passes and ranks it took.
+
+    As in torch, a layer that a pass calls twice advances by two steps: the k-th takes the mean over all replicas that
+    called it a k-th time, in any pass and on any rank. Passes and ranks need not call a layer equally often, nor on
+    images of one size. A layer that none called does not advance.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = [layer for layer in normalizers(model) if layer.tracks_statistics]
         for layer in self.layers:
-            layer.update_in_forward = False
-        self._sums: list[Tensor] = []
-        self._sizes: list[int] = []
-        self._rows = 0
+            layer.calls = []
+        self._calls: list[list[_Calls]] = [[] for _ in self.layers]  # of each layer, by k
+        # Of each layer: one of the buffers of each scope that it measures, in the order in which it measures them.
+        self._buffers = [{scope: name for name, (scope, _) in layer.stored_names().items()} for layer in self.layers]
 
     def collect(self) -> None:
-        """Add what the layers measured in the pass just made."""
-        measured = [s for layer in self.layers for s in layer.batch_statistics.values()]
-        if not measured:
-            return
-        rows = max(s.mean_RW.shape[0] for s in measured)
-        # A synchronized scope gives one row for all replicas: it counts as often as the others.
-        sums = [t.mean(0) * rows for s in measured for t in (s.mean_RW, s.var_RW)]
-        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._rows else sums
-        self._sizes = [s.size for s in measured]
-        self._rows += rows
+        """Take from the layers what they measured in the pass just made."""
+        for layer, calls in zip(self.layers, self._calls, strict=True):
+            assert layer.calls is not None
+            for k, call in enumerate(layer.calls):
+                if k == len(calls):
+                    calls.append(_Calls())
+                calls[k].add(call)
+            layer.calls.clear()
 
     def advance(self) -> None:
-        """Average over the rows of all passes and ranks, and move the running statistics by one step."""
-        if not self._rows:
+        """Average over the rows of all passes and ranks, and move the running statistics by a step for each k."""
+        if not self.layers:
             return
-        flat = torch.cat(self._sums) / self._rows
+        counts, sizes = self._agree()
+        sums, rows, widths = [], [], []
+        for layer, buffers, calls, count, size in zip(
+            self.layers, self._buffers, self._calls, counts, sizes, strict=True
+        ):
+            stored = [layer.get_buffer(name) for name in buffers.values()]
+            widths.append([t_W.numel() for t_W in stored for _ in ("mean", "var")])
+            zeros = stored[0].new_zeros(sum(widths[-1]), dtype=accumulation_dtype(stored[0]))
+            missing = count - len(calls)
+            sums += [of.flat(layer, size).to(zeros.dtype) for of in calls] + [zeros] * missing
+            rows += [of.rows for of in calls] + [0] * missing
+        averages = iter(_averages(sums, rows))
+        for layer, count, size, width in zip(self.layers, counts, sizes, widths, strict=True):
+            for _ in range(count):
+                parts = iter(next(averages)[None].split(width, 1))
+                layer.update_running({scope: BatchStatistics(next(parts), next(parts), size[scope]) for scope in size})
+        self._calls = [[] for _ in self.layers]
+
+    def _agree(self) -> tuple[list[int], list[dict[str, int]]]:
+        """How often each layer was called at most, and the size of its largest pixel sets by scope, over all ranks."""
+        counts = [len(calls) for calls in self._calls]
+        sizes = [
+            {scope: max((size for of in calls for size in of.var[scope]), default=0) for scope in buffers}
+            for buffers, calls in zip(self._buffers, self._calls, strict=True)
+        ]
         if num_ranks() > 1:
-            dist.all_reduce(flat)
-            flat /= num_ranks()
-        averages = iter(flat[None].split([t.numel() for t in self._sums], 1))
-        sizes = iter(self._sizes)
-        for layer in self.layers:
-            layer.update_running(
-                {name: BatchStatistics(next(averages), next(averages), next(sizes)) for name in layer.batch_statistics}
-            )
-        self._sums, self._rows = [], 0
+            own = [*counts, *(size for of in sizes for size in of.values())]
+            device = self.layers[0].get_buffer(next(iter(self._buffers[0].values()))).device
+            values = torch.tensor(own, device=device)
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+            largest = iter(values.tolist())
+            counts = [next(largest) for _ in counts]
+            sizes = [{scope: next(largest) for scope in of} for of in sizes]
+        return counts, sizes
+
+
+def _averages(sums: list[Tensor], rows: list[int]) -> list[Tensor]:
+    """Each sum by its number of rows, both added up over the ranks, which hold sums of the same lengths."""
+    if num_ranks() == 1 or not sums:
+        return [sum_ / of for sum_, of in zip(sums, rows, strict=True)]
+    first = sums[0]
+    flat = torch.cat([torch.tensor(rows, dtype=first.dtype, device=first.device), *sums])
+    dist.all_reduce(flat)
+    totals, *joined = flat.split([len(rows), *(t.numel() for t in sums)])
+    return [sum_ / total for sum_, total in zip(joined, totals, strict=True)]
 
 
 class ReplicaDropout(nn.Module):

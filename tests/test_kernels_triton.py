@@ -326,7 +326,7 @@ def test_a_captured_step_repeats_bit_by_bit(name):
 def test_a_step_takes_few_launches():
     """moments, mix (2), affine; sums, mix_backward (2), input_gradient; the rest is for the running statistics."""
     layer = build("sn", 64).cuda()
-    layer.update_in_forward = False
+    layer.calls = []
     x, dy = (images(8, 64, 56, 56, seed=seed).float().cuda() for seed in (0, 1))
     x.requires_grad_()
     torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)

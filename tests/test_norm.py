@@ -162,17 +162,18 @@ def test_running_statistics_move_by_the_mean_over_replicas_of_unbiased_variances
     assert layer.num_batches_tracked == 1
 
 
-def test_what_a_pass_measured_is_kept_for_the_caller():
+def test_what_a_call_measured_is_kept_for_the_caller():
     layer = random_layer(6, mean=["bn"], var=["en"], groups=2)
-    layer.replicas, layer.update_in_forward = 2, False
+    layer.replicas, layer.calls = 2, []
     x_NCL = images(8, 6, 5)
     layer(x_NCL)
+    (measured,) = layer.calls
     assert layer.num_batches_tracked == 0
-    assert {name: s.size for name, s in layer.batch_statistics.items()} == {"bn": 20, "en": 60}
+    assert {name: s.size for name, s in measured.items()} == {"bn": 20, "en": 60}
     mean_RC = torch.stack([block.mean((0, 2)) for block in x_NCL.split(4)])
-    torch.testing.assert_close(layer.batch_statistics["bn"].mean_RW, mean_RC)
+    torch.testing.assert_close(measured["bn"].mean_RW, mean_RC)
     var_RW = torch.stack([block.reshape(4, 2, 3, 5).var((0, 2, 3), correction=0) for block in x_NCL.split(4)])
-    torch.testing.assert_close(layer.batch_statistics["en"].var_RW, var_RW)
+    torch.testing.assert_close(measured["en"].var_RW, var_RW)
 
 
 @pytest.mark.parametrize("name", ["sn", "hn", "gn"])
@@ -220,7 +221,7 @@ SCOPES = st.lists(st.sampled_from(["in", "ln", "gn", "gn2", "bn", "en", "en3"]),
 )
 def test_stacked_replicas_equal_one_pass_each(replicas, per_replica, channels, height, width, mean, var, mix):
     stacked, alone = (random_layer(channels, mean=mean, var=var, mix=mix) for _ in range(2))
-    stacked.replicas, alone.update_in_forward = replicas, False
+    stacked.replicas, alone.calls = replicas, []
     x = images(replicas * per_replica, channels, height, width)
     try:
         together = gradients(stacked, x, learned(stacked))

@@ -35,7 +35,7 @@ def random_layer(**options) -> BatchRenorm:
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_equals_the_formula(r_max, d_max, replicas):
     layer = random_layer(r_max=r_max, d_max=d_max)
-    layer.replicas, layer.update_in_forward = replicas, False
+    layer.replicas, layer.calls = replicas, []
     x = images(4, C, 3, 2)
     plain = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
     torch.testing.assert_close(
@@ -70,7 +70,7 @@ def test_warmup_counts_steps_of_plain_batch_norm():
 
 def test_wide_bounds_give_in_training_what_evaluation_gives():
     layer = random_layer(r_max=1e6, d_max=1e6)
-    layer.update_in_forward = False
+    layer.calls = []
     x = images(4, C, 3, 2)
     torch.testing.assert_close(layer.train()(x), layer.eval()(x), rtol=1e-9, atol=1e-9)
 

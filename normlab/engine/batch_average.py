@@ -1,8 +1,8 @@
 """Batch average: the statistics that batch scopes use in evaluation, measured after training (seed 001, Sec. 2.1).
 
-All parameters frozen, training minibatches of the per-replica size pass through the network in training mode; each
-layer's batch means and variances are averaged. G replicas at a time, as in training, so that synchronized scopes see
-what they saw there.
+All parameters frozen, training minibatches of the per-replica size pass through the network in training mode; the
+batch means and variances of all calls of a layer are averaged. G replicas at a time, as in training, so that
+synchronized scopes see what they saw there.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,16 +24,16 @@ State = dict[str, Tensor]  # buffer name in the model -> statistic
 
 
 class _Average:
-    """Mean of the batch means and of the batch variances of one scope, and the scatter of the means, in float64.
+    """Mean of the batch means (W,) and of the batch variances of one scope, and the scatter of the means, in float64.
 
     Batches join by Chan's rule: nothing is subtracted from a sum of squares.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, like_W: Tensor) -> None:
+        zeros_W = torch.zeros_like(like_W, dtype=torch.float64)
         self.count: float = 0
-        self.mean_W: Tensor | float = 0.0
-        self.var_W: Tensor | float = 0.0
-        self.scatter_W: Tensor | float = 0.0  # mean over batches of (batch mean - mean)^2
+        self.mean_W = self.var_W = zeros_W
+        self.scatter_W = zeros_W  # mean over batches of (batch mean - mean)^2
 
     def add(self, count: float, mean_W: Tensor, var_W: Tensor, scatter_W: Tensor) -> None:
         share = count / (self.count + count)
@@ -47,24 +47,29 @@ class _Average:
         mean_RW, var_RW = mean_RW.double(), var_RW.double()
         self.add(len(mean_RW), mean_RW.mean(0), var_RW.mean(0), mean_RW.var(0, correction=0))
 
-    def join_ranks(self) -> None:
-        """Ranks measure equally many batches; join them in the order of their ranks."""
+    def over_ranks(self) -> "_Average":
+        """Of all ranks, joined in their order; they may have measured different numbers of batches, or none."""
         _, size = devices.rank_and_size()
         if size == 1:
-            return
-        own = torch.stack([torch.as_tensor(t) for t in (self.mean_W, self.var_W, self.scatter_W)])
+            return self
+        count_W = torch.full_like(self.mean_W, self.count)
+        own = torch.stack([count_W, self.mean_W, self.var_W, self.scatter_W])
         everyone = [torch.empty_like(own) for _ in range(size)]
         dist.all_gather(everyone, own)
-        count, self.count = self.count, 0
-        for mean_W, var_W, scatter_W in everyone:
-            self.add(count, mean_W, var_W, scatter_W)
+        joined = _Average(self.mean_W)
+        for count_W, *measured in everyone:
+            if count := count_W[0].item():
+                joined.add(count, *measured)
+        return joined
 
 
 @torch.no_grad()
 def estimate(
     model: nn.Module, passes: Iterable[Any], forward: Callable[[Any], object], variance: str = "mean"
 ) -> State:
-    """Batch-average statistics of all layers, by the names of their buffers; the model is left as it was.
+    """Batch-average statistics of all layers that ran, by the names of their buffers; the model is left as it was.
+
+    Each call of a layer counts, by its rows. A layer that did not run keeps its own statistics: none are returned.
 
     Args:
         model: holds the layers.
@@ -74,33 +79,39 @@ def estimate(
             adds the scatter of the batch means.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Normalizer) and m.tracks_statistics}
-    averages = {(name, scope): _Average() for name, m in layers.items() for scope, _ in m.stored_names().values()}
+    averages = {
+        (name, scope): _Average(layer.get_buffer(buffer))
+        for name, layer in layers.items()
+        for buffer, (scope, _) in layer.stored_names().items()
+    }
     was_training = model.training
-    updates = {name: layer.update_in_forward for name, layer in layers.items()}
+    collected_elsewhere = {name: layer.calls for name, layer in layers.items()}
     model.train()
-    for layer in layers.values():
-        layer.update_in_forward = False
     try:
         for one in passes:
+            for layer in layers.values():
+                layer.calls = []
             forward(one)
-            for (name, scope), average in averages.items():
-                statistics = layers[name].batch_statistics[scope]
-                average.add_rows(statistics.mean_RW, statistics.var_RW)
+            for name, layer in layers.items():
+                for call in layer.calls or ():
+                    for scope, statistics in call.items():
+                        averages[name, scope].add_rows(statistics.mean_RW, statistics.var_RW)
     finally:
         model.train(was_training)
         for name, layer in layers.items():
-            layer.update_in_forward = updates[name]
-    for average in averages.values():
-        average.join_ranks()
+            layer.calls = collected_elsewhere[name]
+    averages = {key: average.over_ranks() for key, average in averages.items()}
     state = {}
     for name, layer in layers.items():
         for buffer, (scope, what) in layer.stored_names().items():
             average = averages[name, scope]
+            if not average.count:
+                continue
             value = average.mean_W if what == "mean" else average.var_W
             if what == "var" and variance == "population":
                 value = average.var_W + average.scatter_W
             own = layer.get_buffer(buffer)
-            state[f"{name}.{buffer}"] = torch.as_tensor(value).to(own.device, own.dtype)
+            state[f"{name}.{buffer}"] = value.to(own.device, own.dtype)
     return state
 
 

@@ -28,11 +28,22 @@ from normlab.norm.scopes import Scope, check_declaration, check_profile
 
 
 class BatchStatistics(NamedTuple):
-    """What one training pass measured in a batch scope: one row a replica (a single row when synchronized)."""
+    """What one training call measured in a batch scope: one row a replica (a single row when synchronized)."""
 
     mean_RW: Tensor
     var_RW: Tensor  # biased
     size: int  # values in each pixel set
+
+
+def within_backward() -> bool:
+    """Whether autograd runs a backward pass in this thread, so that a forward call is a recomputation.
+
+    Activation checkpointing calls layers again there, on what they have seen: a second call that must not count. There
+    is no public way to ask; torch.utils.checkpoint itself asks for this number, which is -1 outside of any pass.
+    torch.compile and torch.export cannot trace the question, and need not: a checkpoint that they trace recomputes its
+    activations, not its side effects. A layer compiled alone, inside a checkpoint that is not, does count twice.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class ScopeError(UserError, ValueError):
@@ -65,9 +76,11 @@ class Normalizer(nn.Module):
 
     Attributes:
         replicas: virtual replicas stacked in the rows of a training pass.
-        update_in_forward: advance the running statistics in each training pass, as torch does. Off, the caller does
-            it once a step from `batch_statistics`.
-        batch_statistics: scope name -> BatchStatistics of the last training pass.
+        calls: None: each training call advances the running statistics by a step, as torch's layers do. A list: each
+            training call appends what it measured, scope name -> BatchStatistics, and leaves the running statistics
+            alone; whoever collects takes the items out and calls update_running. A layer that runs twice in a pass
+            appends twice. Two kinds of call measure nothing: one of no rows, and one inside a backward pass, where
+            activation checkpointing computes activations again (torch's layers count those twice).
         mean_scopes, var_scopes: the scopes' names, as declared.
     """
 
@@ -117,8 +130,7 @@ class Normalizer(nn.Module):
         )
         self.profile = profile
         self.replicas = 1
-        self.update_in_forward = True
-        self.batch_statistics: dict[str, BatchStatistics] = {}
+        self.calls: list[Mapping[str, BatchStatistics]] | None = None
 
         self.weight = nn.Parameter(torch.ones(num_channels), requires_grad=not frozen) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels), requires_grad=not frozen) if affine else None
@@ -192,7 +204,7 @@ class Normalizer(nn.Module):
         wide = [t if t is None or t.dtype == dtype else t.to(dtype) for t in parameters]
         apply: Callable[..., tuple[Tensor, Tensor]] = official.normalize if self.profile == "official" else normalize
         y, statistics = apply(x, mean_NC, var_NC, wide, self.algebra, joined, stored, self.sync)
-        if measures_batch and self._batch_scopes:
+        if measures_batch and self._batch_scopes and not within_backward():
             self._observe(statistics, joined, rows, num_positions)
         return y
 
@@ -235,16 +247,19 @@ class Normalizer(nn.Module):
     # ---- statistics across samples -----------------------------------------------------------------------------
 
     def _observe(self, statistics: Tensor, replicas: int, rows: int, num_positions: int) -> None:
-        """Keep what a training pass measured, of its flat statistics (Algebra.layout)."""
+        """Count a training call, by its flat statistics (Algebra.layout)."""
+        measured = {}
         layout = self.algebra.layout(replicas, rows, self.num_channels)
         for scope, (mean, var, (R, _, W)) in zip(self._scopes.values(), layout, strict=True):
             if scope.across_samples:
-                self.batch_statistics[scope.name] = BatchStatistics(
+                measured[scope.name] = BatchStatistics(
                     *(statistics[mean].view(R, W), statistics[var].view(R, W)),
                     self._size(scope, rows // self.replicas, num_positions),
                 )
-        if self.update_in_forward:
-            self.update_running(self.batch_statistics)
+        if self.calls is None:
+            self.update_running(measured)
+        else:
+            self.calls.append(measured)
 
     @torch.no_grad()
     def update_running(self, batch: Mapping[str, BatchStatistics]) -> None:
@@ -257,11 +272,14 @@ class Normalizer(nn.Module):
         weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         for scope in self._batch_scopes:
             mean_RW, var_RW, size = batch[scope.name]
-            correction = 1 if self.profile == "official" else size / max(size - 1, 1)
-            for buffer, measured_RW, factor in (("mean", mean_RW, 1), ("var", var_RW, correction)):
+            for buffer, measured_RW, factor in (("mean", mean_RW, 1), ("var", var_RW, self.correction(size))):
                 running = self._buffers.get(_buffer(buffer, scope))
                 if running is not None:
                     advance(running, measured_RW, weight, factor)
+
+    def correction(self, size: int) -> float:
+        """What the running variance takes of a measured one, as a factor; `size` values are in a pixel set."""
+        return 1 if self.profile == "official" else size / max(size - 1, 1)
 
     def stored_names(self) -> dict[str, tuple[str, str]]:
         """Buffer name -> (scope name, "mean" or "var"): what evaluation uses in place of batch statistics."""

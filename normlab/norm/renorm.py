@@ -18,7 +18,9 @@ class BatchRenorm(Normalizer):
         y = weight * ((x - mean) / std * r + d) + bias
         r = clip(std / running_std, 1/r_max, r_max),  d = clip((mean - running_mean) / running_std, -d_max, d_max)
 
-    r and d are constants in the backward pass. Shapes, errors and attributes are those of Normalizer.
+    r and d are constants in the backward pass. A layer that advances its own running statistics (calls is None) has
+    others when activation checkpointing recomputes it: set `calls` there, as the engine does. Shapes, errors and
+    attributes are those of Normalizer.
 
     Args:
         num_channels: C.
