@@ -1,28 +1,23 @@
-"""A small dense prediction task with ignored pixels: what segmentation asks of the core."""
+"""A dense prediction task with ignored pixels: what segmentation asks of the core."""
 
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
+from toy_data import Samples
 
 from normlab.tasks.task import Outcome, Task
 
 VOID, CLASSES = 255, 3
 
 
-class Blobs(torch.utils.data.Dataset):
+def blobs(index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Noise, labelled pixel by pixel by its own values; a share of the pixels, another in each image, is void."""
-
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(key[1])
-        image = torch.randn(2, 8, 8, generator=generator)
-        labels = (image.sum(0) > 0).long() + (image[0] > 1).long()
-        void = torch.rand(8, 8, generator=generator) < torch.rand((), generator=generator)
-        return image, labels.masked_fill(void, VOID)
+    image = torch.randn(2, 8, 8, generator=generator)
+    labels = (image.sum(0) > 0).long() + (image[0] > 1).long()
+    void = torch.rand(8, 8, generator=generator) < torch.rand((), generator=generator)
+    return image, labels.masked_fill(void, VOID)
 
 
 class Dense(Task):
@@ -34,12 +29,11 @@ class Dense(Task):
         self.stackable = stackable
 
     def build(self, declared: Any) -> nn.Module:
-        backbone = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        decoder = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        return nn.Sequential(backbone, decoder, nn.Conv2d(8, CLASSES, 1))
+        blocks = (nn.Sequential(nn.Conv2d(c, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for c in (2, 8))
+        return nn.Sequential(*blocks, nn.Conv2d(8, CLASSES, 1))
 
-    def dataset(self, split: str) -> Blobs:
-        return Blobs()
+    def dataset(self, split: str) -> Samples:
+        return Samples(40, blobs)
 
     def stack(self, batches: Any) -> Any:
         return super().stack(batches) if self.stackable else None

@@ -4,20 +4,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from toy_data import Samples
 
 from normlab.tasks.task import Outcome, Phase, Task, by_replica
 
 
-class Points(torch.utils.data.Dataset):
-    def __init__(self, length: int, first: int) -> None:
-        self.length, self.first = length, first
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, Tensor]:
-        x = torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(self.first + key[1]))
-        return x, x[:2].mean((1, 2)) * torch.tensor([1.0, -1.0])
+def points(index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x = torch.randn(6, 4, 4, generator=generator)
+    return x, x[:2].mean((1, 2))
 
 
 class Net(nn.Module):
@@ -25,16 +19,12 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(6, 4, k, padding=k // 2), nn.BatchNorm2d(4)) for k in (1, 3)
-        )
-        self.last = nn.Linear(4, 2)
-        self.gate = nn.Parameter(torch.zeros(2))
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(6, 4, k), nn.BatchNorm2d(4)) for k in (1, 3))
+        self.last, self.gate = nn.Linear(4, 2), nn.Parameter(torch.zeros(2))
 
     def forward(self, x: Tensor, sampled: int | None = None) -> Tensor:
-        weight = self.gate.softmax(0)
         used = [k for k in range(2) if sampled is None or k == sampled]
-        return self.last(sum(self.branches[k](x).relu().mean((2, 3)) * weight[k] for k in used))
+        return self.last(sum(self.branches[k](x).relu().mean((2, 3)) * self.gate.softmax(0)[k] for k in used))
 
 
 class Search(Task):
@@ -42,9 +32,6 @@ class Search(Task):
     parts: ClassVar = {"child": "", "controller": "gate"}
     splits: ClassVar = {"train": "training", "search": "search", "val": "validation", "test": "test"}
     tested = ("val", "test")
-
-    def __init__(self, model: Any, data: Any, seed: int) -> None:
-        pass
 
     @property
     def phases(self) -> Any:
@@ -54,17 +41,18 @@ class Search(Task):
     def build(self, declared: Any) -> nn.Module:
         return Net()
 
-    def dataset(self, split: str) -> Points:
-        return Points(
-            {"train": 40, "search": 24}.get(split, 20), {"train": 0, "search": 100, "val": 200}.get(split, 300)
-        )
+    def dataset(self, split: str) -> Samples:
+        return Samples({"train": 40, "search": 24}.get(split, 20), points)
+
+    def stack(self, batches: Any) -> None:
+        return None  # each replica has a path of its own
 
     def losses(self, model: nn.Module, batch: Any, replicas: int) -> Outcome:
-        path = int(torch.randint(2, ()))  # by the seed of the pass
+        path = int(torch.randint(2, ()))  # by the seed of the replica
         return Outcome({"loss": by_replica((model(batch[0], path) - batch[1]).square(), replicas)}, {})
 
     def policy(self, model: nn.Module, batch: Any, replicas: int) -> Outcome:
-        loss = by_replica((model(batch[0]) - batch[1]).square(), replicas)
+        loss = by_replica(self.predict(model, batch)["error"], replicas)
         return Outcome({"loss": loss}, {"reward": -loss.detach()})
 
     def predict(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:

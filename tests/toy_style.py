@@ -4,16 +4,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from toy_data import Samples
 
 from normlab.tasks.task import Outcome, Task, by_replica
-
-
-class Noise(torch.utils.data.Dataset):
-    def __len__(self) -> int:
-        return 32
-
-    def __getitem__(self, key: tuple[int | None, int]) -> Tensor:
-        return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(key[1]))
 
 
 class Style(Task):
@@ -37,8 +30,8 @@ class Style(Task):
             nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 3, 1)
         )
 
-    def dataset(self, split: str) -> Noise:
-        return Noise()
+    def dataset(self, split: str) -> Samples:
+        return Samples(32, lambda index, generator: torch.rand(3, 8, 8, generator=generator))
 
     def _both(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         ours, theirs, style = (self.helper(x) for x in (model(images), images, self.style.to(images)))

@@ -4,20 +4,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from toy_data import Samples
 
 from normlab.tasks.task import Outcome, Task, by_replica
 
 
-class Clouds(torch.utils.data.Dataset):
-    """12 points on a sphere or in a cube."""
-
-    def __len__(self) -> int:
-        return 48
-
-    def __getitem__(self, key: tuple[int | None, int]) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(key[1])
-        points = torch.randn(3, 12, generator=generator)
-        return {"points": points / points.norm(dim=0) if key[1] % 2 else points, "label": key[1] % 2}
+def clouds(index: int, generator: torch.Generator) -> dict[str, Any]:
+    """12 points on a sphere or about its centre."""
+    points = torch.randn(3, 12, generator=generator)
+    return {"points": points / points.norm(dim=0) if index % 2 else points, "label": index % 2}
 
 
 class Net(nn.Module):
@@ -37,14 +32,11 @@ class Vectors(Task):
     metrics: ClassVar = {"accuracy": {"words": "accuracy"}, "error": {"words": "error", "complement": "accuracy"}}
     parts: ClassVar = {"each": "each", "head": ("all", "last"), "all": "all", "last": "last"}
 
-    def __init__(self, model: Any, data: Any, seed: int) -> None:
-        pass
-
     def build(self, declared: Any) -> nn.Module:
         return Net(declared["all"].norm)
 
-    def dataset(self, split: str) -> Clouds:
-        return Clouds()
+    def dataset(self, split: str) -> Samples:
+        return Samples(48, clouds)
 
     def losses(self, model: nn.Module, batch: Any, replicas: int) -> Outcome:
         loss = nn.functional.cross_entropy(model(batch["points"])["logits"], batch["label"], reduction="none")

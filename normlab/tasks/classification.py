@@ -43,14 +43,14 @@ class Classification(Task):
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
     ) -> None:
-        self._model, self._data, self._seed = model, data, seed
+        super().__init__(model, data, seed)
         self.label_smoothing, self.dropout = label_smoothing, dropout
         self._splits: dict[str, Any] = {}
         self._classifier = ""
 
     def dataset(self, split: str) -> Dataset:
         if split not in self._splits:
-            self._splits[split] = bind(self._data)(split, self._seed)
+            self._splits[split] = bind(self.data)(split, self.seed)
         return self._splits[split]
 
     @property
@@ -65,7 +65,7 @@ class Classification(Task):
         dataset = self.dataset("train")
         if not hasattr(dataset, name):
             raise UserError(
-                f"data._target_={self._data['_target_']}: a dataset for classification has the attribute {name}, {what}"
+                f"data._target_={self.data['_target_']}: a dataset for classification has the attribute {name}, {what}"
             )
         return getattr(dataset, name)
 
@@ -74,7 +74,7 @@ class Classification(Task):
         return {"backbone": "", "head": self._classifier}
 
     def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
-        model = bind(self._model)(self.example, self.num_classes)
+        model = bind(self.model)(self.example, self.num_classes)
         self._classifier = find_classifier(model)
         if self.dropout:
             classifier = model.get_submodule(self._classifier)

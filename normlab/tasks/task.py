@@ -102,6 +102,14 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Mapping[str, Any]]]
     takes: ClassVar[Mapping[str, Sequence[str]]] = {}
 
+    def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> None:
+        """
+        Args:
+            model, data: settings of the network and of the dataset; normlab.schema.bind makes something to call of them.
+            seed: of what the data draw.
+        """
+        self.model, self.data, self.seed = model, data, seed
+
     # ---- what every task says ------------------------------------------------------------------------------------
 
     @abstractmethod
