@@ -65,7 +65,7 @@ class Server:
             words: of the command.
             log: a file.
             typed: a new process that imports everything, as when the command is typed, instead of a fork.
-            verb: "normlab", or "save" for the loop in `normlab.doctor.damage`.
+            verb: "normlab", or "save" for the loop in `normlab.doctor.saving`.
         """
         request = {"verb": verb, "words": words, "log": str(log), "typed": typed}
         self._requests.write(json.dumps(request).encode() + b"\n")
@@ -192,7 +192,7 @@ def _become(request: dict[str, Any]) -> None:
     for target, stream in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
         os.dup2(target, stream)
     if request["verb"] == "save":
-        from normlab.doctor.damage import save_forever
+        from normlab.doctor.saving import save_forever
 
         save_forever(*map(Path, request["words"]))
     if request["typed"]:

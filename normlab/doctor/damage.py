@@ -1,20 +1,16 @@
 """Checkpoints whose writing is killed, and checkpoints that are cut short or altered."""
 
-import itertools
-import os
 import random
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Never
+from typing import Literal
 
-from normlab.doctor.compare import load_state
 from normlab.doctor.experiment import PATIENCE, UPDATES, Experiment, follow, loadable
 from normlab.doctor.watch import unfinished_writes
 from normlab.errors import RunError
-from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder, checkpoint_files
 
 _DELAY = 0.003  # seconds, at most, that a write is under way at its kill: about as long as it takes
@@ -95,16 +91,6 @@ def kill_writes(experiment: Experiment, kills: list[WriteKill], progress: Callab
             shutil.rmtree(experiment.out / name)
         progress(done, len(kills))
     return wrong
-
-
-def save_forever(source: Path, run: Path) -> Never:
-    """In an attempt: write checkpoint after checkpoint, and print the number of each when it is written."""
-    folder = RunFolder(run)
-    state = load_state(folder, source)
-    for updates in itertools.count(state["updates"] + 1):
-        checkpoint.save(folder.checkpoints, state | {"updates": updates}, keep=2)
-        os.write(1, b"%d\n" % updates)
-    raise AssertionError("itertools.count ends never")
 
 
 def damage_runs(experiment: Experiment, damages: list[Damage], progress: Callable[[int, int], None]) -> list[str]:
