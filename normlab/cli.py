@@ -307,7 +307,7 @@ def _status(words: list[str]) -> int:
 
 
 def _reproduce(words: list[str]) -> int:
-    from normlab.report.table import load_table, tables_at
+    from normlab.report.tables import load_table, tables_at
 
     names, _ = _split([word for word in words if "=" not in word and word != "--dry-run"], {}, ("--dry-run",))
     if len(names) != 1:
@@ -333,7 +333,7 @@ def _reproduce(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     from normlab.report.render import report
-    from normlab.report.table import load_table
+    from normlab.report.tables import load_table
 
     names, options = _split(words, {"scale": None, "results": "results"})
     if len(names) != 1:
@@ -354,7 +354,7 @@ def _claims(words: list[str]) -> int:
         if not run and options[key] != own[key]:
             raise UserError(f"{key}={options[key]}: only with --run, which runs what is missing")
     from normlab.report.claims import chosen, print_claims, tables_of
-    from normlab.report.table import tables_at
+    from normlab.report.tables import tables_at
 
     scale, results = options["scale"], Path(options["results"])
     tables_at(scale)

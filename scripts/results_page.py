@@ -17,7 +17,7 @@ from normlab.report.printed import papers
 from normlab.report.records import table_folder
 from normlab.report.render import verdict_text
 from normlab.report.results import Results, load_results
-from normlab.report.table import all_tables
+from normlab.report.tables import all_tables
 from normlab.writing import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"

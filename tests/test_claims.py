@@ -18,7 +18,7 @@ from normlab.reading import read_yaml
 from normlab.report import claims
 from normlab.report.claims import NOT_MEASURED, Part, Standing, chosen, standings, tables_of
 from normlab.report.results import load_results
-from normlab.report.table import load_table
+from normlab.report.tables import load_table
 from normlab.sweeps import reproduce as module
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import pytest
 from normlab.config import conf_dir, load
 from normlab.report.deviations import Deviation, deviations, ledger, load_deviations
 from normlab.report.printed import paper_dir
-from normlab.report.table import load_table, tables
+from normlab.report.tables import load_table, tables
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "deviations.md"
 WITH_OPTION = [d for d in load_deviations() if d.option]

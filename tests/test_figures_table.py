@@ -9,7 +9,8 @@ from matplotlib.colors import to_hex
 from normlab.errors import UserError
 from normlab.report.charts import accuracy, heat_map, ratios
 from normlab.report.results import Entry, Results
-from normlab.report.table import Difference, Line, load_table
+from normlab.report.table import Difference, Line
+from normlab.report.tables import load_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -4,7 +4,8 @@ import pytest
 
 from normlab.errors import UserError
 from normlab.report.printed import metric_words, paper_claims, printed, subject
-from normlab.report.table import Source, load_table
+from normlab.report.table import Source
+from normlab.report.tables import load_table
 
 TABLE = load_table("sn_table2")
 

@@ -15,7 +15,8 @@ from normlab.report.quantities import measured, of_layers
 from normlab.report.records import collect
 from normlab.report.results import load_results
 from normlab.report.runs import plan
-from normlab.report.table import BatchAverage, Line, Start, Table, all_tables, cells, load_table
+from normlab.report.table import BatchAverage, Line, Start, Table, cells
+from normlab.report.tables import all_tables, load_table
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
 from normlab.sweeps import reproduce as module

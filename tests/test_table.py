@@ -14,12 +14,14 @@ from normlab.errors import UserError
 from normlab.launch.start import start
 from normlab.reading import read_jsonl
 from normlab.report import table as table_module
+from normlab.report import tables as tables_module
 from normlab.report.printed import paper_dir, printed
 from normlab.report.records import collect, table_folder
 from normlab.report.render import report
 from normlab.report.results import load_results
 from normlab.report.runs import plan
-from normlab.report.table import cells, load_table, tables
+from normlab.report.table import cells
+from normlab.report.tables import load_table, tables
 from normlab.runs.folder import RunFolder
 
 TABLE = load_table("sn_table2")
@@ -227,7 +229,8 @@ def test_a_mistake_in_a_table_is_one_line(tmp_path, monkeypatch, change, message
             for old, new in zip(change[::2], change[1::2], strict=True):
                 text = text.replace(old, new)
             (tmp_path / group / file.name).write_text(text, encoding="utf-8")
-    monkeypatch.setattr(table_module, "conf_dir", lambda: tmp_path)
+    for module in (table_module, tables_module):
+        monkeypatch.setattr(module, "conf_dir", lambda: tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         table = load_table("table2")
         printed(table)

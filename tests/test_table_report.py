@@ -16,7 +16,8 @@ from normlab.errors import UserError
 from normlab.report.claims import chosen
 from normlab.report.render import comma_separated, evidence_text, latex, markdown, report
 from normlab.report.results import load_results, results_of
-from normlab.report.table import Difference, cells, load_table
+from normlab.report.table import Difference, cells
+from normlab.report.tables import load_table
 from normlab.report.verdicts import Evidence
 
 TABLE = load_table("sn_table2")

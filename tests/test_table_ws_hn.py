@@ -16,7 +16,7 @@ from normlab.report.quantities import Measured, measured
 from normlab.report.records import collect
 from normlab.report.render import report
 from normlab.report.runs import plan
-from normlab.report.table import load_table, tables
+from normlab.report.tables import load_table, tables
 from normlab.report.verdicts import most_exceed
 from normlab.runs.folder import RunFolder
 from normlab.schema import bind

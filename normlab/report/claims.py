@@ -15,7 +15,8 @@ from normlab.report.printed import paper_claims, papers
 from normlab.report.records import table_folder
 from normlab.report.render import verdict_text
 from normlab.report.results import load_results
-from normlab.report.table import Table, all_tables
+from normlab.report.table import Table
+from normlab.report.tables import all_tables
 
 NOT_MEASURED = "not measured"
 _ELSEWHERE = {"needs": "needs {}", "tests": "arithmetic: {}", "figures": "figure: {}"}

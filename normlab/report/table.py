@@ -7,14 +7,12 @@ cells(table, scale, seeds) -> [Cell, ...]             each with the words of its
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from normlab import schema
 from normlab.config import BatchAverage, conf_dir, default_choice, target_of
 from normlab.errors import UserError, unknown
 from normlab.reading import read_yaml
-from normlab.report.table_checks import check_lines, check_names
 from normlab.tasks.metrics import MetricInfo, metrics_of
 
 SAME_LABEL = "="
@@ -128,7 +126,7 @@ class Table:
         """Raises UserError on a scale the table does not have."""
         if name not in self.scales:
             raise unknown(f"{self.name}: scale", name, self.scales)
-        return _checked(Scale, _read("scale", self.scales[name]), f"scale {name}")
+        return checked(Scale, _read("scale", self.scales[name]), f"scale {name}")
 
     @property
     def default_scale(self) -> str:
@@ -184,55 +182,6 @@ class Cell(NamedTuple):
     overrides: list[str]  # for normlab.config.load, without the init of its start
 
 
-def tables() -> dict[str, Path]:
-    """Name and aliases of each table -> its file."""
-    named = {file.stem: file for file in sorted((conf_dir() / "table").glob("*.yaml"))}
-    aliases = {alias: file for file in named.values() for alias in read_yaml(file).get("aliases", ())}
-    return named | aliases
-
-
-def load_table(name: str) -> Table:
-    """A table by its name or alias. Raises UserError, in one line, on an unknown name or a setting that cannot work."""
-    known = tables()
-    if name not in known:
-        raise unknown("table", name, known)
-    return _load(known[name])
-
-
-def all_tables() -> list[Table]:
-    """Every table, by the names of their files."""
-    return [_load(file) for file in sorted((conf_dir() / "table").glob("*.yaml"))]
-
-
-def tables_at(scale: str) -> list[Table]:
-    """All tables that have a scale. Raises UserError if none does."""
-    known = all_tables()
-    found = [table for table in known if scale in table.scales]
-    if not found:
-        raise unknown("scale", scale, {name for table in known for name in table.scales})
-    return found
-
-
-def _load(file: Path) -> Table:
-    path = file.stem
-    table = _checked(Table, read_yaml(file) | {"name": path}, path)
-    table.paper = [_checked(Source, node, f"{path}.paper.{i}") for i, node in enumerate(table.paper)]
-    table.rows = {key: _line(node, f"{path}.rows.{key}") for key, node in table.rows.items()}
-    table.columns = {key: _line(node, f"{path}.columns.{key}") for key, node in table.columns.items()}
-    table.exceptions = [_checked(ExceptionalCell, e, f"{path}.exceptions.{i}") for i, e in enumerate(table.exceptions)]
-    table.differences = _each(Difference, table.differences, f"{path}.differences")
-    table.column_differences = _each(Difference, table.column_differences, f"{path}.column_differences")
-    table.claims = _each(Claim, table.claims, f"{path}.claims")
-    for key, claim in table.claims.items():
-        claim.tests = [
-            schema.check_target(test, f"{path}.claims.{key}.tests.{i}") for i, test in enumerate(claim.tests)
-        ]
-    table.figures = {key: schema.check_target(node, f"{path}.figures.{key}") for key, node in table.figures.items()}
-    check_names(table)
-    check_lines(table)
-    return table
-
-
 def cells(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str] = ()) -> list[Cell]:
     """Every cell of a table, row by row, with its overrides: the scale's, the table's, the column's, the row's, the
     cell's, `extra`.
@@ -261,9 +210,6 @@ def _last_of_each_key(words: Sequence[str]) -> list[str]:
     return list(by_key.values())
 
 
-# ---- reading and checking --------------------------------------------------------------------------------------------
-
-
 def _read(group: str, name: str) -> Any:
     files = {file.stem: file for file in (conf_dir() / group).glob("*.yaml")}
     if name not in files:
@@ -271,29 +217,11 @@ def _read(group: str, name: str) -> Any:
     return read_yaml(files[name])
 
 
-def _checked(settings: type, node: Any, path: str) -> Any:
+def checked(settings: type, node: Any, path: str) -> Any:
     """A dataclass of settings from a YAML node. Raises UserError on a key or value that it does not have."""
     if not isinstance(node, Mapping):
         raise UserError(f"{path}={schema.shown(node)}: expected settings with names")
     return settings(**schema.check(node, schema.parameters_of(settings), path))
-
-
-def _each(settings: type, nodes: Mapping[str, Any], path: str) -> dict[str, Any]:
-    return {key: _checked(settings, node, f"{path}.{key}") for key, node in nodes.items()}
-
-
-def _line(node: Any, path: str) -> Line:
-    line = _checked(Line, node, path)
-    if line.start is not None:
-        line.start = _checked(Start, line.start, f"{path}.start")
-        if line.start.at is not None and not 0 < line.start.at <= 1:
-            raise UserError(f"{path}.start.at={line.start.at:g}: expected a share above 0, up to 1")
-    if isinstance(line.estimator, Mapping):
-        line.estimator = _checked(BatchAverage, line.estimator, f"{path}.estimator")
-        _ = line.estimator.num_samples
-    elif line.estimator is not None:
-        schema.coerce(line.estimator, Literal["moving_average", "batch_average"], f"{path}.estimator")
-    return line
 
 
 def _labels(lines: Mapping[str, Line], differences: Mapping[str, Difference]) -> dict[str, str]:

@@ -1,17 +1,15 @@
 """What the types of a table's settings cannot tell: names that lead nowhere, and lines that do not go together."""
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normlab.errors import UserError, unknown
 from normlab.report.metrics import QUANTITIES
+from normlab.report.table import Line, Table
 from normlab.tasks.metrics import info_of
 
-if TYPE_CHECKING:
-    from normlab.report.table import Line, Table
 
-
-def check_names(table: "Table") -> None:
+def check_names(table: Table) -> None:
     """Raise UserError where a cell, difference, source or test names what is not there, or a claim has no test."""
     tests = [test for claim in table.claims.values() for test in claim.tests]
     cells_named = [(e.row, e.column) for e in table.exceptions]
@@ -47,7 +45,7 @@ def check_names(table: "Table") -> None:
             raise UserError(f"{table.name}.claims.{name}.tests=[]: expected a test; a claim without one always holds")
 
 
-def check_lines(table: "Table") -> None:
+def check_lines(table: Table) -> None:
     """Raise UserError where a row and a column both say what to read off a run, or a start leads to itself."""
     for (row, line), (column, other) in product(table.rows.items(), table.columns.items()):
         for what in ("metric", "estimator"):
@@ -63,9 +61,9 @@ def check_lines(table: "Table") -> None:
             seen.add((row, column))
 
 
-def _lines(table: "Table") -> list["Line"]:
+def _lines(table: Table) -> list[Line]:
     return [*table.rows.values(), *table.columns.values()]
 
 
-def _of_lines(table: "Table", what: str) -> list[Any]:
+def _of_lines(table: Table, what: str) -> list[Any]:
     return [value for line in _lines(table) if (value := getattr(line, what)) is not None]

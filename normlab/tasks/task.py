@@ -105,7 +105,7 @@ class Task(ABC):
     def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> None:
         """
         Args:
-            model, data: settings of the network and of the dataset; normlab.schema.bind makes something to call of them.
+            model, data: settings of the network and of the dataset; schema.bind makes something to call of each.
             seed: of what the data draw.
         """
         self.model, self.data, self.seed = model, data, seed
