@@ -43,9 +43,7 @@ GRID = list(itertools.product(["in", "ln", "gn3", "bn", "en", "en3"], repeat=2))
 def assert_equal_to_formula(layer: Normalizer, x: Tensor, **formula) -> None:
     """The layer's output and gradients, of x and all it learns, are the formula's with the same parameters."""
     held = {name: getattr(layer, name) for name in ("weight", "bias", "mean_logits", "var_logits")}
-    parameters = {
-        name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in held.items() if t is not None
-    }
+    parameters = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in held.items() if t is not None}
     shared = parameters | ({"var_logits": parameters["mean_logits"]} if layer.tied else {})
     ours = gradients(layer, x, learned(layer))
     plain = gradients(

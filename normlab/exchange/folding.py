@@ -70,9 +70,9 @@ class PlainNormalizer(nn.Module):
         self.tied = layer.tied
         for name in ("weight", "bias", "mean_logits", "var_logits"):
             tensor = getattr(layer, name)
-            if isinstance(tensor, nn.Parameter):
+            if tensor is None or isinstance(tensor, nn.Parameter):
                 self.register_parameter(name, tensor)
-            else:  # of a frozen layer, or None
+            else:  # of a frozen layer
                 self.register_buffer(name, tensor)
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in layer.buffers()) else torch.float32
         self.register_buffer("stored", layer._stored_statistics(dtype))

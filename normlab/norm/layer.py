@@ -63,8 +63,8 @@ class Normalizer(nn.Module):
         ratio_groups: channel groups that have ratios of their own (group SN, seed 002, Sec. 3.2).
         hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, seed 002).
         sync: batch scopes pool over all replicas and ranks (SyncBN, SyncSN).
-        frozen: all that it holds is constant, in training too: weight, bias and logits are buffers of the same names, and
-            batch scopes use the stored statistics. With bn this is torchvision's FrozenBatchNorm2d.
+        frozen: all that it holds is constant, in training too: weight, bias and logits are buffers of the same names,
+            and batch scopes use the stored statistics. With bn this is torchvision's FrozenBatchNorm2d.
         profile: paper, or official: SN as its released code computes it (see official.py, docs/deviations.md).
         eps: added to the variance.
         momentum: weight of the new value in the moving average, as in torch; None averages all steps equally.
@@ -149,10 +149,12 @@ class Normalizer(nn.Module):
 
     def _register(self, name: str, start: Tensor | None, learned: bool = True) -> None:
         """A parameter; in a frozen layer a buffer, which no optimizer, count of parameters or DDP takes for one."""
-        if self.frozen:
+        if start is None:
+            self.register_parameter(name, None)  # torch.export miscounts the buffers of a layer that has None ahead
+        elif self.frozen:
             self.register_buffer(name, start)
         else:
-            self.register_parameter(name, None if start is None else nn.Parameter(start, requires_grad=learned))
+            self.register_parameter(name, nn.Parameter(start, requires_grad=learned))
 
     def _new_logits(self, scopes: list[str]) -> Tensor | None:
         """Logits of 1, so all ratios start at 1/S (seed 001, Sec. 4.1); (S,), or (ratio_groups, S) for group SN."""
@@ -204,12 +206,15 @@ class Normalizer(nn.Module):
         var_NC: Tensor | None
         if stored is not None and len(self._batch_scopes) == len(self._scopes):
             width = self.algebra.widths[0]  # of the first scope of the mean, whose stored mean serves as the anchor
-            mean_NC = var_NC = stored[:width].repeat_interleave(C // width).expand(rows, C)
+            mean_NC = stored[:width].repeat_interleave(C // width).expand(rows, C)
+            var_NC = mean_NC.view_as(mean_NC)  # torch.compile refuses the same tensor twice; so for tied logits below
         else:
             mean_NC, var_NC = self._moments(x)
         joined = 1 if self.sync else R
         gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
-        var_logits = self.mean_logits if self.tied else self.var_logits
+        var_logits = self.var_logits
+        if self.tied and self.mean_logits is not None:
+            var_logits = self.mean_logits.view_as(self.mean_logits)
         parameters = (gain, offset, self.mean_logits, var_logits)
         wide = [t if t is None or t.dtype == dtype else t.to(dtype) for t in parameters]
         apply: Callable[..., tuple[Tensor, Tensor]] = official.normalize if self.profile == "official" else normalize
