@@ -10,7 +10,8 @@ from norm_files import build as layer_of
 from norm_files import gradients, images, learned, randomize
 from safetensors.torch import load_file, save_file
 from test_engine import config, run
-from test_replicas import on_ranks
+from test_replicas import agree, engine, on_ranks
+from test_replicas import config as of_replicas
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18, resnet50
@@ -168,7 +169,7 @@ def test_a_converted_resnet50_counts_and_computes_what_torchvisions_does(norm_la
         torch.testing.assert_close(plain.double()(x), theirs.double()(x), rtol=1e-10, atol=1e-10)
 
 
-def step_under_ddp(out: Path) -> dict[str, Tensor]:
+def steps_under_ddp() -> dict[str, Tensor]:
     """Two steps of plain DDP, each rank with its own samples."""
     torch.manual_seed(0)
     model = small_network()
@@ -188,8 +189,13 @@ def small_network() -> nn.Module:
     return nn.Sequential(*layers, randomize(frozen_sn)).double()
 
 
+def steps_and_run(out: Path) -> dict[str, dict[str, Tensor]]:
+    return {"steps": steps_under_ddp(), "run": engine(of_replicas("bn_frozen", "fp64", out))}
+
+
 def test_ddp_finds_no_parameter_unused(tmp_path):
-    found = on_ranks(2, step_under_ddp, tmp_path / "ddp")
+    found = on_ranks(2, steps_and_run, tmp_path / "ddp")
+    agree(found["run"], engine(of_replicas("bn_frozen", "fp64", tmp_path)), "fp64")
     torch.manual_seed(0)
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -197,7 +203,7 @@ def test_ddp_finds_no_parameter_unused(tmp_path):
         optimizer.zero_grad()
         model(x.flatten(0, 1)).square().mean().backward()
         optimizer.step()
-    torch.testing.assert_close(dict(found), dict(model.state_dict()))
+    torch.testing.assert_close(dict(found["steps"]), dict(model.state_dict()))
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
