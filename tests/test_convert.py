@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import timm
 import torch
-import torchvision
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from torchvision.ops import FrozenBatchNorm2d
 
 from normlab.models.library import timm_model, torchvision_model
 from normlab.norm.convert import NormAct, convert
@@ -65,7 +65,7 @@ def test_models_of_both_libraries(build, name, norms, convolutions):
 def scramble(model: nn.Module) -> None:
     """Norm layers as after training: no gamma, beta or running statistic at its start value."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if hasattr(module, "running_var"):
             for tensor in (module.weight, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5)
             for tensor in (module.bias, module.running_mean):
@@ -103,6 +103,7 @@ def test_bn_to_bn_changes_nothing(build, name):
         (nn.InstanceNorm2d(6), (4, 6, 3, 2)),
         (nn.InstanceNorm3d(6), (4, 6, 2, 3, 2)),
         (timm.layers.GroupNorm1(6), (4, 6, 3, 2)),
+        (FrozenBatchNorm2d(6), (4, 6, 3, 2)),
     ],
 )
 def test_every_kind_of_layer(layer, shape):
@@ -112,15 +113,7 @@ def test_every_kind_of_layer(layer, shape):
     torch.testing.assert_close(model(x), nn.functional.group_norm(x, 1))
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.LayerNorm(6),
-        timm.layers.LayerNorm2d(6),
-        torchvision.ops.FrozenBatchNorm2d(6),
-        timm.layers.FrozenBatchNormAct2d(6),
-    ],
-)
+@pytest.mark.parametrize("layer", [nn.LayerNorm(6), timm.layers.LayerNorm2d(6)])
 def test_layers_without_moments_to_choose_are_left_alone(layer):
     model = nn.Sequential(layer)
     assert convert(model, SN).norms == []
@@ -191,6 +184,7 @@ def test_a_shared_layer_stays_shared():
         lambda **kw: timm.layers.BatchNormAct2d(8, **kw),
         lambda **kw: timm.layers.GroupNormAct(8, num_groups=2, **kw),
         lambda **kw: timm.layers.convert_sync_batchnorm(timm.layers.BatchNormAct2d(8, **kw)),
+        lambda **kw: timm.layers.FrozenBatchNormAct2d(8, **kw),
     ],
 )
 def test_the_activation_inside_a_fused_layer_stays(fused):
@@ -203,11 +197,106 @@ def test_the_activation_inside_a_fused_layer_stays(fused):
 
 
 def test_none_removes_the_norms_and_keeps_activations():
-    model = nn.Sequential(nn.BatchNorm2d(4), timm.layers.BatchNormAct2d(4))
-    assert convert(model, None).norms == ["0", "1.norm"]
-    assert isinstance(model[0], nn.Identity) and isinstance(model[1], NormAct)
+    model = nn.Sequential(nn.BatchNorm2d(4), timm.layers.BatchNormAct2d(4), FrozenBatchNorm2d(4))
+    assert convert(model, None).norms == ["0", "1.norm", "2"]
+    assert isinstance(model[0], nn.Identity) and isinstance(model[1], NormAct) and isinstance(model[2], nn.Identity)
     x = torch.randn(2, 4, 3, 3)
     assert torch.equal(model(x), x.relu())
+
+
+# ---- frozen batch norms ----------------------------------------------------------------------------------------------
+
+
+class Detectron2(nn.Module):
+    """As in detectron2: another class of this name, whose running variance starts at 1 - eps."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self.register_buffer("num_batches_tracked", None)
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+Theirs = type("FrozenBatchNorm2d", (Detectron2,), {})
+FROZEN = {
+    "torchvision": FrozenBatchNorm2d,
+    "detectron2": Theirs,
+    "a subclass": type("Mine", (Theirs,), {}),
+    "timm": timm.layers.FrozenBatchNormAct2d,
+}
+
+
+def frozen_model(layer: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), layer(6), nn.Conv2d(6, 4, 1), layer(4))
+    scramble(model)
+    return model
+
+
+@pytest.mark.parametrize("layer", FROZEN.values(), ids=FROZEN)
+def test_frozen_batch_norms_become_ours_and_change_nothing(layer):
+    """Training or not: same outputs, gradients of the same parameters."""
+    model = frozen_model(layer)
+    converted = copy.deepcopy(model)
+    suffix = ".norm" if layer is FROZEN["timm"] else ""
+    assert convert(converted, partial(BN, frozen=True)).norms == [f"1{suffix}", f"3{suffix}"]
+    assert {name for name, _ in converted.named_parameters()} == {name for name, _ in model.named_parameters()}
+    x = torch.randn(3, 3, 8, 8)
+    for mode in (True, False):
+        outputs = [network.train(mode)(x) for network in (converted, model)]
+        torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)
+        found = [
+            torch.autograd.grad(y.square().sum(), list(network.parameters()))
+            for y, network in zip(outputs, (converted, model), strict=True)
+        ]
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", FROZEN.values(), ids=FROZEN)
+def test_what_was_frozen_learns_from_where_it_was(layer):
+    """A declared normalizer is what it says: its gamma and beta are parameters that are trained."""
+    model = frozen_model(layer)
+    old = model[1].state_dict()
+    convert(model, SN)
+    new = model[1].norm if isinstance(model[1], NormAct) else model[1]
+    assert isinstance(new, Normalizer) and new.weight.requires_grad and new.bias.requires_grad
+    for name, tensor in old.items():
+        assert torch.equal(new.state_dict()[name], tensor), name
+    assert new.num_batches_tracked == 0
+    convert(hybrid := frozen_model(layer), HN)
+    new = hybrid[1].norm if isinstance(hybrid[1], NormAct) else hybrid[1]
+    assert torch.equal(new.running_mean, old["running_mean"]) and new.running_var_en.eq(1).all()
+
+
+def test_frozen_layers_keep_dtype_device_and_mode():
+    layer = FrozenBatchNorm2d(4).double().eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), layer)  # whose own dtype is another
+    convert(model, SN)
+    assert model[1].weight.dtype == model[1].running_var.dtype == torch.float64 and not model[1].training
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4), nn.BatchNorm2d(4))
+    convert(model, partial(BN, frozen=True))
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias"]
+
+
+def test_frozen_models_of_timm():
+    """freeze_batch_norm_2d makes torchvision's layers and timm's of what it finds."""
+    torch.manual_seed(0)
+    model = timm.layers.freeze_batch_norm_2d(timm.create_model("efficientnet_b0", num_classes=10))
+    scramble(model)
+    converted = copy.deepcopy(model)
+    assert len(convert(converted, partial(BN, frozen=True)).norms) == 49
+    assert sum(p.numel() for p in converted.parameters()) == sum(p.numel() for p in model.parameters())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(converted.double().eval()(x), model.double().eval()(x), rtol=1e-9, atol=1e-9)
 
 
 def test_select_limits_both_swaps():

@@ -8,6 +8,7 @@ anything else reads what it normalizes, is seen in a forward pass: so any model 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -68,7 +69,11 @@ class PlainNormalizer(nn.Module):
         self.correction = int(layer.profile == "official")
         self.tied = layer.tied
         for name in ("weight", "bias", "mean_logits", "var_logits"):
-            self.register_parameter(name, getattr(layer, name))
+            tensor = getattr(layer, name)
+            if tensor is None or isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:  # of a frozen layer
+                self.register_buffer(name, tensor)
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in layer.buffers()) else torch.float32
         self.register_buffer("stored", layer._stored_statistics(dtype))
 
@@ -124,7 +129,7 @@ def fold(model: nn.Module, forward: Callable[[nn.Module], object]) -> Folding:
             instead[layer] = nn.Identity()
         else:
             found.affine.append(name)
-            like = next(model.parameters())
+            like = next(chain(model.parameters(), model.buffers()))
             instead[layer] = Affine(scale_C.to(like), shift_C.to(like))
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if layer in instead:

@@ -1,20 +1,22 @@
 """Swap the normalizers of any model, and reparametrize its convolutions."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normlab.norm.weight import Convolution
 
 # Their subclasses too: SyncBatchNorm, and timm's layers with an activation inside. A LayerNorm over the last axis
-# normalizes each position by itself, and frozen batch norms are constants: neither has moments to choose, both stay.
-Norm = _BatchNorm | _InstanceNorm | nn.GroupNorm
+# normalizes each position by itself: it has no moments to choose, and stays.
+_NORMS = _BatchNorm | _InstanceNorm | nn.GroupNorm
+# Known by name: torchvision has one, as have detectron2, DETR and others, and they have no class in common.
+_FROZEN = {"FrozenBatchNorm2d", "FrozenBatchNormAct2d"}
 
 
 @dataclass
@@ -41,16 +43,18 @@ def convert(
 ) -> Conversion:
     """Replace, in place, every batch, instance and group norm of `model` by `norm(channels)`; None removes them.
 
+    Frozen batch norms (FrozenBatchNorm2d of torchvision and others, timm's FrozenBatchNormAct2d) are batch norms too.
     The new layer keeps the old one's gamma, beta and running statistics where it has a tensor that means the same,
-    and its device, dtype, training flag and requires_grad; eps, momentum and affine are its own. A layer that
-    appears in several places is replaced by one layer. The activation inside timm's fused layers stays.
+    and its device, dtype, training flag and requires_grad; eps, momentum and affine are its own, and so is whether
+    gamma and beta are parameters. A layer that appears in several places is replaced by one layer. The activation
+    inside timm's fused layers stays.
     `weight` then parametrizes each convolution (normlab.norm.weight); None leaves the weights alone.
     `select` limits both to modules whose name, in `model`, it accepts.
     """
     norms: dict[nn.Module, nn.Module] = {}  # old layer -> what stands in its place
     conversion = Conversion()
     for name, old in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(old, Norm) and select(name):
+        if _is_norm(old) and select(name):
             if old not in norms:
                 norms[old] = _replacement(old, norm, model)
                 conversion.norms.append(f"{name}.norm" if isinstance(norms[old], NormAct) else name)
@@ -63,12 +67,30 @@ def convert(
     return conversion
 
 
-def _replacement(old: Norm, norm: Callable[[int], nn.Module] | None, model: nn.Module) -> nn.Module:
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) or _is_frozen(module)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether it is a batch norm of constants, by any library."""
+    return any(of.__name__ in _FROZEN for of in type(module).__mro__)
+
+
+def _num_channels(old: nn.Module) -> int:
+    if isinstance(old, nn.GroupNorm):
+        return old.num_channels
+    if isinstance(old, _BatchNorm | _InstanceNorm):
+        return old.num_features
+    return len(_tensors(old)["weight"])
+
+
+def _replacement(old: nn.Module, norm: Callable[[int], nn.Module] | None, model: nn.Module) -> nn.Module:
     if norm is None:
         new: nn.Module = nn.Identity()
     else:
-        new = norm(old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features)
-        stored_like = next(chain(old.parameters(), model.parameters()), torch.empty(0))
+        new = norm(_num_channels(old))
+        stored = chain(old.parameters(), old.buffers(), model.parameters())
+        stored_like = next((tensor for tensor in stored if tensor.is_floating_point()), torch.empty(0))
         new.to(stored_like.device, stored_like.dtype)
         _carry_over(old, new)
     parts = dict(old.named_children())
@@ -78,24 +100,28 @@ def _replacement(old: Norm, norm: Callable[[int], nn.Module] | None, model: nn.M
 
 
 @torch.no_grad()
-def _carry_over(old: Norm, new: nn.Module) -> None:
-    """Copy the tensors that mean the same in both layers."""
-    old_parameters, new_parameters = dict(old.named_parameters()), dict(new.named_parameters())
-    for name in ("weight", "bias"):
-        if name in old_parameters and name in new_parameters:
-            ours, theirs = new_parameters[name], old_parameters[name]
-            ours.copy_(theirs).requires_grad_(ours.requires_grad and theirs.requires_grad)
-    if not isinstance(old, _BatchNorm) or not _has_measured(old):
+def _carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Copy the tensors that mean the same in both layers, be they parameters or, in a frozen layer, buffers."""
+    theirs, ours = _tensors(old), _tensors(new)
+    for name in {"weight", "bias"} & theirs.keys() & ours.keys():
+        ours[name].copy_(theirs[name])
+        if isinstance(theirs[name], nn.Parameter):  # buffers do not say what a layer that learns them should do
+            ours[name].requires_grad_(ours[name].requires_grad and theirs[name].requires_grad)
+    if isinstance(old, _InstanceNorm | nn.GroupNorm) or not _has_measured(theirs):
         return  # a running variance of single instances leaves out how far their means lie apart
-    old_buffers, new_buffers = dict(old.named_buffers()), dict(new.named_buffers())
-    carried = {name for name in new_buffers if name.startswith("running_")}
-    if carried <= old_buffers.keys():
+    carried = {name for name in ours if name.startswith("running_")}
+    if carried <= theirs.keys():
         carried.add("num_batches_tracked")  # else some statistics start afresh, and so does the count of their steps
-    for name in carried & old_buffers.keys() & new_buffers.keys():
-        new_buffers[name].copy_(old_buffers[name])
+    for name in carried & theirs.keys() & ours.keys():
+        ours[name].copy_(theirs[name])
 
 
-def _has_measured(old: _BatchNorm) -> bool:
-    """Whether its running statistics are more than its start; the new layer has a start of its own."""
-    mean, var = old.running_mean, old.running_var
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers."""
+    return dict(chain(layer.named_parameters(), layer.named_buffers()))
+
+
+def _has_measured(old: Mapping[str, Tensor]) -> bool:
+    """Whether a layer's running statistics are more than its start; the new layer has a start of its own."""
+    mean, var = old.get("running_mean"), old.get("running_var")
     return mean is not None and var is not None and (mean.is_meta or bool(mean.any() or (var != 1).any()))

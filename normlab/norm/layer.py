@@ -12,7 +12,7 @@ a scope's compact statistics (see scopes.py).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -63,7 +63,8 @@ class Normalizer(nn.Module):
         ratio_groups: channel groups that have ratios of their own (group SN, seed 002, Sec. 3.2).
         hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, seed 002).
         sync: batch scopes pool over all replicas and ranks (SyncBN, SyncSN).
-        frozen: stored statistics, weight and bias are constants, in training too.
+        frozen: all that it holds is constant, in training too: weight, bias and logits are buffers of the same names,
+            and batch scopes use the stored statistics. With bn this is torchvision's FrozenBatchNorm2d.
         profile: paper, or official: SN as its released code computes it (see official.py, docs/deviations.md).
         eps: added to the variance.
         momentum: weight of the new value in the moving average, as in torch; None averages all steps equally.
@@ -84,8 +85,10 @@ class Normalizer(nn.Module):
         mean_scopes, var_scopes: the scopes' names, as declared.
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mean_logits: Tensor | None
+    var_logits: Tensor | None
     num_batches_tracked: Tensor | None
 
     def __init__(
@@ -132,10 +135,10 @@ class Normalizer(nn.Module):
         self.replicas = 1
         self.calls: list[Mapping[str, BatchStatistics]] | None = None
 
-        self.weight = nn.Parameter(torch.ones(num_channels), requires_grad=not frozen) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_channels), requires_grad=not frozen) if affine else None
-        self.mean_logits = self._new_logits(self.mean_scopes)
-        self.var_logits = None if tied else self._new_logits(self.var_scopes)
+        self._register("weight", torch.ones(num_channels) if affine else None)
+        self._register("bias", torch.zeros(num_channels) if affine else None)
+        self._register("mean_logits", self._new_logits(self.mean_scopes), learned=not hard)
+        self._register("var_logits", None if tied else self._new_logits(self.var_scopes), learned=not hard)
         for scope in self._batch_scopes:
             if scope.name in mean:
                 self.register_buffer(_buffer("mean", scope), torch.zeros(scope.width(num_channels)))
@@ -144,12 +147,21 @@ class Normalizer(nn.Module):
                 self.register_buffer(_buffer("var", scope), start(scope.width(num_channels)))
         self.register_buffer("num_batches_tracked", torch.tensor(0) if self._batch_scopes else None)
 
-    def _new_logits(self, scopes: list[str]) -> nn.Parameter | None:
+    def _register(self, name: str, start: Tensor | None, learned: bool = True) -> None:
+        """A parameter; in a frozen layer a buffer, which no optimizer, count of parameters or DDP takes for one."""
+        if start is None:
+            self.register_parameter(name, None)  # torch.export miscounts the buffers of a layer that has None ahead
+        elif self.frozen:
+            self.register_buffer(name, start)
+        else:
+            self.register_parameter(name, nn.Parameter(start, requires_grad=learned))
+
+    def _new_logits(self, scopes: list[str]) -> Tensor | None:
         """Logits of 1, so all ratios start at 1/S (seed 001, Sec. 4.1); (S,), or (ratio_groups, S) for group SN."""
         if len(scopes) == 1:
             return None
         shape = (len(scopes),) if self.ratio_groups == 1 else (self.ratio_groups, len(scopes))
-        return nn.Parameter(torch.ones(shape), requires_grad=not (self.hard or self.frozen))
+        return torch.ones(shape)
 
     @property
     def is_switchable(self) -> bool:
@@ -194,12 +206,15 @@ class Normalizer(nn.Module):
         var_NC: Tensor | None
         if stored is not None and len(self._batch_scopes) == len(self._scopes):
             width = self.algebra.widths[0]  # of the first scope of the mean, whose stored mean serves as the anchor
-            mean_NC = var_NC = stored[:width].repeat_interleave(C // width).expand(rows, C)
+            mean_NC = stored[:width].repeat_interleave(C // width).expand(rows, C)
+            var_NC = mean_NC.view_as(mean_NC)  # torch.compile refuses the same tensor twice; so for tied logits below
         else:
             mean_NC, var_NC = self._moments(x)
         joined = 1 if self.sync else R
         gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
-        var_logits = self.mean_logits if self.tied else self.var_logits
+        var_logits = self.var_logits
+        if self.tied and self.mean_logits is not None:
+            var_logits = self.mean_logits.view_as(self.mean_logits)
         parameters = (gain, offset, self.mean_logits, var_logits)
         wide = [t if t is None or t.dtype == dtype else t.to(dtype) for t in parameters]
         apply: Callable[..., tuple[Tensor, Tensor]] = official.normalize if self.profile == "official" else normalize
@@ -298,6 +313,12 @@ class Normalizer(nn.Module):
             known = next(t_W for t_W in pair if t_W is not None)
             flat += [torch.zeros_like(known) if t_W is None else t_W for t_W in pair]
         return torch.cat(flat).to(dtype) if flat else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """A frozen layer takes no steps, so it asks for no count of them: FrozenBatchNorm2d holds none."""
+        if self.frozen and self.num_batches_tracked is not None:
+            state_dict.setdefault(f"{prefix}num_batches_tracked", self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
         groups = {s.name: s.groups for s in self._scopes.values() if s.kind in ("gn", "en")}
