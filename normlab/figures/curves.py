@@ -340,10 +340,14 @@ def _draw_groups(
     by_group: Mapping[str, Series],
     colours: Mapping[str, str],
 ) -> None:
+    """A panel for each group; where a run has no layer of it the panel says so, but for ranges of a run with fields."""
+    traced = all(row["receptive_field"] is not None for row in moments[-1]["layers"])
     for axis, name in zip(axes, columns, strict=True):
         _draw(axis, moments, by_group.get(name, {}), colours)
-        if name not in by_group and name not in RF_RANGES:
-            axis.text(0.5, 0.5, "no such part", transform=axis.transAxes, ha="center", va="center", color="0.4", size=6)
+        if name not in by_group and not (traced and name in RF_RANGES):
+            axis.text(
+                0.5, 0.5, "no such layer", transform=axis.transAxes, ha="center", va="center", color="0.4", size=6
+            )
 
 
 def _group_title(name: str) -> str:
