@@ -17,7 +17,7 @@ from scipy.stats import entropy
 
 from normlab.errors import UserError
 from normlab.figures.bars import averages, hard_ratios, layers, overview
-from normlab.figures.curves import ratio_curves, ratio_ranges, run_divergence
+from normlab.figures.curves import ratio_curves, ratio_parts, ratio_ranges, run_divergence
 from normlab.figures.geometry import angles, expected_std, geometry, lengths
 from normlab.figures.gradients import reduction
 from normlab.figures.statistics import evolution, fluctuation
@@ -68,6 +68,44 @@ def moments(num_layers: int, epochs: int = 3, seed: int = 0, scopes: tuple[str, 
         }
 
     return [{"epoch": e, "step": 10 * e, "layers": [row(i) for i in range(num_layers)]} for e in range(epochs)]
+
+
+def without_fields(records: list[dict], keep: int = 0) -> list[dict]:
+    """As of a network that is none of images, or of which only the first layers were traced."""
+    for record in records:
+        for row in record["layers"][keep:]:
+            row |= {"receptive_field": None, "kernel_size": None, "shortcut": False}
+    return records
+
+
+def in_parts(records: list[dict], **sizes: int) -> list[dict]:
+    """The layers, in order, are of parts of these sizes."""
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    for record in records:
+        for row, name in zip(record["layers"], names, strict=True):
+            row["part"] = name
+    return records
+
+
+def detector() -> list[dict]:
+    """69 layers in four parts, of which the first has receptive fields."""
+    return in_parts(without_fields(moments(69), keep=53), backbone=53, fpn=8, box=4, mask=4)
+
+
+PARTS = {"backbone": slice(0, 53), "fpn": slice(53, 61), "box": slice(61, 65), "mask": slice(65, 69), "all": slice(69)}
+
+
+def over_layers(records: list[dict], inside: slice, moment: str) -> list[list[float]]:
+    """Of each scope, at each record, the average of some layers."""
+    return [[float(np.mean([row[moment][s] for row in r["layers"][inside]])) for r in records] for s in SCOPES]
+
+
+def ticks(axis) -> list[str]:
+    return [tick.get_text() for tick in axis.get_xticklabels()]
+
+
+def titles(axes) -> list[str]:
+    return [axis.get_title() for axis in axes]
 
 
 def panel(figure: Figure, label: str):
@@ -174,6 +212,81 @@ def test_averages_by_block(make, depth, blocks):
     assert heights(axis)[COLOURS["in"]] == pytest.approx([np.mean([rows[i]["mean"]["in"] for i in b]) for b in blocks])
 
 
+def test_bars_without_receptive_fields(make):
+    """The layers' numbers are in their place, and no label promises fields."""
+    none, some = make(ratios=without_fields(moments(9))), make(ratios=without_fields(moments(9), keep=5))
+    fields = [str(7 + 8 * i) for i in range(5)] + 4 * ["–"]
+    for draw, at in ((overview, 1), (layers, 1), (hard_ratios, 2)):
+        axis = draw([none]).axes[at]
+        assert (ticks(axis), axis.get_xlabel()) == ([str(i) for i in range(1, 10)], "layers in network order")
+        axis = draw([some]).axes[at]
+        assert ticks(axis) == fields
+        assert axis.get_xlabel() == "layers in network order, by receptive field in pixels (–: none)"
+    both = layers([none, some]).axes
+    assert [bool(axis.get_xlabel()) for axis in both] == [False, True, False, True]
+    last = none.ratios[-1]["layers"]
+    assert heights(panel(overview([none]), "mean"))[COLOURS["ln"]] == pytest.approx([row["mean"]["ln"] for row in last])
+    assert heights(averages([none]).axes[0])[COLOURS["ln"]] == pytest.approx([np.mean([r["mean"]["ln"] for r in last])])
+
+
+def test_numbers_count_layers_that_have_no_ratios(make):
+    records = without_fields(moments(2))
+    for record in records:
+        record["layers"][1]["index"] = 7
+    assert ticks(overview([make(ratios=records)]).axes[1]) == ["1", "7"]
+
+
+@pytest.mark.parametrize("draw", [overview, layers, hard_ratios])
+@pytest.mark.parametrize("sizes", [{"backbone": 5, "fpn": 2, "box": 1, "mask": 1}, {"a": 53, "b": 8, "c": 4, "d": 4}])
+def test_bars_of_parts_are_apart(make, draw, sizes):
+    number = sum(sizes.values())
+    axis = draw([make(ratios=in_parts(moments(number, epochs=11), **sizes))]).axes[0]
+    assert [text.get_text() for text in axis.texts] == list(sizes)
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.patches[:number]]
+    edges = np.cumsum(list(sizes.values()))[:-1]
+    steps = np.diff(middles)
+    assert all(step > 1.35 if i + 1 in edges else step == pytest.approx(1) for i, step in enumerate(steps))
+    assert list(axis.get_xticks()) == pytest.approx(middles)
+    for line, first, last in zip(axis.lines[1:], [0, *edges], [*edges, number], strict=True):  # above a part's bars
+        assert list(line.get_xdata()) == pytest.approx([middles[first] - 0.43, middles[last - 1] + 0.43])
+
+
+def test_parts_that_alternate_are_brought_together(make):
+    records = moments(4)
+    for record in records:
+        for row, part in zip(record["layers"], ("a", None, "a", "b"), strict=True):
+            row["part"] = part
+    axis = panel(overview([make(ratios=records)]), "mean")
+    rows = [records[-1]["layers"][i] for i in (0, 2, 1, 3)]
+    assert heights(axis)[COLOURS["bn"]] == pytest.approx([row["mean"]["bn"] for row in rows])
+    assert ticks(axis) == [str(row["receptive_field"]) for row in rows]
+    assert [text.get_text() for text in axis.texts] == ["a", "other", "b"]
+    assert [bool(bar.get_hatch()) for bar in axis.patches[:4]] == [False, False, True, True]
+
+
+def test_history_of_parts(make):
+    records = detector()
+    figure = overview([make(ratios=records)])
+    for moment in ("mean", "var"):
+        for name, inside in PARTS.items():
+            axis = panel(figure, f"{moment} over epochs" if name == "all" else f"{moment} of {name}")
+            np.testing.assert_allclose(ydata(axis), over_layers(records, inside, moment))
+    assert len(figure.axes) == 2 + 2 * 5
+    one = overview([make(ratios=in_parts(moments(4), backbone=4))])
+    assert len(one.axes) == 4 and not panel(one, "mean").texts
+
+
+def test_averages_by_part(make):
+    runs = [make(seed=str(seed), ratios=in_parts(moments(6, seed=seed), backbone=4, head=2)) for seed in range(2)]
+    axis = averages(runs, by="part").axes[0]
+    of_runs = [[row["mean"]["bn"] for row in run.ratios[-1]["layers"]] for run in runs]
+    both = np.mean(of_runs, axis=0)
+    assert heights(axis)[COLOURS["bn"]] == pytest.approx([both[:4].mean(), both[4:].mean(), both.mean()])
+    assert ticks(axis) == ["backbone", "head", "all layers"]
+    with pytest.raises(UserError, match=r"by=part: run-\d+: all its layers are of one part"):
+        averages([*runs, make(ratios=moments(6))], by="part")
+
+
 def test_scopes_of_one_family_differ_in_colour(make):
     scopes = ("bn", "en1", "en32", "gn8", "gn32")
     figure = overview([make(ratios=moments(1, scopes=scopes))])
@@ -232,6 +345,78 @@ def test_ratios_by_range(make):
             ]
             np.testing.assert_allclose(ydata(row[i]), expected)
         assert not row[4].lines
+
+
+def test_curves_without_receptive_fields(make):
+    """No panel is empty: of all layers, and of the parts where there are several."""
+    records = without_fields(moments(9))
+    figure = ratio_curves([make(ratios=records)])
+    assert titles(figure.axes[9::10]) == 2 * ["all layers"] and len(figure.axes) == 20
+    np.testing.assert_allclose(ydata(figure.axes[19]), over_layers(records, slice(9), "var"))
+    assert [axis.texts[0].get_text() for axis in figure.axes[:9]] == [str(i) for i in range(1, 10)]
+    assert any(text.get_text().startswith("number: layer in network order;") for text in figure.texts)
+    assert not any("receptive" in text.get_text() for text in figure.texts)
+
+    records = without_fields(detector())
+    axes = ratio_curves([make(ratios=records)], show=["divergence"]).axes[69:]
+    assert titles(axes) == ["backbone", "fpn", "box", "mask", "all layers"]
+    for axis, inside in zip(axes, PARTS.values(), strict=True):
+        expected = [np.mean([apart(row["mean"], row["var"]) for row in r["layers"][inside]]) for r in records]
+        np.testing.assert_allclose(ydata(axis), [expected])
+
+
+def test_curves_with_some_receptive_fields(make):
+    """Ranges without a layer are left out; layers without a field count among all."""
+    records = without_fields(moments(9), keep=7)  # 7 to 55 pixels
+    figure = ratio_curves([make(ratios=records)], show=["mean"])
+    assert titles(figure.axes[9:]) == titles(ratio_ranges([make(ratios=records)]).axes[:3])
+    assert titles(figure.axes[9:]) == ["RF <49", "RF 49–99", "all layers"]
+    for axis, inside in zip(figure.axes[9:], (slice(6), slice(6, 7), slice(9)), strict=True):
+        np.testing.assert_allclose(ydata(axis), over_layers(records, inside, "mean"))
+    assert [axis.texts[0].get_text() for axis in figure.axes[6:9]] == ["55", "–", "–"]
+    assert any("receptive field in pixels (–: none)" in text.get_text() for text in figure.texts)
+
+
+def test_ratios_by_part(make):
+    runs = [make(ratios=detector()), make(batch="8x1", ratios=in_parts(moments(3), box=1, head=2))]
+    axes = np.reshape(ratio_parts(runs).axes, (4, 6))
+    assert titles(axes[0]) == ["backbone", "fpn", "box", "mask", "head", "all layers"]
+    columns = (*range(4), 5)
+    for row, moment in zip(axes, ("mean", "var"), strict=False):
+        for i, inside in zip(columns, PARTS.values(), strict=True):
+            np.testing.assert_allclose(ydata(row[i]), over_layers(runs[0].ratios, inside, moment))
+    assert [[text.get_text() for text in axis.texts] for axis in axes[0, 3:5]] == [[], ["no such layer"]]
+    np.testing.assert_allclose(ydata(axes[3, 2]), over_layers(runs[1].ratios, slice(1), "var"))
+    np.testing.assert_allclose(ydata(axes[3, 5]), over_layers(runs[1].ratios, slice(3), "var"))
+    with pytest.raises(UserError, match=r"run-\d+: all its layers are of one part of the model; ratio_ranges shows"):
+        ratio_parts([runs[0], make(ratios=moments(9))])
+
+
+def test_parts_take_the_place_of_ranges(make):
+    runs = [make(ratios=without_fields(detector()), batch=batch) for batch in ("8x2", "8x1")]
+    axes = ratio_ranges(runs).axes
+    assert titles(axes[:5]) == ["backbone", "fpn", "box", "mask", "all layers"] and len(axes) == 4 * 5
+    for axis, inside in zip(axes, PARTS.values(), strict=False):
+        np.testing.assert_allclose(ydata(axis), over_layers(runs[0].ratios, inside, "mean"))
+    assert titles(ratio_ranges([make(ratios=detector())]).axes[:6])[0::5] == ["RF <49", "all layers"]
+    one = ratio_ranges([make(ratios=without_fields(moments(3)))]).axes
+    assert titles(one) == ["all layers", ""]
+    mixed = ratio_ranges([make(ratios=detector()), make(ratios=without_fields(moments(3)), batch="8x1")]).axes
+    assert [bool(axis.texts) for axis in mixed] == [False] * 12 + 2 * [*[True] * 5, False]
+
+
+def test_divergence_of_two_runs_by_part(make):
+    a, b = (
+        make(batch=f"8x{seed}", ratios=in_parts(without_fields(moments(6, seed=seed)), body=4, head=2))
+        for seed in (1, 2)
+    )
+    axes = run_divergence([a, b]).axes
+    assert titles(axes) == ["body", "head", "all layers"]
+    for axis, inside in zip(axes, (slice(4), slice(4, 6), slice(6)), strict=True):
+        for moment, drawn in zip(("mean", "var"), ydata(axis), strict=True):
+            pairs = [(x["layers"][inside], y["layers"][inside]) for x, y in zip(a.ratios, b.ratios, strict=True)]
+            expected = [np.mean([apart(p[moment], q[moment]) for p, q in zip(*pair, strict=True)]) for pair in pairs]
+            np.testing.assert_allclose(drawn, expected)
 
 
 def test_divergence_of_two_runs(make):
@@ -416,6 +601,10 @@ def test_missing_and_damaged_records(make):
     del damaged[1]["layers"][1]["shortcut"]
     with pytest.raises(UserError, match=r"ratios\.jsonl: a layer has no shortcut"):
         layers([make(ratios=damaged)])
+    with pytest.raises(UserError, match=r"ratios\.jsonl: part=\[a\]: expected a word or null"):
+        ratio_parts(
+            [make(ratios=[{**r, "layers": [row | {"part": ["a"]} for row in r["layers"]]} for r in moments(2)])]
+        )
     with pytest.raises(UserError, match=r"gradients\.jsonl: a moment has no layers"):
         reduction([make(gradients=[{"step": 1, "epoch": 0.1, "layers": []}])])
     with pytest.raises(UserError, match=r"statistics\.jsonl: bn_std=3: expected list"):
@@ -431,6 +620,11 @@ def test_missing_and_damaged_records(make):
         )
 
 
+def many_parts() -> list[dict]:
+    ones = dict.fromkeys(("stem", "generator", "discriminator", "classifier"), 1)
+    return in_parts(without_fields(moments(64), keep=53), backbone=53, **ones, mask=6, head=1)
+
+
 EIGHT = ("in", "ln", "bn", "gn8", "gn32", "en1", "en8", "en32")
 BUSY = {
     "overview": lambda make: overview([make(ratios=moments(53))]),
@@ -440,6 +634,14 @@ BUSY = {
     "ratio_curves": lambda make: ratio_curves([make(ratios=moments(53))], show=["mean", "divergence"]),
     "blocks": lambda make: averages([make(ratios=moments(53))], by="block", block_depth=2),
     "ranges": lambda make: ratio_ranges([make(ratios=moments(53)), make(ratios=moments(53), batch="8x32")]),
+    "overview of parts": lambda make: overview([make(ratios=detector())]),
+    "overview of many parts": lambda make: overview([make(ratios=many_parts())]),
+    "layers of parts": lambda make: layers([make(ratios=detector()), make(ratios=many_parts(), batch="8x32")]),
+    "hard_ratios of parts": lambda make: hard_ratios([make(ratios=many_parts())]),
+    "ratio_curves of parts": lambda make: ratio_curves([make(ratios=without_fields(many_parts()))]),
+    "parts": lambda make: ratio_parts([make(ratios=many_parts())]),
+    "averages by part": lambda make: averages([make(ratios=many_parts())], by="part"),
+    "three layers": lambda make: ratio_curves([make(ratios=without_fields(moments(3)))]),
     "geometry": lambda make: geometry([]),
     "evolution": lambda make: evolution([make(statistics=statistics_records(9, num_layers=53))]),
     "fluctuation": lambda make: fluctuation([make(statistics=statistics_records(9, num_layers=53))] * 2, neuron=1),

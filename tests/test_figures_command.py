@@ -67,6 +67,8 @@ def test_where_a_figure_goes(runs, capsys):
         ("averages 1a2b3c4d by=bath", "did you mean 'batch'?"),
         ("averages 1a2b3c4d by=block block_depth=0", "block_depth=0: expected a whole number of 1 or more"),
         ("ratio_curves 1a2b3c4d show=[std]", "show=[std]: expected a list"),
+        ("ratio_parts 1a2b3c4d", "figure ratio_parts: sn-1a2b3c4d: all its layers are of one part of the model"),
+        ("averages 1a2b3c4d by=part", "by=part: sn-1a2b3c4d: all its layers are of one part of the model"),
         ("ratios 1a2b3c4d out=a.jpg", "out=a.jpg: expected a file that ends in .png, .pdf, .svg"),
         ("learning_curves 1a2b3c4d", "no epoch of it was evaluated"),
         ("estimators 1a2b3c4d", "no epoch of it was evaluated"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.dynamics.ratios import average, divergence, flatten, mean_by_range, snapshot, switchable
+from normlab.dynamics.ratios import average, divergence, flatten, mean_by_part, mean_by_range, snapshot, switchable
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.norm.layer import Normalizer
 
@@ -86,6 +86,22 @@ def test_flatten():
         for key, value in (("mean/bn", 1.0), ("var/in", 0.25), ("var/ln", 0.75))
     }
     assert flatten(rows) == layers | ranges
+
+
+def test_averages_of_parts():
+    """Without receptive fields there are no ranges of them; layers of no part are called other."""
+    of = {"backbone": 0.2, "head": 0.5, None: 1.0}
+    rows = [
+        {**row(7, {"bn": share}, {"in": 1.0}, layer=str(part)), "receptive_field": None, "part": part}
+        for part, share in of.items()
+    ]
+    found = {key: value for key, value in flatten(rows).items() if not key.startswith("ratios/")}
+    assert found == pytest.approx(
+        {"ratios_rf/mean/bn/all": 1.7 / 3, "ratios_rf/var/in/all": 1.0}
+        | {f"ratios_part/mean/bn/{part or 'other'}": share for part, share in of.items()}
+        | {f"ratios_part/var/in/{part or 'other'}": 1.0 for part in of}
+    )
+    assert mean_by_part([{**r, "part": "head"} for r in rows]) == mean_by_part([row(7, {}, {})]) == {}
 
 
 def test_divergence():

@@ -101,14 +101,23 @@ def mean_by_range(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]
     return {name: average(inside) for name, inside in members.items() if inside}
 
 
-def mean_by_part(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """The average of the layers in each part of the model: {part: {"mean": {scope: ratio}, "var": ...}}.
+def by_part(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The layers of each part of the model, in the order in which the parts begin; "other": those of no part.
 
-    Empty where all layers are of one part, whose average is that of the network; older records know of no parts.
+    Older records know of no parts: all their layers are of one.
     """
     members: dict[str, list[Row]] = {}
     for row in rows:
-        members.setdefault(row.get("part") or "", []).append(row)
+        members.setdefault(row.get("part") or "other", []).append(row)
+    return members
+
+
+def mean_by_part(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """The average of the layers in each part of the model: {part: {"mean": {scope: ratio}, "var": ...}}.
+
+    Empty where all layers are of one part, whose average is that of the network.
+    """
+    members = by_part(rows)
     return {name: average(inside) for name, inside in members.items()} if len(members) > 1 else {}
 
 

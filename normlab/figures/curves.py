@@ -1,7 +1,10 @@
-"""Ratios over training: in every layer and by receptive field, how far mean and variance, or two runs, are apart."""
+"""Ratios over training: in every layer, by receptive field and by part, how far mean and variance, or two runs, are
+apart.
+"""
 
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,7 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from normlab.dynamics.ratios import MOMENTS, RF_RANGES, average, divergence, divergence_by_range, mean_by_range
+from normlab.dynamics.ratios import (
+    MOMENTS,
+    RF_RANGES,
+    average,
+    by_part,
+    divergence,
+    divergence_by_range,
+    mean_by_part,
+    mean_by_range,
+)
 from normlab.errors import UserError
 from normlab.figures.style import (
     LINES,
@@ -18,6 +30,7 @@ from normlab.figures.style import (
     PAGE,
     at_print_size,
     draw_line,
+    fitting_size,
     key_line,
     legend_above,
     scope_colours,
@@ -29,10 +42,12 @@ Series = dict[str, list[float | None]]  # scope, or what else a line shows -> it
 _APART = {"mean": "#0072B2", "var": "#D55E00"}  # divergences of the means' and of the variances' ratios
 _DIVERGENCE = "divergence"
 _TITLES = MOMENT_NAMES | {_DIVERGENCE: "divergence of mean and variance (nats)"}
-_NOTE = "number: receptive field in pixels; bold: behind a 3×3 convolution; ■: on a shortcut"
+_MARKS = "bold: behind a 3×3 convolution; ■: on a shortcut"
 _COLUMNS = 11
 _LINEAR = 0.1  # nats below which the axis of divergences is linear
 _PANEL, _SUMMARY, _TITLE = 0.5, 0.8, 0.45  # heights in inches
+NO_FIELD = "–"
+ONE_PART = "all its layers are of one part of the model"
 
 
 @at_print_size
@@ -40,9 +55,10 @@ def ratio_curves(
     runs: Sequence[Run], *, show: Sequence[Literal["mean", "var", "divergence"]] = ("mean", "var")
 ) -> Figure:
     """Every layer's ratios over training, a small panel each, and their averages by receptive field (seed 000, Fig. 3;
-    seed 002, Fig. 7).
+    seed 002, Fig. 7), or by part where no layer has a receptive field.
 
-    A panel's number is the receptive field in pixels, bold behind a 3x3 convolution, with a square on a shortcut.
+    A panel's number is the receptive field in pixels, or the layer's own where none has one; bold behind a 3x3
+    convolution, with a square on a shortcut.
 
     Args:
         runs: one.
@@ -55,6 +71,7 @@ def ratio_curves(
     moments = runs[0].ratios
     rows = moments[-1]["layers"]
     colours = _colours(moments)
+    columns = _columns(runs)
     num_rows = math.ceil(len(rows) / _COLUMNS)
     block_height = _TITLE + _PANEL * num_rows + _SUMMARY
     height = 0.45 + block_height * len(show)
@@ -65,19 +82,20 @@ def ratio_curves(
         grids = {"left": 0.05, "right": 0.99}
         small = figure.add_gridspec(num_rows, _COLUMNS, **grids, top=top, bottom=middle, hspace=0.12, wspace=0.12)
         large = figure.add_gridspec(
-            1, len(RF_RANGES), **grids, top=middle - 0.25 / height, bottom=middle - _SUMMARY / height, wspace=0.12
+            1, len(columns), **grids, top=middle - 0.25 / height, bottom=middle - _SUMMARY / height, wspace=0.12
         )
         panels = [figure.add_subplot(small[divmod(n, _COLUMNS)]) for n in range(len(rows))]
-        summaries = [figure.add_subplot(large[0, n]) for n in range(len(RF_RANGES))]
-        by_layer, by_range = _by_layer(moments, what), _by_range(moments, what)
-        for axis, series, row in zip(panels, by_layer, rows, strict=True):
+        summaries = [figure.add_subplot(large[0, n]) for n in range(len(columns))]
+        by_layer, by_group = _by_layer(moments, what), _by_group(moments, what)
+        for axis, series, row, note in zip(panels, by_layer, rows, notes(rows), strict=True):
             _draw(axis, moments, series, colours, linewidth=0.9, marker=None)
-            _note_layer(axis, row)
-        for axis, name in zip(summaries, RF_RANGES, strict=True):
-            _draw(axis, moments, by_range.get(name, {}), colours)
-            axis.set_title(_range_title(name), fontsize=7, pad=2)
+            _note_layer(axis, row, note)
+        for axis, name in zip(summaries, columns, strict=True):
+            _draw(axis, moments, by_group.get(name, {}), colours)
+            title = _group_title(name)
+            axis.set_title(title, fontsize=fitting_size(title, PAGE / len(columns), 7), pad=2)
         _share_scale(panels, what, by_layer, room=0.35)
-        _share_scale(summaries, what, by_range.values())
+        _share_scale(summaries, what, by_group.values())
         for n, axis in enumerate(panels):
             axis.tick_params(length=1.5, labelbottom=False, labelleft=n % _COLUMNS == 0, labelsize=6)
             axis.grid(visible=False)
@@ -89,7 +107,13 @@ def ratio_curves(
             handles=_scope_keys(colours), loc="upper right", ncols=len(colours), frameon=False, borderaxespad=0.2
         )
     figure.text(0.5, 0.06 / height, "epoch", ha="center", va="bottom")
-    figure.text(0.012, 1 - 0.06 / height, _NOTE, va="top", fontsize=7)
+    figure.text(
+        0.012,
+        1 - 0.06 / height,
+        f"number: {what_notes_mean(rows) or 'layer in network order'}; {_MARKS}",
+        va="top",
+        fontsize=7,
+    )
     return figure
 
 
@@ -97,55 +121,89 @@ def ratio_curves(
 def ratio_ranges(runs: Sequence[Run]) -> Figure:
     """Ratios over training averaged over the layers of each range of receptive fields (seed 000, Figs. 4, 7, 8 and 12).
 
+    Where no layer has a receptive field, the parts of the model are in the place of the ranges.
+
     Args:
         runs: one or more; a row for the mean of each and one for the variance, or one for both where they are tied.
     """
     expect(runs, 1)
-    colours = _colours([record for run in runs for record in run.ratios])
-    lines = []
-    for run, label in zip(runs, labels(runs), strict=True):
-        tied = all(row["mean"] == row["var"] for record in run.ratios for row in record["layers"])
-        names = {"mean": "µ and σ²"} if tied else {"mean": "µ", "var": "σ²"}
-        lines += [(f"{label}\n{name}", run.ratios, moment) for moment, name in names.items()]
-    figure, axes = _range_panels(len(lines))
-    for row, (label, moments, moment) in zip(axes, lines, strict=True):
-        by_range = _by_range(moments, moment)
-        for axis, name in zip(row, RF_RANGES, strict=True):
-            _draw(axis, moments, by_range.get(name, {}), colours)
-        _share_scale(row, moment, ())
-        row[0].set_ylabel(label)
-    legend_above(figure, _scope_keys(colours))
-    return figure
+    return _over_training(runs, _columns(runs))
+
+
+@at_print_size
+def ratio_parts(runs: Sequence[Run]) -> Figure:
+    """Ratios over training averaged over the layers of each part of the model, and over all.
+
+    Args:
+        runs: one or more, of models with several parts; rows as in ratio_ranges.
+    """
+    expect(runs, 1)
+    for run in runs:
+        if len(by_part(run.ratios[-1]["layers"])) == 1:
+            raise UserError(f"{run.name}: {ONE_PART}; ratio_ranges shows their average")
+    return _over_training(runs, _parts(runs))
 
 
 @at_print_size
 def run_divergence(runs: Sequence[Run]) -> Figure:
     """How far the ratios of the first run are from those of each other run, by receptive field, over training.
 
-    Symmetric KL divergence of each layer, in nats, averaged over the layers of a range (seed 000, Fig. 5).
+    Symmetric KL divergence of each layer, in nats, averaged over the layers of a range (seed 000, Fig. 5), or of a part
+    where no layer has a receptive field.
 
     Args:
         runs: two or more of the same network, with moments at the same epochs; the first is compared with each other.
     """
     expect(runs, 2, why="the first is compared with each of the others")
-    names = labels(runs)
-    figure, axes = _range_panels(len(runs) - 1)
+    names, columns = labels(runs), _columns(runs)
+    figure, axes = _group_panels(len(runs) - 1, columns)
     drawn: list[Series] = []
     for row, other, name in zip(axes, runs[1:], names[1:], strict=True):
-        moments, by_range = _between(runs[0], other)
-        drawn += by_range.values()
-        for axis, range_name in zip(row, RF_RANGES, strict=True):
-            _draw(axis, moments, by_range.get(range_name, {}), _APART)
+        moments, by_group = _between(runs[0], other)
+        drawn += [by_group[column] for column in columns if column in by_group]
+        _draw_groups(row, columns, moments, by_group, _APART)
         row[0].set_ylabel(f"{names[0]}\nand {name}")
     _share_scale(list(axes.flat), _DIVERGENCE, drawn)
     legend_above(figure, _keys({f"ratios of the {MOMENT_NAMES[moment]}": colour for moment, colour in _APART.items()}))
     return figure
 
 
-def draw_averages(axis: Axes, moments: Sequence[Record], moment: str, colours: Mapping[str, str]) -> None:
-    """The ratios of the mean or the variance over training, averaged over all layers."""
-    _draw(axis, moments, _by_range(moments, moment)["all"], colours)
-    _share_scale([axis], moment, ())
+def draw_averages(axes: Mapping[str, Axes], moments: Sequence[Record], moment: str, colours: Mapping[str, str]) -> None:
+    """The ratios of the mean or the variance over training, averaged over "all" layers or over those of a part."""
+    by_group = _by_group(moments, moment)
+    for group, axis in axes.items():
+        _draw(axis, moments, by_group[group], colours)
+    _share_scale(list(axes.values()), moment, ())
+
+
+def notes(rows: Sequence[Record]) -> list[str]:
+    """What tells the layers apart: their receptive fields, or their numbers where none has one."""
+    if not what_notes_mean(rows):
+        return [str(row.get("index", number)) for number, row in enumerate(rows, start=1)]
+    return [NO_FIELD if row["receptive_field"] is None else str(row["receptive_field"]) for row in rows]
+
+
+def what_notes_mean(rows: Sequence[Record]) -> str:
+    """In words; nothing where they are the layers' numbers."""
+    known = [row["receptive_field"] is not None for row in rows]
+    return "receptive field in pixels" + f" ({NO_FIELD}: none)" * (not all(known)) if any(known) else ""
+
+
+def _over_training(runs: Sequence[Run], columns: Sequence[str]) -> Figure:
+    """Averages of the layers in some groups, a column each; two rows a run, or one where its moments are tied."""
+    colours = _colours([record for run in runs for record in run.ratios])
+    lines = []
+    for run, label in zip(runs, labels(runs), strict=True):
+        tied = all(row["mean"] == row["var"] for record in run.ratios for row in record["layers"])
+        names = {"mean": "µ and σ²"} if tied else {"mean": "µ", "var": "σ²"}
+        lines += [(f"{label}\n{name}", run.ratios, moment) for moment, name in names.items()]
+    figure, axes = _group_panels(len(lines), columns)
+    for row, (label, moments, moment) in zip(axes, lines, strict=True):
+        _draw_groups(row, columns, moments, _by_group(moments, moment), colours)
+        _share_scale(row, moment, ())
+        row[0].set_ylabel(label)
+    legend_above(figure, _scope_keys(colours))
+    return figure
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------
@@ -160,20 +218,45 @@ def _by_layer(moments: Sequence[Record], what: str) -> list[Series]:
     return [_transposed([row[what] if row else {} for row in rows]) for rows in of_layers]
 
 
-def _by_range(moments: Sequence[Record], what: str) -> dict[str, Series]:
-    """Of each range that has a layer, averaged over its layers."""
+def _by_group(moments: Sequence[Record], what: str) -> dict[str, Series]:
+    """Of each range of receptive fields and each part that has a layer, and of all, averaged over the layers."""
     if what == _DIVERGENCE:
         found = [
-            divergence_by_range((r["receptive_field"], divergence(r["mean"], r["var"])) for r in moment["layers"])
-            for moment in moments
+            _divergences((row, divergence(row["mean"], row["var"])) for row in moment["layers"]) for moment in moments
         ]
         return {name: {what: [values.get(name) for values in found]} for name in found[-1]}
-    means = [mean_by_range(moment["layers"]) for moment in moments]
+    means = [mean_by_part(moment["layers"]) | mean_by_range(moment["layers"]) for moment in moments]
     return {name: _transposed([mean[name][what] if name in mean else {} for mean in means]) for name in means[-1]}
 
 
+def _divergences(pairs: Iterable[tuple[Record, float]]) -> dict[str, float]:
+    """The average of the layers' divergences in each group; pairs are of a layer's row and its divergence."""
+    rows = [row | {_DIVERGENCE: value} for row, value in pairs]
+    parts = by_part(rows)
+    of_parts = {name: statistics.fmean(row[_DIVERGENCE] for row in inside) for name, inside in parts.items()}
+    of_ranges = divergence_by_range((row["receptive_field"], row[_DIVERGENCE]) for row in rows)
+    return (of_parts if len(parts) > 1 else {}) | of_ranges
+
+
+def _columns(runs: Sequence[Run]) -> list[str]:
+    """The groups of layers that have a column: the ranges of receptive fields, without those that have no layer where
+    some layers have no receptive field; the parts where none has one. All layers are last.
+    """
+    rows = [row for run in runs for row in run.ratios[-1]["layers"]]
+    known = [row["receptive_field"] is not None for row in rows]
+    if all(known):
+        return list(RF_RANGES)
+    found = mean_by_range(rows)
+    return [name for name in RF_RANGES if name in found] if any(known) else _parts(runs)
+
+
+def _parts(runs: Sequence[Run]) -> list[str]:
+    """The parts of all runs that have several, and all layers."""
+    return list(dict.fromkeys([*(part for run in runs for part in mean_by_part(run.ratios[-1]["layers"])), "all"]))
+
+
 def _between(a: Run, b: Run) -> tuple[list[Record], dict[str, Series]]:
-    """The moments that two runs share, and the divergence of their mean and variance ratios in each range.
+    """The moments that two runs share, and the divergence of their mean and variance ratios in each group.
 
     Raises UserError if the runs are not of one network, or share no moment.
     """
@@ -185,16 +268,16 @@ def _between(a: Run, b: Run) -> tuple[list[Record], dict[str, Series]]:
         raise UserError(f"{a.name} and {b.name}: their layers are not the same; expected runs of one network")
     found = {
         moment: [
-            divergence_by_range(
-                (row["receptive_field"], divergence(row[moment], other[moment]))
+            _divergences(
+                (row, divergence(row[moment], other[moment]))
                 for row, other in zip(x["layers"], y["layers"], strict=True)
             )
             for x, y in shared
         ]
         for moment in MOMENTS
     }
-    ranges = found["mean"][-1]
-    series = {name: {m: [values.get(name) for values in found[m]] for m in MOMENTS} for name in ranges}
+    groups = found["mean"][-1]
+    series = {name: {m: [values.get(name) for values in found[m]] for m in MOMENTS} for name in groups}
     return [x for x, _ in shared], series
 
 
@@ -231,27 +314,46 @@ def _share_scale(axes: Sequence[Axes], what: str, drawn: Iterable[Series], room:
         axis.yaxis.set_major_formatter("{x:g}")
 
 
-def _note_layer(axis: Axes, row: Record) -> None:
+def _note_layer(axis: Axes, row: Record, note: str) -> None:
     weight = "bold" if row["kernel_size"] == [3, 3] else "normal"
-    field = "–" if row["receptive_field"] is None else row["receptive_field"]
-    text = f"{'■ ' * row['shortcut']}{field}"
+    text = f"{'■ ' * row['shortcut']}{note}"
     box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.4}
     axis.text(0.96, 0.94, text, transform=axis.transAxes, ha="right", va="top", fontsize=6, fontweight=weight, bbox=box)
 
 
-def _range_panels(num_rows: int) -> tuple[Figure, Any]:
-    """A figure with rows of six panels, one for each range of receptive fields."""
+def _group_panels(num_rows: int, columns: Sequence[str]) -> tuple[Figure, Any]:
+    """A figure with rows of panels, one for each group of layers."""
     figure = Figure(figsize=(PAGE, 0.75 + 1.0 * num_rows), layout="constrained")
-    axes: np.ndarray = figure.subplots(num_rows, len(RF_RANGES), sharex=True, sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], RF_RANGES, strict=True):
-        axis.set_title(_range_title(name))
+    axes: np.ndarray = figure.subplots(num_rows, len(columns), sharex=True, sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], columns, strict=True):
+        title = _group_title(name)
+        axis.set_title(title, fontsize=fitting_size(title, (PAGE - 0.5) / len(columns), 8))
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     return figure, axes
 
 
-def _range_title(name: str) -> str:
-    return "all layers" if name == "all" else f"RF {name.replace('-', '–')}"
+def _draw_groups(
+    axes: Iterable[Axes],
+    columns: Sequence[str],
+    moments: Sequence[Record],
+    by_group: Mapping[str, Series],
+    colours: Mapping[str, str],
+) -> None:
+    """A panel for each group; where a run has no layer of it the panel says so, but for ranges of a run with fields."""
+    traced = all(row["receptive_field"] is not None for row in moments[-1]["layers"])
+    for axis, name in zip(axes, columns, strict=True):
+        _draw(axis, moments, by_group.get(name, {}), colours)
+        if name not in by_group and not (traced and name in RF_RANGES):
+            axis.text(
+                0.5, 0.5, "no such layer", transform=axis.transAxes, ha="center", va="center", color="0.4", size=6
+            )
+
+
+def _group_title(name: str) -> str:
+    if name == "all":
+        return "all layers"
+    return f"RF {name.replace('-', '–')}" if name in RF_RANGES else name
 
 
 def _colours(moments: Sequence[Record]) -> dict[str, str]:

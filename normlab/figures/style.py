@@ -99,6 +99,16 @@ def key_line(**look: Any) -> Line2D:
     return Line2D([], [], **look)
 
 
+def text_width(text: str, size: float) -> float:
+    """About how many inches a line of text takes."""
+    return 0.62 * size / 72 * len(text)
+
+
+def fitting_size(text: str, inches: float, size: float) -> float:
+    """The size of letters at which a line of text fits, at most `size`; what is too long all the same sticks out."""
+    return min(size, max(4.5, size * inches / text_width(text, size)))
+
+
 def legend_above(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
     """The key of all panels, above them, in rows as even as can be."""
     rows = math.ceil(len(handles) / columns)

@@ -31,6 +31,7 @@ _RATIO_ROW: Fields = {
     "mean": Parameter(dict[str, float]),
     "var": Parameter(dict[str, float]),
 }
+_OPTIONAL: Fields = {"index": Parameter(int), "part": Parameter(str | None)}  # older records may lack them
 _STATISTICS_ROW: Fields = {
     "layer": Parameter(str),
     **{name: Parameter(list) for name in ("bn_mean", "bn_std")},
@@ -121,7 +122,8 @@ def _check_row(row: Record, fields: Fields, path: Path) -> None:
     if missing:
         raise UserError(f"{path}: a layer has no {missing[0]}; the file is damaged, or none of normlab's")
     try:
-        schema.check({key: row[key] for key in fields}, fields)
+        present = {**fields, **{key: parameter for key, parameter in _OPTIONAL.items() if key in row}}
+        schema.check({key: row[key] for key in present}, present)
     except UserError as error:
         raise UserError(f"{path}: {error}; the file is damaged, or none of normlab's") from None
 
