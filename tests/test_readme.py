@@ -31,6 +31,19 @@ def test_links_and_figures_exist():
                     assert (file.parent / link).exists(), f"{file.name}: {link}"
 
 
+def test_what_the_guides_point_at_is_there():
+    """`path.py` exists, and `path.py` `name` defines the name: people and programs find things by these pages."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "extending.md"):
+        text = page.read_text(encoding="utf-8")
+        for path, name in re.findall(r"`([\w/]+\.(?:py|h|cpp))`(?: `([\w.]+)`)?", text):
+            files = [f for root in (ROOT, ROOT / "normlab", ROOT / "tests") for f in root.glob(f"**/{path}")]
+            files = [file for file in files if ".venv" not in file.parts]
+            assert files, f"{page.name}: {path}"
+            last = name.rpartition(".")[2]
+            defines = re.compile(rf"^ *(?:def|class) {last}\b|^{last}\b.* = ", re.MULTILINE)
+            assert not name or any(defines.search(f.read_text()) for f in files), f"{page.name}: {path} {name}"
+
+
 def test_commands_exist():
     for verb in re.findall(r"^\s*normlab (\w+)", README, re.MULTILINE):
         assert verb in VERBS, verb

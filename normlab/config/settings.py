@@ -73,7 +73,7 @@ class BatchAverage:
 
 @dataclass
 class Checkpoint:
-    """When a run saves what it needs to go on (see engine/checkpoint.py)."""
+    """When a run saves what it needs to go on (see runs/checkpoint.py)."""
 
     every: Annotated[float, Gt(0)]  # epochs
     keep: Annotated[int, Ge(1)]
