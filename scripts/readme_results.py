@@ -49,8 +49,9 @@ def table() -> str:
     lines = ["| norm | moving average | batch average | seconds a run |", "| --- | --- | --- | --- |"]
     for norm in NORMS:
         runs = [record for record in records if record["norm"] == norm]
-        top1 = [[run["metrics"][how]["top1"] for run in runs] for how in ("moving_average", "batch_average")]
-        cells = [f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" for values in top1]
+        metric = runs[0]["headline"]["metric"]
+        found = [[run["metrics"][how][metric] for run in runs] for how in ("moving_average", "batch_average")]
+        cells = [f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" for values in found]
         lines.append(f"| {norm} | {' | '.join(cells)} | {statistics.median(run['seconds'] for run in runs):.0f} |")
     return "\n".join(lines)
 

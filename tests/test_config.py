@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from conf_pairs import companions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,9 @@ from normlab.config import (
     SETTINGS,
     Batch,
     choices,
+    compose,
     conf_dir,
+    files,
     identity,
     load,
     parse,
@@ -41,7 +45,7 @@ def refusal(*words: str) -> str:
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
 def test_every_file_composes(group: str, name: str, tmp_path: Path) -> None:
-    words = [f"{group}={name}"]
+    words = [f"{group}={name}", *companions(group, name)]
     if group == "data" and "root" in (conf_dir() / group / f"{name}.yaml").read_text():
         words.append(f"data.root={tmp_path}")
     config = load(words)
@@ -407,3 +411,62 @@ def test_run_name() -> None:
     assert run_name(load([])) == "digits-digits_resnet-sn-8x2-s0"
     words = ["norm=gn", "weight=ws", "batch=4x1", "accumulate=2", "seed=3", "model=mlp"]
     assert run_name(load(words)) == "digits-mlp-gn-ws-4x1x2-s3"
+
+
+# ---- what a task takes ---------------------------------------------------------------------------------------------
+
+SECOND = """
+from typing import ClassVar
+from normlab.tasks.classification import Classification
+
+class Second(Classification):
+    takes: ClassVar = {"model": ["segmenter"], "data": ["masks"]}
+"""
+
+
+@pytest.fixture
+def two_tasks(tmp_path, monkeypatch):
+    """conf/ with a second task, and a model and data that are for it alone."""
+    shutil.copytree(conf_dir(), tmp_path / "conf")
+    (tmp_path / "second_task.py").write_text(SECOND)
+    monkeypatch.syspath_prepend(tmp_path)
+    written = {
+        "task/second": "_target_: second_task.Second",
+        "model/net": "_kind_: segmenter\n_target_: normlab.models.mlp.mlp",
+        "data/scenes": "_kind_: [boxes, masks]\n_target_: normlab.data.digits.Digits",
+    }
+    for name, text in written.items():
+        (tmp_path / "conf" / f"{name}.yaml").write_text(f"# of the second task\n{text}\n")
+    monkeypatch.setattr("normlab.config.files.conf_dir", lambda: tmp_path / "conf")
+    for cached in (compose._compose_files, files.default_choice):
+        cached.cache_clear()
+    yield
+    compose._compose_files.cache_clear()
+
+
+def test_files_of_a_second_task_are_tried_with_it(two_tasks):
+    """So that no test pairs them with classification: it pairs every other file with what it has been paired with."""
+    assert companions("model", "net") == ["task=second", "data=scenes"]
+    assert companions("data", "scenes") == ["task=second", "model=net"]
+    assert companions("task", "second") == ["model=net", "data=scenes"]
+    assert companions("model", "mlp") == companions("optim", "sgd") == companions("data", "cifar10") == []
+    for group, name in (("model", "net"), ("data", "scenes"), ("task", "second"), ("norm", "hn")):
+        assert load([f"{group}={name}", *companions(group, name)]).choices[group] == name
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["task=second"], "model=digits_resnet: this is for classifier, and task=second takes segmenter; allowed: net"),
+    (["task=second", "model=net"], "data=digits: this is for images, and task=second takes masks; allowed: scenes"),
+    (["model=net"], "model=net: this is for segmenter, and task=classification takes classifier; allowed: densenet121"),
+    (["data=scenes"], "data=scenes: this is for boxes and masks, and task=classification takes images; allowed: calt"),
+])  # fmt: skip
+def test_what_a_task_does_not_take_is_refused_before_any_work(two_tasks, words, message):
+    with pytest.raises(UserError) as refused:
+        load(words)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_file_that_says_nothing_is_not_checked(two_tasks, tmp_path):
+    (tmp_path / "conf" / "model" / "own.yaml").write_text("# mine\n_target_: normlab.models.mlp.mlp\n")
+    assert load(["model=own"]).choices["model"] == "own"
+    assert load(["task=second", "model=own", "data=scenes"]).choices["model"] == "own"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import data_files
 import pytest
+from conf_pairs import companions, task_of
 
 from normlab.cli import main
 from normlab.config import GROUPS, choices, load
@@ -43,7 +44,12 @@ LONG_MODELS = {"resnet101", "resnext101_32x4d"}  # as those of 50 layers, and sl
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG_MODELS)) for name in choices("model")]
+    "model",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name in LONG_MODELS))
+        for name in choices("model")
+        if task_of("model", name) == "classification"
+    ],
 )
 def test_every_model(tmp_path, model):
     size = 96 if model == "inception_v3" else 16 if model.startswith("digits") or model.endswith("_small") else 64
@@ -52,7 +58,7 @@ def test_every_model(tmp_path, model):
     assert summary["norm_layers"] > 0
 
 
-@pytest.mark.parametrize("data", choices("data"))
+@pytest.mark.parametrize("data", [name for name in choices("data") if task_of("data", name) == "classification"])
 def test_every_dataset(tmp_path, data):
     root = tmp_path / "data" / data
     if data == "mnist":
@@ -76,7 +82,8 @@ def test_every_dataset(tmp_path, data):
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS if g not in RUN_BY_OTHER_TESTS for n in choices(g)])
 def test_every_other_file(tmp_path, group, name):
-    train(tmp_path, f"{group}={name}", "batch=4x4", "epochs=1", *QUICK["digits"])
+    quick = QUICK["digits"] if task_of(group, name) == "classification" else ()
+    train(tmp_path, f"{group}={name}", *companions(group, name), "batch=4x4", "epochs=1", *quick)
 
 
 @pytest.mark.parametrize("tracker", choices("tracker"))

@@ -8,7 +8,7 @@ initial.py    what `init` names
 """
 
 from normlab.config.compose import check_hydra, load, parse, recorded
-from normlab.config.files import choices, conf_dir, default_choice, target_of
+from normlab.config.files import choices, conf_dir, default_choice, kinds_of, target_of
 from normlab.config.settings import (
     EXECUTION,
     GROUPS,
@@ -36,6 +36,7 @@ __all__ = [
     "conf_dir",
     "default_choice",
     "identity",
+    "kinds_of",
     "load",
     "parse",
     "recorded",

@@ -229,17 +229,12 @@ def _check_kinds(config: Config, kinds: Mapping[str, Any]) -> None:
         kind = kinds.get(group)
         given = [kind] if isinstance(kind, str) else list(kind or ())
         if given and not {*given} & {*wanted}:
-            fitting = [name for name in choices(group) if {*_kinds_of(group, name)} & {*wanted}]
+            fitting = [name for name in choices(group) if {*files.kinds_of(group, name)} & {*wanted}]
             raise UserError(
                 f"{group}={config.choices[group]}: this is for {' and '.join(given)}, and "
                 f"task={config.choices['task']} takes {' or '.join(wanted)}; "
                 f"allowed: {', '.join(fitting) or f'none in conf/{group}'}"
             )
-
-
-def _kinds_of(group: str, name: str) -> list[str]:
-    kind = read_yaml(files.conf_dir() / group / f"{name}.yaml").get("_kind_", ())
-    return [kind] if isinstance(kind, str) else list(kind)
 
 
 def _check_own(key: str, name: str, given: Any, settings: type, node: Callable[[Any, str, str], Any]) -> dict[str, Any]:

@@ -24,6 +24,12 @@ def target_of(group: str, name: str) -> str:
     return read_yaml(conf_dir() / group / f"{name}.yaml")["_target_"]
 
 
+def kinds_of(group: str, name: str) -> list[str]:
+    """What a model or dataset is for (`_kind_`), as tasks know it; nothing where its file does not say."""
+    kind = read_yaml(conf_dir() / group / f"{name}.yaml").get("_kind_", ())
+    return [kind] if isinstance(kind, str) else list(kind)
+
+
 @cache
 def default_choice(group: str) -> str:
     """The file of a group that conf/config.yaml chooses."""

@@ -1,0 +1,37 @@
+"""Which files of conf/ go together: a model or a dataset with a task that takes it, a task with what it takes."""
+
+from normlab.config import choices, default_choice, kinds_of, target_of
+from normlab.schema import class_attribute
+
+PAIRED = ("model", "data")
+
+
+def takes(task: str) -> dict[str, list[str]]:
+    return class_attribute(target_of("task", task), "takes") or {}
+
+
+def _fits(group: str, name: str, task: str) -> bool:
+    wanted, kinds = takes(task).get(group, []), kinds_of(group, name)
+    return not wanted or not kinds or bool({*wanted} & {*kinds})
+
+
+def _first(group: str, task: str) -> str:
+    """The default file if the task takes it, else the first that it takes."""
+    names = [default_choice(group), *choices(group)]
+    return next(name for name in names if _fits(group, name, task))
+
+
+def task_of(group: str, name: str) -> str:
+    """A task that a file can be tried with."""
+    if group == "task":
+        return name
+    tasks = [default_choice("task"), *choices("task")]
+    return next(task for task in tasks if group not in PAIRED or _fits(group, name, task))
+
+
+def companions(group: str, name: str) -> list[str]:
+    """The words that a file needs beside it to be composed; none for most."""
+    task = task_of(group, name)
+    words = [f"task={task}"] * (task != default_choice("task") and group != "task")
+    others = [(other, _first(other, task)) for other in PAIRED if other != group]
+    return words + [f"{other}={chosen}" for other, chosen in others if chosen != default_choice(other)]
