@@ -21,7 +21,7 @@ from normlab.launch.start import start
 from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder, checkpoint_files
 
-STATE = {"id": "1a2b3c4d", "updates": 7, "model": {"weight": torch.arange(6.0)}}
+STATE = {"id": "1a2b3c4d", "updates": 7, "phases": {}, "model": {"weight": torch.arange(6.0)}}
 
 
 def steps(folder: Path) -> list[int]:
@@ -215,3 +215,11 @@ def test_a_file_over_the_limit_is_one_line_too(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_text().startswith("before") or file.read_text().startswith('{"step": 0}')
     assert not list(tmp_path.glob(".*"))
+
+
+def test_one_of_an_older_version_is_named_as_such(tmp_path):
+    """Before there were phases; a run cannot go on from it."""
+    old = {key: value for key, value in STATE.items() if key != "phases"}
+    checkpoint.save(tmp_path, old, keep=1)
+    with pytest.raises(UserError, match=r"000007\.pt was written by an older version of normlab; rerun=true starts"):
+        checkpoint.load(tmp_path / "000007.pt", "1a2b3c4d")

@@ -161,7 +161,7 @@ def test_estimates_and_evaluation_on_two_ranks_equal_one(tmp_path):
 def test_estimates_on_a_finished_run(tmp_path):
     folder = run(config(tmp_path))
     summary = folder.summary()["metrics"]
-    assert saved.evaluate_run(folder, "val") == summary
+    assert saved.evaluate_run(folder, "val") == ("validation", summary)
     again = saved.estimate_run(folder, BatchAverage("50k", "mean", True))
     assert list(again.values()) == [summary["batch_average"]]
     saved.estimate_run(folder, BatchAverage(32, "population", False))

@@ -44,6 +44,7 @@ def test_every_config_builds_and_trains(file):
     torch.manual_seed(0)
     text = file.read_text()
     options = yaml.safe_load(text)
+    options.pop("_kind_", None)  # what tasks it is for; no setting
     module, _, function = options.pop("_target_").rpartition(".")
     shape = {"inception_v3": (3, 75, 75), "mlp": (1, 28, 28)}.get(file.stem, (3, 32, 32))
     model = getattr(importlib.import_module(module), function)(shape, 7, **options)

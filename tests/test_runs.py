@@ -10,6 +10,7 @@ from rich.console import Console
 from normlab.config import identity, load
 from normlab.errors import UserError
 from normlab.reading import read_jsonl
+from normlab.report import quantities
 from normlab.report.metrics import guessed
 from normlab.report.quantities import measured, of_layers
 from normlab.report.records import collect
@@ -21,7 +22,7 @@ from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
 from normlab.sweeps import reproduce as module
 from normlab.sweeps.reproduce import reproduce
-from normlab.tasks.metrics import metrics_of
+from normlab.tasks.metrics import MetricInfo, metrics_of
 
 HARD = load_table("distinct_hard")
 
@@ -265,3 +266,13 @@ def test_records_tell_of_every_epoch_and_of_the_choices(run):
     assert record["choices"]["0.6"] == [
         [max(one[moment], key=one[moment].get) for moment in ("mean", "var")] for one in at_60["layers"]
     ]
+
+
+def test_learning_is_higher_for_the_better_whatever_the_metric():
+    record = {"headline": {"metric": "error"}, "epochs_of": {"train/loss": [3.0, 1.0], "val/error": [0.5, 0.1]}}
+    lower = {"error": MetricInfo("squared error", unit="", better="lower")}
+    assert quantities._of_epochs(record, lower) == {"train.loss": 1.0, "learning": pytest.approx(-0.3)}
+    assert quantities._of_epochs(record, {"error": MetricInfo("hits")})["learning"] == pytest.approx(0.3)
+    both = record["epochs_of"] | {"train/error": [0.4, 0.2]}
+    found = quantities._of_epochs(record | {"epochs_of": both}, lower)
+    assert found["gap"] == pytest.approx(-0.1) and found["early_lead"] == pytest.approx(-0.1)

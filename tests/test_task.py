@@ -63,8 +63,10 @@ def test_dense_task_on_virtual_replicas_equals_ddp(tmp_path):
 def test_mean_over_the_stacked_batch_would_be_wrong(tmp_path):
     """Replicas count different numbers of pixels, so that one mean over all of them weighs them unequally."""
     task = build(config(tmp_path)).task
-    batch = task.stack([task.collate([task.dataset("train")[0, 2 * g + k] for k in range(2)]) for g in range(G)])
-    model = task.build()
+    batch = task.stack(
+        [task.collate([task.dataset("train")[0, 2 * g + k] for k in range(2)], "train") for g in range(G)]
+    )
+    model = task.build({})
     per_replica = task.losses(model, batch, G).losses["loss"].mean()
     stacked = torch.nn.functional.cross_entropy(model(batch[0]), batch[1], ignore_index=VOID)
     assert (per_replica - stacked).abs() > 1e-3
@@ -75,7 +77,7 @@ def test_parts_have_norms_of_their_own(tmp_path):
     assert [layer.mean_scopes for layer in normalizers(model)] == [["in", "ln", "bn"], ["gn"]]
     model = build(config(tmp_path, "parts.decoder.norm=none", "parts.decoder.weight=ws")).model
     assert len(normalizers(model)) == 1
-    assert not hasattr(model.backbone[0], "parametrizations") and hasattr(model.decoder[0], "parametrizations")
+    assert not hasattr(model[0][0], "parametrizations") and hasattr(model[1][0], "parametrizations")
 
 
 def test_unknown_part_is_refused(tmp_path):
@@ -97,6 +99,6 @@ def test_whole_life_of_a_dense_run_and_init_from_it(tmp_path):
     start = build(tuned)
     trained = build(settings).model
     trained.load_state_dict(checkpoint.load(checkpoint_files(folder.checkpoints)[-1], folder.run()["id"])["model"])
-    assert torch.equal(start.model.scores.weight, trained.float().scores.weight)
-    assert torch.equal(start.model.backbone[1].running_mean, trained.backbone[1].running_mean)
-    assert start.unused == ["backbone.1.mean_logits", "backbone.1.var_logits"]
+    assert torch.equal(start.model[2].weight, trained.float()[2].weight)
+    assert torch.equal(start.model[0][1].running_mean, trained[0][1].running_mean)
+    assert start.unused == ["0.1.mean_logits", "0.1.var_logits"]

@@ -11,8 +11,8 @@ divergence            between mean and variance ratios, averaged over the layers
 differing             share of layers whose mean and variance choose different scopes, 0 to 1, at the end;
                       differing@0.3 at 30% of the run (seed 000, Fig. 2)
 changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
-learning              what runs are known by, as validation accuracy, averaged over the epochs: the faster a run learns,
-                      the higher an accuracy. After epochs, here and below, it is that of moving averages, SN's too
+learning              what runs are known by, in validation, averaged over the epochs: the faster a run learns, the
+                      higher. Here and below it is that of moving averages, SN's too; its negative where lower is better
 train.loss            loss in training, of the last epoch
 gap                   that in training minus that in validation, of the last epoch
 early_lead            that in validation minus that in training, averaged over the first tenth of the run
@@ -43,6 +43,7 @@ from normlab.dynamics.ratios import (
 from normlab.report.metrics import guessed
 from normlab.report.records import Key, Record, scores
 from normlab.report.table import Table
+from normlab.tasks.metrics import MetricInfo
 
 Layers = Sequence[dict[str, Any]]
 
@@ -85,7 +86,7 @@ def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[
             continue
         key = (record["row"], record["column"], record["seed"])
         of_run = _averages(record["ratios"] or {}) | of_layers(record["layers"]) | _of_choices(record)
-        of_run |= _of_epochs(record) | _of_updates(record)
+        of_run |= _of_epochs(record, table.metrics) | _of_updates(record)
         for name, value in of_run.items():
             quantities.setdefault(name, {})[key] = value
         layers[key] = record["layers"]
@@ -134,12 +135,14 @@ def _of_choices(record: Record) -> dict[str, float]:
     return found
 
 
-def _of_epochs(record: Record) -> dict[str, float]:
+def _of_epochs(record: Record, metrics: Mapping[str, MetricInfo]) -> dict[str, float]:
+    """Turned so that higher is better, whatever the metric is."""
     epochs = record.get("epochs_of", {})
     if not epochs:
         return {}
     headline = record["headline"]["metric"]
-    train, val = (epochs.get(f"{split}/{headline}") for split in ("train", "val"))
+    sign = -1 if headline in metrics and metrics[headline].better == "lower" else 1
+    train, val = ([sign * v for v in epochs.get(f"{split}/{headline}", ())] for split in ("train", "val"))
     found = {"train.loss": epochs["train/loss"][-1]}
     if val:
         found["learning"] = statistics.fmean(val)

@@ -64,10 +64,10 @@ def load(path: Path, run_id: str) -> State:
         run, _ = state["id"], state["updates"]
     except Exception:  # torch raises whatever the bytes happen to provoke
         raise UserError(f"{path} is no checkpoint of normlab; nothing in it was executed; remove it") from None
-    if "phases" not in state:
-        raise UserError(f"{path} was written by an older version of normlab; rerun=true starts the run over")
     if run != run_id:
         raise UserError(f"{path} belongs to run {run}, not to {run_id}; remove it or pass rerun=true")
+    if "phases" not in state:
+        raise UserError(f"{path} was written by an older version of normlab; rerun=true starts the run over")
     return state
 
 
