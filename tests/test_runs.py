@@ -172,8 +172,21 @@ def test_records_of_other_seeds_stay_while_their_settings_do(run, tmp_path):
     other = records[0] | {"seed": 1, "column": "error5", "id": "00000000"}
     (into / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (same, other)))
     ids = plan(table, "digits", [0], words, tmp_path).ids
-    kept = collect(table, found.cells, found.runs(), ids, into)
+    kept = collect(table, found.cells, found.runs(), ids, into, found.changed)
     assert len(kept) == len(records) + 1 and [r for r in kept if r["seed"] == 1] == [same]
+
+
+def test_records_that_came_while_a_reproduction_ran_stay(run, tmp_path):
+    """One planned with seed 0 alone ends after another has recorded seed 1."""
+    table, words, folder = run
+    found = plan(table, "digits", [0], words, tmp_path)  # when nothing was recorded
+    records = read_jsonl(folder / "made-digits" / "records.jsonl")
+    others = [record | {"seed": 1, "id": "12345678"} for record in records]
+    into = tmp_path / "made-digits"
+    into.mkdir()
+    (into / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*records, *others]))
+    kept = collect(table, found.cells, found.runs(), found.ids, into, found.changed)
+    assert sorted(record["seed"] for record in kept) == len(records) * [0] + len(others) * [1]
 
 
 def test_what_was_changed_stays_in_the_records(run, tmp_path):

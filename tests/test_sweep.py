@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from normlab.cli import main
 from normlab.config import load
+from normlab.launch.start import _clear, start
 from normlab.reading import read_json, read_jsonl
 from normlab.runs.folder import RunFolder
+from normlab.runs.lock import locked
 from normlab.sweeps.multirun import expand
-from normlab.sweeps.pool import LOG, plan
+from normlab.sweeps.pool import LOG, Cell, _Job, _Pool, plan
 
 SMALL = ["batch=4x4", "epochs=1", "model.width=4", "data.fraction=0.1", "tracker=none"]
 
@@ -150,3 +153,66 @@ def test_each_cell_is_a_plain_run_folder(capsys):
     for folder in (RunFolder.of(config) for config in expand([*SMALL, "norm=bn,gn"])):
         assert read_json(folder.run_file)["id"] == folder.path.name.rpartition("-")[2]
         assert folder.summary()["status"] == "finished"
+
+
+# ---- several commands at once --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_another_command_has_finished_is_left_alone(tmp_path):
+    """Between a command's look at a run and its lock on it."""
+    config = load([*SMALL, "epochs=1", f"out={tmp_path}"])
+    folder = RunFolder.of(config)
+    assert start(config, folder) == "finished"
+    written = {file: file.stat().st_mtime_ns for file in folder.path.rglob("*") if file.is_file()}
+    assert start(config, folder) == "finished"
+    assert written == {file: file.stat().st_mtime_ns for file in folder.path.rglob("*") if file.is_file()}
+
+
+def test_the_same_sweep_typed_twice_at_once(tmp_path):
+    """Whichever command runs a cell, nothing is said to have failed."""
+    words = [sys.executable, "-m", "normlab.cli", "train", "-m", *SMALL, "norm=bn,gn", "jobs=1"]
+    both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert not [line for text in said for line in text.splitlines() if "failed" in line], said
+    assert statuses("norm=bn,gn") == ["finished"] * 2
+    assert 0 in [process.returncode for process in both]
+
+
+def test_a_process_that_ended_beside_another_command_is_no_failure(tmp_path):
+    config = load([*SMALL, f"out={tmp_path}"])
+    folder = RunFolder.of(config)
+    folder.create(config)
+    ended = SimpleNamespace(join=lambda: None, exitcode=0)
+    pool = _Pool([Cell(config, folder)], 1, "stop")
+    with locked(folder.path):
+        pool._note_end(_Job(pool.cells[0], ended, None))
+    assert folder.status() == {"status": "new"} and not pool.stopping
+    pool._note_end(_Job(pool.cells[0], ended, None))
+    assert folder.status() == {"status": "failed", "error": "the process ended with status 0"} and pool.stopping
+
+
+def test_a_run_killed_while_it_is_cleared_says_nothing_that_is_gone(tmp_path, monkeypatch):
+    config = load([*SMALL, "rerun=true", f"out={tmp_path}"])
+    folder = RunFolder.of(config)
+    folder.create(config)
+    for name in ("status.json", "summary.json", "metrics.jsonl"):
+        (folder.path / name).write_text("{}")
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        removed.append(path.name)
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+
+    removed: list[str] = []
+    monkeypatch.setattr(Path, "unlink", killed)
+    monkeypatch.setattr("shutil.rmtree", lambda path: removed.append(path.name))
+    with pytest.raises(KeyboardInterrupt):
+        _clear(folder)
+    assert removed[:2] == ["status.json", "summary.json"]
+
+
+def test_hydras_own_folders_for_jobs_do_not_move_the_runs(capsys, tmp_path):
+    """hydra.job.chdir=true changes the working folder; `out` is meant where the words were typed."""
+    code, said = sweep(capsys, "hydra/launcher=basic", "hydra.job.chdir=true", "seed=0,1")
+    assert code == 0 and "2 finished" in said
+    assert len(list((tmp_path / "results" / "runs").glob("*/summary.json"))) == 2

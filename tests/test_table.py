@@ -276,7 +276,7 @@ def test_end_to_end(real_layout, tmp_path, scale):
         (c.row, c.column, 0, f.path.name) for c, f in zip(wanted, folders, strict=False)
     ]
     assert records[0]["layers"] == [] and len(records[1]["layers"]) == records[1]["norm_layers"]
-    assert set(records[1]["layers"][0]) == {"layer", "receptive_field", "mean", "var"}
+    assert set(records[1]["layers"][0]) == {"layer", "part", "receptive_field", "mean", "var"}
     assert all({"id", "commit", "versions", "seconds", "finished"} <= set(record) for record in records)
 
     console = Console(file=io.StringIO(), width=100)

@@ -3,7 +3,6 @@
 import shutil
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 from normlab.config import Config
 from normlab.errors import RunError, UserError
@@ -44,7 +43,9 @@ def start(config: Config, folder: RunFolder, progress: Progress | None = None) -
 
 def _start(config: Config, folder: RunFolder, progress: Progress | None) -> str:
     if config.rerun:
-        _clear(folder.path)
+        _clear(folder)
+    elif folder.is_over:  # another command has finished it since this one looked
+        return folder.status()["status"]
     is_new = not folder.run_file.exists()
     folder.create(config)
     trust(config.targets())  # the folder holds what was asked for here, and the ranks read it from there
@@ -61,9 +62,11 @@ def _start(config: Config, folder: RunFolder, progress: Progress | None) -> str:
         raise failed(folder, error) from error
 
 
-def _clear(path: Path) -> None:
-    """All but the lock, which is held."""
-    for inside in path.iterdir():
+def _clear(folder: RunFolder) -> None:
+    """All but the lock, which is held; first what says that there is an outcome, since a kill may come in between."""
+    for file in (folder.status_file, folder.summary_file):
+        file.unlink(missing_ok=True)
+    for inside in folder.path.iterdir():
         if inside.is_dir():
             shutil.rmtree(inside)
         elif inside.name != lock.NAME:

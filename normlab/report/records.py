@@ -27,6 +27,7 @@ from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl
 from normlab.report.metrics import CHOICES_AT
 from normlab.report.table import Cell, Table
 from normlab.runs.folder import RunFolder
+from normlab.runs.lock import locked
 from normlab.runs.records import Run
 from normlab.tasks.metrics import value_of
 from normlab.writing import write_text
@@ -35,7 +36,8 @@ Record = dict[str, Any]
 Key = tuple[str, str, int]  # row, column, seed
 Ids = Mapping[Key, str]  # of the run that each cell's number is of
 
-_OF_LAYER = ("layer", "receptive_field", *MOMENTS)
+_PATIENCE = 60.0  # seconds, for another command that writes records of the table
+_OF_LAYER = ("layer", "part", "receptive_field", *MOMENTS)
 
 
 def table_folder(table: Table, scale: str, results: Path) -> Path:
@@ -53,19 +55,32 @@ def collect(
 ) -> list[Record]:
     """Write what the finished and diverged runs measured, a folder for each cell, to records.jsonl in `into`.
 
-    What was recorded there before of other cells and seeds stays, if its run would still be the same (`ids`). `changed`
-    is what was set beyond the table and its scale; each record keeps it, and reports say it on top.
+    What was recorded there before of other cells and seeds stays, if its run would still be the same (`ids`), or if
+    another command has recorded it since this one was planned. `changed` is what was set beyond the table and its
+    scale; each record keeps it, and reports say it on top. Raises UserError where records of other settings are.
     """
-    before = {_key(record): record for record in read_jsonl(into / "records.jsonl", RECORD)}
-    kept = {key: record for key, record in before.items() if ids.get(key) == record["id"]}
     runs = zip(cells, folders, strict=True)
     own = {"changed": list(changed)} if changed else {}
     found = [_record(table, cell, run) for cell, run in runs if run.status()["status"] in ("finished", "diverged")]
-    by_key = kept | {_key(record): record | own for record in found if record}
-    records = [by_key[key] for key in ids if key in by_key]
-    into.mkdir(parents=True, exist_ok=True)
-    write_text(into / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    with locked(into, patience=_PATIENCE):
+        check_changed(into, changed)
+        before = {_key(record): record for record in read_jsonl(into / "records.jsonl", RECORD)}
+        kept = {key: record for key, record in before.items() if ids.get(key, record["id"]) == record["id"]}
+        by_key = kept | {_key(record): record | own for record in found if record}
+        order = [*ids, *sorted(by_key.keys() - ids.keys(), key=lambda key: key[2])]
+        records = [by_key[key] for key in order if key in by_key and key[0] in table.rows and key[1] in table.columns]
+        write_text(into / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return records
+
+
+def check_changed(folder: Path, changed: Sequence[str]) -> None:
+    """Raise UserError where records of other settings would be replaced."""
+    for record in read_jsonl(folder / "records.jsonl", RECORD):
+        if sorted(recorded := record.get("changed", [])) != sorted(changed):
+            raise UserError(
+                f"{folder} holds records of {' '.join(recorded) or 'the scale as it is'}, and this is "
+                f"{' '.join(changed) or 'the scale as it is'}; results=FOLDER keeps them apart"
+            )
 
 
 def recorded_seeds(table: Table, scale: str, results: Path) -> set[int]:
@@ -141,7 +156,9 @@ def _record(table: Table, cell: Cell, run: RunFolder) -> Record | None:
         "row": cell.row,
         "column": cell.column,
         "finished": written.isoformat(timespec="seconds"),
-        "layers": [{key: layer[key] for key in _OF_LAYER} for row in rows[-1:] for layer in row["layers"]],
+        "layers": [
+            {key: layer[key] for key in _OF_LAYER if key in layer} for row in rows[-1:] for layer in row["layers"]
+        ],
         "choices": _choices(rows, summary["updates"]),
         "epochs_of": _epochs(run, summary["headline"]["metric"]),
         "fluctuations": _fluctuations(run),

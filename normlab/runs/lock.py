@@ -19,7 +19,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def locked(folder: Path, shared_by: str | None = None) -> Iterator[None]:
+def locked(folder: Path, shared_by: str | None = None, patience: float = 0) -> Iterator[None]:
     """Hold the folder; it is made if there is none. Raises BusyError, which says who holds it.
 
     The lock is flock's on a file in the folder: it ends with the process, however that ends, so that nothing stale can
@@ -30,8 +30,9 @@ def locked(folder: Path, shared_by: str | None = None) -> Iterator[None]:
         folder: of the run.
         shared_by: what the nodes of one run have in common and no other command has, as their meeting point; None
             where a command is alone.
+        patience: seconds to wait for another that holds it.
     """
-    file = _open(folder, shared_by)
+    file = _open(folder, shared_by, patience)
     try:
         yield
     finally:
@@ -40,9 +41,9 @@ def locked(folder: Path, shared_by: str | None = None) -> Iterator[None]:
         os.close(file)
 
 
-def _open(folder: Path, shared_by: str | None) -> int:
+def _open(folder: Path, shared_by: str | None, patience: float) -> int:
     """The descriptor of the lock file, locked."""
-    give_up = time.monotonic() + (_SETTLING if shared_by else 0)
+    give_up = time.monotonic() + max(patience, _SETTLING if shared_by else 0)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -132,6 +132,7 @@ def _run_cell(_composed: Any) -> str:
     from normlab.runs.folder import RunFolder
     from normlab.sweeps.pool import LOG
 
+    os.chdir(HydraConfig.get().runtime.cwd)  # where the words were typed, also under hydra.job.chdir=true
     config = load(list(HydraConfig.get().overrides.task))
     folder = RunFolder.of(config)
     if folder.is_over and not config.rerun:

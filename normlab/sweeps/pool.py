@@ -4,6 +4,7 @@ Processes fork from a server that has imported torch, so that a cell starts in m
 through a pipe of its own: a killed process cannot hold up the others.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from normlab.launch.elastic import num_devices
 from normlab.launch.start import start
 from normlab.progress import progress_bar
 from normlab.runs.folder import RunFolder
+from normlab.runs.lock import locked
 
 LOG = "log.txt"
 BUSY = 75  # exit status of a cell that another command works on (EX_TEMPFAIL)
@@ -181,10 +183,10 @@ class _Pool:
         code, folder = job.process.exitcode, job.cell.folder
         status = folder.status()["status"]
         if status in ("new", "running") and code != BUSY:
-            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.set_status("failed", error=f"the process was {reason}" if code < 0 else f"the process {reason}")
-            status = "failed"
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            with contextlib.suppress(BusyError), locked(folder.path):  # else another command goes on with it
+                folder.set_status("failed", error=f"the process {how}")
+                status = "failed"
         if status == "failed" and self.on_failure == "stop":
             self.stopping = True
 

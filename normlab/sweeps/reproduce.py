@@ -8,10 +8,9 @@ from rich.console import Console
 
 from normlab.config import Config
 from normlab.engine.saved import estimate_run
-from normlab.errors import UserError
 from normlab.reading import RECORD, read_jsonl
 from normlab.report.printed import printed
-from normlab.report.records import collect, estimate_of
+from normlab.report.records import check_changed, collect, estimate_of
 from normlab.report.render import report
 from normlab.report.runs import Plan, plan
 from normlab.report.table import Table
@@ -49,7 +48,7 @@ def reproduce(
         printed(table)  # a wrong reference to a paper shows now, not after the runs
     plans = [plan(t, scale, range(seeds or len(t.seeds)), ["tracker=none", *extra], results) for t in tables]
     for one in plans:
-        _check_recorded(one)
+        check_changed(one.folder, one.changed)
     shared = _shared(plans)
     _print_plan(plans, shared, jobs, console)
     if dry:
@@ -61,16 +60,6 @@ def reproduce(
             for path in report(one.table, scale, results, console):
                 console.print(f"written: {path}", soft_wrap=True)
     return status
-
-
-def _check_recorded(one: Plan) -> None:
-    """Raise UserError where records of other settings would be replaced."""
-    for record in read_jsonl(one.folder / "records.jsonl", RECORD):
-        if sorted(recorded := record.get("changed", [])) != sorted(one.changed):
-            raise UserError(
-                f"{one.folder} holds records of {' '.join(recorded) or 'the scale as it is'}, and this is "
-                f"{' '.join(one.changed) or 'the scale as it is'}; results=FOLDER keeps them apart"
-            )
 
 
 def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
