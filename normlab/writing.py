@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from normlab.errors import DiskFullError
+from normlab.errors import DiskFullError, UserError
 
 TEMPORARY = ".*.tmp"  # what a killed write may leave; its name ends in chance, for ranks and nodes write side by side
 _FULL = {
@@ -53,7 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A line a row, behind the whole lines that there are. Raises DiskFullError."""
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    with _room(path, len(data)), path.open("ab+") as file:
+    with _room(path, len(data)), os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "rb+") as file:
         _drop_torn_line(file)
         file.write(data)
 
@@ -71,7 +71,24 @@ def size_on_disk(path: Path) -> int:
 def cut(path: Path, size: int) -> None:
     """Drop what a file has beyond its first bytes."""
     if path.exists():
-        os.truncate(path, size)
+        descriptor = open_own(path, os.O_WRONLY)
+        try:
+            os.truncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """The descriptor of a file of a run, which is not executable.
+
+    A run's folder may come from anyone, so a symbolic link in it is never followed: raises UserError.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a symbolic link, and files of a run are its own; remove it") from None
+        raise
 
 
 @contextmanager

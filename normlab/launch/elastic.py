@@ -3,8 +3,12 @@
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import torch
@@ -16,7 +20,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from normlab.config import Config
 from normlab.errors import DiskFullError, RunError, UserError
 from normlab.launch.life import train
-from normlab.launch.rank import STOPPED
+from normlab.launch.peer import MEETING, STOPPED
+from normlab.processes.lifetimes import LAUNCHER
 from normlab.progress import Progress
 from normlab.runs.folder import RunFolder
 
@@ -69,23 +74,21 @@ def launch(
     _check_nodes(nodes, devices, rendezvous)
     if devices == 1:
         return train(folder, progress)
-    settings = LaunchConfig(
-        min_nodes=nodes,
-        max_nodes=nodes,
-        nproc_per_node=devices // nodes,
-        run_id=folder.path.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint=rendezvous,
-        rdzv_configs={"join_timeout": timeout, "read_timeout": timeout},
-        max_restarts=max_restarts,
-        monitor_interval=0.1,
-        signals_to_handle="SIGQUIT",  # the others are ours: to wait for ranks that save, whatever comes meanwhile
-    )
-    # A store that all attempts shared would give restarted ranks the addresses of those that are gone.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # one cause is told, and by normlab
+    settings: dict[str, Any] = {
+        "min_nodes": nodes,
+        "max_nodes": nodes,
+        "nproc_per_node": devices // nodes,
+        "rdzv_backend": "c10d",
+        "rdzv_configs": {"join_timeout": timeout, "read_timeout": timeout},
+        "max_restarts": max_restarts,
+        "monitor_interval": 0.1,
+        "signals_to_handle": "SIGQUIT",  # the others are ours: to wait for ranks that save, whatever comes meanwhile
+    }
+    meeting = _meeting_of_nodes(folder, rendezvous, settings) if nodes > 1 else _meeting_here(settings)
     try:
-        elastic_launch(settings, sys.executable)("-m", "normlab.launch.rank", str(folder.path), str(timeout))
+        with meeting as config:
+            elastic_launch(config, sys.executable)("-m", "normlab.launch.rank", str(folder.path), str(timeout))
     except (RendezvousConnectionError, RendezvousTimeoutError):
         raise UserError(
             f"launch.nodes={nodes}: they did not all meet at launch.rendezvous={rendezvous} within {timeout} s; "
@@ -95,6 +98,60 @@ def launch(
         if {failure.exitcode for failure in error.failures.values()} != {STOPPED + folder.status().get("signal", 0)}:
             raise _cause(error, folder) from None
     return folder.status()["status"]
+
+
+@contextlib.contextmanager
+def _meeting_here(settings: dict[str, Any]) -> Iterator[LaunchConfig]:
+    """Launcher and ranks of one machine meet in a folder of this user's alone.
+
+    A store behind a port would listen on every address, and what launchers leave in it is a pickle: whoever reached the
+    port could run code as this user. Ranks talk over the loopback interface.
+    """
+    with tempfile.TemporaryDirectory(prefix="normlab-") as folder:
+        settings["rdzv_configs"]["store_type"] = "file"
+        here: dict[str, Any] = {"run_id": "run", "rdzv_endpoint": f"{folder}/launcher", "local_addr": "localhost"}
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        own = {MEETING: folder, "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+        with _environment(own):
+            yield LaunchConfig(**settings, **here)
+
+
+@contextlib.contextmanager
+def _meeting_of_nodes(folder: RunFolder, rendezvous: str, settings: dict[str, Any]) -> Iterator[LaunchConfig]:
+    """Launchers meet behind a port; what they leave there has a name that only those know who can read the run."""
+    run_id = f"{folder.path.name}-{_secret(folder)}"
+    with _environment({}):
+        yield LaunchConfig(**settings, run_id=run_id, rdzv_endpoint=rendezvous)
+
+
+@contextlib.contextmanager
+def _environment(own: dict[str, str]) -> Iterator[None]:
+    """For this launcher's ranks, which inherit it."""
+    # A store that the launcher served to all attempts would give restarted ranks the addresses of those that are gone.
+    own = own | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LAUNCHER: str(os.getpid())}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _secret(folder: RunFolder) -> str:
+    """Of all nodes of a run: the first one writes it into the folder that they share."""
+    file = folder.path / ".rendezvous"
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as written:
+            written.write(secrets.token_hex(16) + "\n")
+    until = time.monotonic() + 10
+    while not (secret := file.read_text()).endswith("\n") and time.monotonic() < until:
+        time.sleep(0.05)  # another node is about to
+    return secret.strip()
 
 
 def _cause(error: ChildFailedError, folder: RunFolder) -> UserError | RunError:

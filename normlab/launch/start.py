@@ -67,7 +67,7 @@ def _clear(folder: RunFolder) -> None:
     for file in (folder.status_file, folder.summary_file):
         file.unlink(missing_ok=True)
     for inside in folder.path.iterdir():
-        if inside.is_dir():
+        if inside.is_dir() and not inside.is_symlink():
             shutil.rmtree(inside)
         elif inside.name != lock.NAME:
             inside.unlink()

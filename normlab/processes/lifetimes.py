@@ -9,10 +9,17 @@ import threading
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it ends, however that ends. On Linux."""
+LAUNCHER = "NORMLAB_LAUNCHER"  # environment variable: the process that starts ranks
+
+
+def die_with_parent(parent: int = 0) -> None:
+    """Have the kernel kill this process when the one that started it ends, however that ends. On Linux.
+
+    Args:
+        parent: the process that started it, where that is known; else the parent of now, which may be another already.
+    """
     if sys.platform == "linux":
-        parent = os.getppid()
+        parent = parent or os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended meanwhile
             os.kill(os.getpid(), signal.SIGKILL)

@@ -79,7 +79,13 @@ class RunFolder:
         return self.snapshots / f"{share:g}.safetensors" if share < 1 else self.weights
 
     def create(self, config: Config, run_id: str | None = None) -> None:
-        """Make the folder of a run to come; an imported one has an id beside that of its config."""
+        """Make the folder of a run to come; an imported one has an id beside that of its config.
+
+        Raises UserError where a folder in it is a symbolic link: files that are not the run's would be removed there.
+        """
+        for inside in (self.checkpoints, self.snapshots):
+            if inside.is_symlink():
+                raise UserError(f"{inside} is a symbolic link, and folders of a run are its own; remove it")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.status_file.unlink(missing_ok=True)  # what an earlier attempt came to
         record = {

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from normlab.errors import BusyError
+from normlab.writing import open_own
 
 NAME = "lock"
 _SETTLING = 2.0  # seconds in which a node may be about to share its lock
@@ -47,7 +48,7 @@ def _open(folder: Path, shared_by: str | None, patience: float) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT)
+            file = open_own(folder / NAME, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # the folder was removed meanwhile
             continue
         try:

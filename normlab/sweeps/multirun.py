@@ -131,6 +131,7 @@ def _run_cell(_composed: Any) -> str:
     from normlab.launch.start import start
     from normlab.runs.folder import RunFolder
     from normlab.sweeps.pool import LOG
+    from normlab.writing import write_text
 
     os.chdir(HydraConfig.get().runtime.cwd)  # where the words were typed, also under hydra.job.chdir=true
     config = load(list(HydraConfig.get().overrides.task))
@@ -145,7 +146,7 @@ def _run_cell(_composed: Any) -> str:
     except Exception as error:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.set_status("failed", error=" ".join(str(error).split()) or type(error).__name__)
-        (folder.path / LOG).write_text(traceback.format_exc())
+        write_text(folder.path / LOG, traceback.format_exc())
         return "failed"
     if status == "interrupted":
         number = folder.status()["signal"]

@@ -23,6 +23,7 @@ from normlab.launch.start import start
 from normlab.progress import progress_bar
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
+from normlab.writing import open_own
 
 LOG = "log.txt"
 BUSY = 75  # exit status of a cell that another command works on (EX_TEMPFAIL)
@@ -210,7 +211,7 @@ def _run_cell(config: Config, gpus: list[int], pipe: Pipe) -> None:
         config.figures = "summary"  # all of them can take longer than the cell's training
     folder = RunFolder.of(config)
     folder.path.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = open_own(folder.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.dup2(log, 1)
