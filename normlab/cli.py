@@ -54,7 +54,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.errors import RunError, UserError, is_out_of_memory, nearest, unknown
+from normlab.errors import RunError, UserError, is_out_of_memory, nearest, plain, unknown
+from normlab.processes.lifetimes import LAUNCHER, takes_signals
 
 if TYPE_CHECKING:
     from normlab.config import Config
@@ -98,7 +99,7 @@ class _CtrlC:
     pressed = False
 
     def __enter__(self) -> None:
-        self._previous = signal.getsignal(signal.SIGINT)
+        self._previous = signal.getsignal(signal.SIGINT) if takes_signals() else None
         if self._previous is signal.default_int_handler:  # else someone else takes care
             signal.signal(signal.SIGINT, self._note)
 
@@ -124,14 +125,38 @@ def _run(words: list[str]) -> int:
         return 0
     if words[0] not in VERBS:
         raise unknown("command", words[0], VERBS)
+    _check_place(words[0])
     if "--help" in words[1:] or "-h" in words[1:]:
         print(__doc__.strip())
         return 0
-    return VERBS[words[0]](words[1:])
+    return VERBS[words[0]]([_without_tilde(word) for word in words[1:]])
+
+
+def _check_place(verb: str) -> None:
+    """Raise UserError where nothing can begin: in a folder that is gone, or as one of several processes of torchrun."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder does not exist any more; cd to one that does") from None
+    if verb == "train" and "TORCHELASTIC_RUN_ID" in os.environ and LAUNCHER not in os.environ:
+        raise UserError(
+            "normlab starts the processes of a run itself: type `normlab train ... devices=N` without torchrun; "
+            "docs/scale.md says how a run that has its folder is given to torchrun"
+        )
+
+
+def _without_tilde(word: str) -> str:
+    """`data.root=~/x` as `data.root="/home/me/x"`: a shell leaves the tilde there, and Hydra cannot read it."""
+    key, equals, value = word.partition("=")
+    bare = value.strip("'\"")
+    if not equals or not bare.startswith("~"):
+        return word
+    path = os.path.expanduser(bare).replace("\\", "\\\\").replace("'", "\\'")
+    return word if path.startswith("~") else f"{key}='{path}'"
 
 
 def _refuse(message: str, status: int = BAD_INPUT) -> int:
-    line = " ".join(message.split())
+    line = plain(" ".join(message.split()))
     print(f"normlab: {line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 3] + '...'}", file=sys.stderr)
     return status
 

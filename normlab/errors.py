@@ -1,7 +1,10 @@
 """What went wrong, said in one line. The command line prints it and exits with `exit_status`."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -45,3 +48,9 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch's allocator of the CPU (a RuntimeError) or that of a GPU had no room left."""
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def plain(text: str) -> str:
+    """A text for a terminal: without control characters, which could move the cursor or colour and rename a terminal,
+    and without those that turn text around."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

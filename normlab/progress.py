@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from rich import progress as rich_progress
 from rich.console import Console
 
+from normlab.console import PlainConsole
+
 SECONDS_BETWEEN_LINES = 30
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -19,7 +21,7 @@ def silent(what: str, done: int, total: int) -> None:
 @contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Progress]:
     """A function of (what, done, total) that shows how far each piece of work is."""
-    console = console or Console(stderr=True)
+    console = console or PlainConsole(stderr=True)
     if not console.is_terminal:
         yield _lines(console)
         return

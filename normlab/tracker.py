@@ -68,8 +68,8 @@ class WandB:
         run_id: the same for every attempt at this run.
         name: shown in W&B.
         config: nested, as in config.yaml.
-        project: W&B project.
-        entity: W&B user or team; None is the account's default.
+        project: W&B project; null: as WANDB_PROJECT says, else normlab.
+        entity: W&B user or team; None: as WANDB_ENTITY says, else the account's default.
         mode: auto obeys WANDB_MODE, else is online where `wandb login` or WANDB_API_KEY left a key, and offline
             elsewhere. What cannot start online is kept offline.
         tags: of the W&B run.
@@ -82,7 +82,7 @@ class WandB:
         name: str,
         config: dict[str, Any],
         *,
-        project: str = "normlab",
+        project: str | None = None,
         entity: str | None = None,
         mode: Literal["auto", "online", "offline"] = "auto",
         tags: Sequence[str] = (),
@@ -94,12 +94,12 @@ class WandB:
             return wandb.init(
                 dir=run,
                 id=attempt,
-                name=name if attempt == run_id else name + attempt.removeprefix(run_id),
-                group=None if attempt == run_id else run_id,
+                name=_environ("WANDB_NAME") or name + attempt.removeprefix(run_id),
+                group=_environ("WANDB_RUN_GROUP") or (None if attempt == run_id else run_id),
                 config=config,
-                project=project,
+                project=project or _environ("WANDB_PROJECT") or "normlab",
                 entity=entity,
-                tags=list(tags),
+                tags=list(tags) or None,  # W&B's own variables then say which
                 mode=mode,  # type: ignore[arg-type]
                 resume="allow",
                 settings=_settings(),
@@ -168,6 +168,11 @@ class WandB:
         """All rows so far; W&B ignores those that come again."""
         for row in read_jsonl(self._folder / "metrics.jsonl"):
             run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+
+
+def _environ(name: str) -> str | None:
+    """One of W&B's own variables, which users expect to be obeyed; None where it is not set, or empty."""
+    return os.environ.get(name) or None
 
 
 def _abandon_service() -> None:

@@ -1,4 +1,4 @@
-"""KEY=VALUE words of verbs whose options are a target's keyword-only parameters: `bench`, `figure`."""
+"""KEY=VALUE words, as verbs take them whose options are a target's keyword-only parameters: `bench`, `figure`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin

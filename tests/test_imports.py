@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "normlab"
 
 # From the top to the ground. What stands in one line does not import each other.
 LEVELS = (
+    {"__main__"},
     {"cli"},
     {"exchange", "doctor"},
     {"bench"},
@@ -25,6 +26,7 @@ LEVELS = (
     {"tracker", "words"},
     {"reading"},
     {"schema", "writing", "progress", "seeding", "versions"},
+    {"console"},
     {"errors"},
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

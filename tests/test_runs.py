@@ -205,7 +205,7 @@ def test_what_was_changed_stays_in_the_records(run, tmp_path):
 def test_what_cannot_begin_is_not_run(run, tmp_path, monkeypatch):
     table, words, _ = run
     console = Console(file=io.StringIO(), width=200)
-    monkeypatch.setattr(module, "Console", lambda: console)
+    monkeypatch.setattr(module, "PlainConsole", lambda: console)
     monkeypatch.setattr(module, "sweep", lambda configs, jobs: 1)  # all fail
     assert reproduce([table], "digits", 1, 1, [*words, f"out={tmp_path}"], tmp_path) == 1
     assert console.file.getvalue().count("which it begins from, has not finished") == 3

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from normlab.bench.rounds import Spread
+from normlab.console import PlainConsole
 from normlab.writing import write_json
 
 Row = dict[str, Any]
@@ -67,7 +67,7 @@ def markdown(table: Table) -> str:
 
 def show(result: Mapping[str, Any], tables: Sequence[Table], out: Path) -> None:
     """Print the tables and the machine, and write the result to `out`."""
-    console = Console(markup=False)
+    console = PlainConsole()
     wide = console.options.update(width=1000)
     for table in tables:
         terminal = TerminalTable(title=table.title, title_justify="left")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
 from rich.progress import track
 
+from normlab.console import PlainConsole
 from normlab.data.dataset import ImageDataset, OnError, SampleError, Transform
 from normlab.data.download import one_line
 from normlab.data.splits import Integers
@@ -165,7 +165,7 @@ def folder_problems(folder: Path, found: ClassFolders, num_classes: int, num_ima
             pool.imap(_decoding_problem, paths, chunksize=64),
             description=f"decoding {folder.name}",
             total=len(paths),
-            console=Console(stderr=True),
+            console=PlainConsole(stderr=True),
             transient=True,
         )
         problems += [problem for problem in decoded if problem]

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from normlab.console import PlainConsole
 from normlab.doctor.attempts import Server
 from normlab.doctor.damage import Damage, WriteKill, damage_runs, draw_damages, draw_writes, kill_writes
 from normlab.doctor.experiment import Experiment
@@ -79,7 +79,7 @@ def chaos(proof: Proof, out: Path, report: Path, server: str = "normlab.doctor.a
     """
     if sys.platform != "linux":
         raise UserError("doctor --chaos needs Linux, whose /proc tells which processes are left behind")
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     console.print(f"seed={proof.seed}")
     for needed in (out, report.parent):
         needed.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _show(proof: Proof, report: Path) -> None:
     for kind in ("truncation", "bit flip"):
         damages = [damage for damage in proof.damages if damage.kind == kind]
         table.add_row(f"checkpoint: {kind}", str(len(damages)), f"{sum(d.named for d in damages)} noticed")
-    console = Console(markup=False)
+    console = PlainConsole()
     console.print(table)
     for line in proof.lost or []:
         console.print(f"lost: {line}", soft_wrap=True)

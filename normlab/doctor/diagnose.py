@@ -6,9 +6,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from normlab.console import PlainConsole
 from normlab.doctor import collectives, hardware, software, storage
 from normlab.doctor.check import Check, Checks, Level
 from normlab.writing import write_json
@@ -56,8 +57,8 @@ def _print(results: list[Check]) -> None:
     for column in table.columns:
         column.overflow = "fold"  # a path is to be read to its end
     for result in results:
-        table.add_row(result.name, result.result, f"[{_COLORS[result.level]}]{result.level}", result.advice)
+        table.add_row(result.name, result.result, Text(result.level, style=_COLORS[result.level]), result.advice)
     counts = Counter(result.level for result in results)
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     console.print(", ".join(f"{counts[level]} {level}" for level in _COLORS))

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normlab.bench.machine import machine
 from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.timing import seconds_a_call
+from normlab.console import PlainConsole
 from normlab.engine.saved import open_run
 from normlab.errors import RunError, UserError, unknown
 from normlab.exchange.folding import fold
@@ -167,7 +167,7 @@ def _metadata(report: dict[str, Any]) -> dict[str, str]:
 
 def print_export(report: dict[str, Any], place: Path) -> None:
     """What was folded, how well, and what it gains."""
-    console = Console(markup=False, highlight=False)
+    console = PlainConsole(highlight=False)
     folded, affine, kept = (len(report[key]) for key in ("folded", "affine", "kept"))
     console.print(
         f"{report['run']}: {folded} of {folded + affine + kept} norm layers folded, {affine} an affine map, "

@@ -1,10 +1,10 @@
 """What a run would be, without training it."""
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from normlab.config import Config, identity
+from normlab.console import PlainConsole
 from normlab.engine.build import Experiment, build
 from normlab.engine.length import Length
 from normlab.launch.elastic import num_devices
@@ -38,7 +38,7 @@ def print_plan(config: Config) -> None:
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(markup=False).print(table)
+    PlainConsole().print(table)
 
 
 def _trained_on(task: Task) -> list[str]:

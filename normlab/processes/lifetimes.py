@@ -12,6 +12,11 @@ _PR_SET_PDEATHSIG = 1
 LAUNCHER = "NORMLAB_LAUNCHER"  # environment variable: the process that starts ranks
 
 
+def takes_signals() -> bool:
+    """Whether this is the thread that Python gives signals to; in another no handler can be set, and none is needed."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def die_with_parent(parent: int = 0) -> None:
     """Have the kernel kill this process when the one that started it ends, however that ends. On Linux.
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from normlab.processes.lifetimes import takes_signals
+
 INSISTENCE = 1.0  # seconds after which a Ctrl-C is a second one; `timeout` and terminals may send one signal twice
 RANK_SECONDS = 25  # that a rank has to save; its launcher kills what is left after 30
 
@@ -34,7 +36,8 @@ class Stop:
         self._since = 0.0
 
     def __enter__(self) -> "Stop":
-        self._previous = {number: signal.getsignal(number) for number in self.SIGNALS}
+        taken = self.SIGNALS if takes_signals() else ()
+        self._previous = {number: signal.getsignal(number) for number in taken}
         for number in self._previous:
             signal.signal(number, self._take)
         return self

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from rich.console import Console
-
 from normlab.config import conf_dir
+from normlab.console import PlainConsole
 from normlab.errors import UserError, unknown
 from normlab.reading import read_yaml
 from normlab.report.printed import paper_claims, papers
@@ -93,7 +92,7 @@ def tables_of(standings: Iterable[Standing], scale: str) -> list[Table]:
 
 def print_claims(standings: Sequence[Standing], scale: str) -> None:
     """Claim by claim: its verdict, what the paper says, and each table's part in it."""
-    console = Console(markup=False, highlight=False)
+    console = PlainConsole(highlight=False)
     previous = ""
     for standing in standings:
         paper, _, name = standing.id.partition(".")

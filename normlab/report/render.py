@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from normlab.console import PlainConsole
 from normlab.figures.style import save
 from normlab.report.deviations import deviations
 from normlab.report.metrics import guessed
@@ -46,7 +47,7 @@ def report(table: Table, scale: str, results: Path, console: Console | None = No
     for name, text in (("md", markdown(found)), ("csv", comma_separated(found)), ("tex", latex(found))):
         written.append(folder / f"report.{name}")
         write_text(written[-1], text)
-    print_results(found, console or Console())
+    print_results(found, console or PlainConsole())
     return written
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Column, Table
 
+from normlab.console import PlainConsole
 from normlab.errors import UserError
 from normlab.runs.folder import RunFolder
 
@@ -20,7 +20,7 @@ def print_status(folders: Iterable[RunFolder]) -> None:
             status, updates, outcome = "damaged", "", str(error)
         counts[status] = counts.get(status, 0) + 1
         table.add_row(folder.path.name, status, updates, outcome)
-    console = Console(markup=False)
+    console = PlainConsole()
     console.print(table)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no runs")
 

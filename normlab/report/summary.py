@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.table import Table
 
+from normlab.console import PlainConsole
 from normlab.runs.folder import RunFolder
 from normlab.runs.records import metrics_of_run
 from normlab.tasks.metrics import MetricInfo
@@ -14,7 +14,7 @@ ESTIMATORS = {"moving_average": "moving average", "batch_average": "batch averag
 
 def print_summary(folder: RunFolder) -> None:
     """A run's accuracy under each estimator, its ratios, and where its records are."""
-    console = Console(markup=False)  # brackets are lists here
+    console = PlainConsole()  # brackets are lists here
     if not folder.summary_file.is_file():
         status = folder.status()
         console.print(f"{folder.path.name}: {status['status']} {status.get('error', '')}".rstrip())
@@ -61,4 +61,4 @@ def print_metrics(
     for estimator, values in metrics.items():
         cells = [f"{values[name]:.{decimals.get(name, 2)}f}" if name in values else "-" for name in names]
         table.add_row(ESTIMATORS.get(estimator, estimator), *cells, style="bold" if estimator == headline else None)
-    Console(markup=False).print(table)
+    PlainConsole().print(table)

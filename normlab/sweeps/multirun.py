@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -41,6 +42,8 @@ def multirun(words: list[str]) -> int:
     is_ours = given.get("hydra/launcher", "normlab") == "normlab"
     if options and not is_ours:
         raise UserError(f"{options[0]} is for normlab's own launcher; another's settings are hydra.launcher.KEY=VALUE")
+    if not re.fullmatch(r"[\w./-]+", given.get("hydra/launcher", "normlab")):
+        raise UserError(f"hydra/launcher={given['hydra/launcher']}: expected one launcher, as submitit_slurm")
     for option in options:
         if option.startswith("jobs=") and not re.fullmatch("[0-9]{1,9}", option.removeprefix("jobs=")):
             raise UserError(f"{option}: expected a whole number of 0 or more")
@@ -50,7 +53,10 @@ def multirun(words: list[str]) -> int:
     cells = expand(settings)
 
     sweep_id = hashlib.sha256(" ".join(sorted(overrides)).encode()).hexdigest()[:8]
-    defaults = {"hydra/launcher": "normlab", "hydra.sweep.dir": f"results/sweeps/{sweep_id}"}
+    # Beside the runs: the working folder may be one that nothing can be written to.
+    place = Path(cells[0].out).parent / "sweeps" / sweep_id
+    quoted = str(place).replace("\\", "\\\\").replace("'", "\\'")
+    defaults = {"hydra/launcher": "normlab", "hydra.sweep.dir": f"'{quoted}'"}
     for_hydra += [f"{key}={value}" for key, value in defaults.items() if key not in given]
     sys.argv = ["normlab", "--multirun", *overrides, *for_hydra, *(f"hydra.launcher.{option}" for option in options)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong; else Hydra prints a traceback of its own and exits
@@ -68,11 +74,10 @@ def multirun(words: list[str]) -> int:
 
 def _conclude(cells: list[Config]) -> int:
     """What our own launcher does at a sweep's end, for another's."""
-    from rich.console import Console
-
+    from normlab.console import PlainConsole
     from normlab.sweeps.pool import conclude, plan
 
-    return conclude(plan(cells), False, Console(stderr=True))
+    return conclude(plan(cells), 0, PlainConsole(stderr=True))
 
 
 def expand(words: list[str]) -> list[Config]:

@@ -17,9 +17,11 @@ import torch
 from rich.console import Console
 
 from normlab.config import Config, identity
+from normlab.console import PlainConsole
 from normlab.errors import BusyError, UserError
 from normlab.launch.elastic import num_devices
 from normlab.launch.start import start
+from normlab.processes.lifetimes import takes_signals
 from normlab.progress import progress_bar
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
@@ -68,14 +70,12 @@ def sweep(configs: list[Config], jobs: int = 0, on_failure: str = "continue", co
     """
     if on_failure not in ("continue", "stop"):
         raise UserError(f"on_failure={on_failure}: expected continue or stop")
-    console = console or Console(stderr=True)
+    console = console or PlainConsole(stderr=True)
     cells = plan(configs)
     waiting = [cell for cell in cells if not cell.folder.is_over or cell.config.rerun]
     console.print(f"{len(cells)} cells: {len(cells) - len(waiting)} finished already, {len(waiting)} to run")
-    interrupted = False
-    if waiting:
-        interrupted = _Pool(waiting, jobs, on_failure).run(console)
-    return conclude(cells, interrupted, console)
+    ended_by = _Pool(waiting, jobs, on_failure).run(console) if waiting else 0
+    return conclude(cells, ended_by, console)
 
 
 def plan(configs: list[Config]) -> list[Cell]:
@@ -91,17 +91,20 @@ def relative_time(config: Config) -> float:
     return iterations * (samples + 32)
 
 
-def conclude(cells: list[Cell], interrupted: bool, console: Console) -> int:
-    """Say what failed, each with its own error, and how to go on; returns the exit status."""
+def conclude(cells: list[Cell], ended_by: int, console: Console) -> int:
+    """Say what failed, each with its own error, and how to go on; returns the exit status.
+
+    `ended_by` is the signal that ended the sweep, as the status of a run that it ends says; 0: none.
+    """
     statuses = [cell.folder.status() for cell in cells]
     failed = [(c, s) for c, s in zip(cells, statuses, strict=True) if s["status"] == "failed"]
     counts = {name: sum(s["status"] == name for s in statuses) for name in dict.fromkeys(s["status"] for s in statuses)}
     console.print(", ".join(f"{count} {name}" for name, count in counts.items()))
     for cell, status in failed:
         console.print(f"failed: {cell.name}: {status['error']} (log: {cell.folder.path / LOG})", soft_wrap=True)
-    if interrupted:
+    if ended_by:
         console.print("Interrupted; the same command goes on from there.")
-        return 128 + signal.SIGINT
+        return 128 + ended_by
     return 1 if failed or len(counts.keys() - {"finished", "diverged"}) else 0
 
 
@@ -121,14 +124,15 @@ class _Pool:
         self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
         self.running: list[_Job] = []
         self.stopping = False
+        self.signal = 0
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(["normlab.sweeps.cell_server"])
 
-    def run(self, console: Console) -> bool:
-        """Run all cells; returns whether Ctrl-C or SIGTERM cut them short."""
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def run(self, console: Console) -> int:
+        """Run all cells; returns the signal that cut them short, Ctrl-C or SIGTERM; 0: none."""
+        numbers = (signal.SIGINT, signal.SIGTERM) if takes_signals() else ()
+        previous = {number: signal.signal(number, self._stop) for number in numbers}
         total = sum(cell.weight for cell in self.cells)
-        interrupted = False
         try:
             with progress_bar(console) as progress:
                 while self.running or (self.waiting and not self.stopping):
@@ -139,19 +143,16 @@ class _Pool:
                     over = len(self.cells) - len(self.waiting) - len(self.running)
                     progress(f"{over} of {len(self.cells)} cells", round(1000 * done / total), 1000)
         finally:
-            interrupted = self._interrupted
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return interrupted
-
-    _interrupted = False
+        return self.signal
 
     def _stop(self, number: int, _frame: object) -> None:
         """Stop starting cells, and let the running ones save and end; asked again, end them at once."""
         for job in self.running:
             if job.process.is_alive():
-                os.kill(job.process.pid, signal.SIGKILL if self._interrupted else signal.SIGTERM)
-        self._interrupted = self.stopping = True
+                os.kill(job.process.pid, signal.SIGKILL if self.signal else signal.SIGTERM)
+        self.signal, self.stopping = self.signal or number, True
 
     def _has_room(self, cell: Cell) -> bool:
         if len(self.running) >= self.jobs:

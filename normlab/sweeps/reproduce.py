@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from normlab.config import Config
+from normlab.console import PlainConsole
 from normlab.engine.saved import estimate_run
 from normlab.reading import RECORD, read_jsonl
 from normlab.report.printed import printed
@@ -43,7 +44,7 @@ def reproduce(
     Raises:
         UserError: before anything runs, on what cannot work in any cell.
     """
-    console = Console()
+    console = PlainConsole()
     for table in tables:
         printed(table)  # a wrong reference to a paper shows now, not after the runs
     plans = [plan(t, scale, range(seeds or len(t.seeds)), ["tracker=none", *extra], results) for t in tables]

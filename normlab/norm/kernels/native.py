@@ -100,7 +100,10 @@ def _compile(command: list[str]) -> None:
 def _cache() -> Path:
     if folder := os.environ.get("NORMLAB_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlab"
+    except RuntimeError:  # no HOME, and a user without an entry in the list of users
+        raise UnavailableError("there is no home folder to keep them in; NORMLAB_CACHE=FOLDER names one") from None
 
 
 def _processor() -> str:
