@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from normlab.config import choices, conf_dir
 from normlab.data.download import one_line
 from normlab.errors import UserError, unknown
@@ -51,8 +54,11 @@ def _locate(name: str, root: Path | None) -> tuple[Any, Path | None]:
     """The class of a dataset, and its folder unless the data come with the program."""
     if name not in choices("data"):
         raise unknown("dataset", name, choices("data"))
-    node = read_yaml(conf_dir() / "data" / f"{name}.yaml")
-    default = node.get("root")
+    node = OmegaConf.create(read_yaml(conf_dir() / "data" / f"{name}.yaml"))  # root may say ${oc.env:NORMLAB_DATA}
+    try:
+        default = OmegaConf.select(node, "root")
+    except OmegaConfBaseException as error:
+        raise UserError(f"data={name}: root: {str(error).partition(chr(10))[0]}") from None
     return named(node["_target_"]), None if default is None else Path(root or default)
 
 

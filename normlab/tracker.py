@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from normlab.reading import read_jsonl
+from normlab.dynamics.ratios import flatten
+from normlab.reading import STEP, read_jsonl
 
 if TYPE_CHECKING:
     import wandb
@@ -165,9 +166,11 @@ class WandB:
             _log.warning("%s, keeping its data offline: %s; %s", what, _first_line(error), _how_to_sync(self._run))
 
     def _replay(self, run: "wandb.Run") -> None:
-        """All rows so far; W&B ignores those that come again."""
-        for row in read_jsonl(self._folder / "metrics.jsonl"):
-            run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+        """All rows and ratios so far, in the order of their steps; W&B ignores those that come again."""
+        rows = [(row["step"], row) for row in read_jsonl(self._folder / "metrics.jsonl", STEP)]
+        rows += [(m["step"], flatten(m["layers"])) for m in read_jsonl(self._folder / "ratios.jsonl", STEP)]
+        for step, values in sorted(rows, key=lambda row: row[0]):
+            run.log({key: value for key, value in values.items() if key != "step"}, step=step)
 
 
 def _environ(name: str) -> str | None:

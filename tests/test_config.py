@@ -470,3 +470,13 @@ def test_a_file_that_says_nothing_is_not_checked(two_tasks, tmp_path):
     (tmp_path / "conf" / "model" / "own.yaml").write_text("# mine\n_target_: normlab.models.mlp.mlp\n")
     assert load(["model=own"]).choices["model"] == "own"
     assert load(["task=second", "model=own", "data=scenes"]).choices["model"] == "own"
+
+
+def test_a_file_whose_module_is_missing_matters_to_those_alone_who_ask_for_it(two_tasks, tmp_path):
+    (tmp_path / "conf" / "task" / "lost.yaml").write_text("# lost\n_target_: nowhere.Task\n")
+    with pytest.raises(UserError, match="bacth: there is no such setting; did you mean 'batch'"):
+        load(["bacth=8x2"])
+    with pytest.raises(UserError, match=r"lr: there is no such setting; did you mean 'optim\.lr'"):
+        load(["lr=0.1"])
+    with pytest.raises(UserError, match="there is no Python module 'nowhere'"):
+        load(["task=lost"])

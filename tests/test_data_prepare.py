@@ -16,7 +16,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from normlab.data.imagenet import ImageNet
-from normlab.datasets import prepare, verify
+from normlab.datasets import _locate, prepare, verify
 from normlab.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "conf" / "data").glob("*.yaml"))
@@ -207,3 +207,10 @@ def test_verify_an_absent_folder(name, tmp_path):
     assert problems
     assert all(f"normlab data prepare {name}" in p or "found 0" in p for p in problems)
     assert not (tmp_path / "absent").exists()
+
+
+def test_the_default_folder_is_where_NORMLAB_DATA_says(tmp_path, monkeypatch):  # noqa: N802
+    monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
+    assert _locate("cifar10", None)[1] == tmp_path / "cifar10"
+    monkeypatch.delenv("NORMLAB_DATA")
+    assert _locate("imagenet", None)[1] == Path("data/imagenet") and _locate("digits", None)[1] is None

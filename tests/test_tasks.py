@@ -118,7 +118,7 @@ def test_bad_samples_of_any_target(tmp_path, capsys):
     assert folder.summary()["status"] == "finished"
 
 
-def test_phases_train_their_own_parameters_in_turn(tmp_path):
+def test_phases_train_their_own_parameters_in_turn(tmp_path, capsys):
     folder, _ = run("search.Search", tmp_path, "phases.controller.optim=rmsprop", "phases.controller.updates=3")
     rows = read_jsonl(folder.metrics)
     turns = ["batch/controller/loss" in row for row in rows if any(key.startswith("batch/") for key in row)]
@@ -129,6 +129,8 @@ def test_phases_train_their_own_parameters_in_turn(tmp_path):
     assert folder.summary()["metrics"]["moving_average"].keys() == {"error", "test/error"}
     gates = [row["batch/controller/lr"] for row in rows if "batch/controller/lr" in row]
     children = [row["batch/lr"] for row in rows if "batch/lr" in row]
+    assert main(["status", f"out={tmp_path}"]) == 0
+    assert re.search(r"error \d+\.\d{4}\b", capsys.readouterr().out)  # as many decimals as the task says
     assert set(gates).isdisjoint(children) and len(gates) == 6 and len(children) == 10
 
 
@@ -164,6 +166,8 @@ def test_a_network_of_no_images_has_no_receptive_fields(tmp_path, capsys):
     averages = folder.summary()["ratios_by_part"]
     assert averages["all"]["mean"] == rows[1]["mean"] and averages["each"]["var"] == rows[0]["var"]
     assert main(["figure", "learning_curves", str(folder.path), "quantities=[error]", f"out={tmp_path / 'x.png'}"]) == 0
+    assert main(["status", f"out={tmp_path}"]) == 0
+    assert re.search(r"accuracy \d+\.\d\d\b", capsys.readouterr().out)
     assert main(["show", str(folder.path)]) == 0
     assert "in all: mean" in capsys.readouterr().out
 

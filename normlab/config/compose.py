@@ -3,7 +3,7 @@
 load(["norm=sn", "batch=8x2"]) -> Config        composed by Hydra, checked against schemas, defaults filled in
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -178,9 +178,16 @@ def _nested_settings() -> dict[str, set[str]]:
     }
     for group in GROUPS:
         nodes = [read_yaml(files.conf_dir() / group / f"{name}.yaml") for name in choices(group)]
-        targets = [node["_target_"] for node in nodes if node["_target_"] is not None]
-        nested[group] = {name for target in targets for name in schema.signature(target)}
+        nested[group] = {name for node in nodes for name in _settings_of(node.get("_target_"))}
     return nested
+
+
+def _settings_of(target: str | None) -> Iterable[str]:
+    """None of a target that cannot be found, which matters only to a run that asks for it."""
+    try:
+        return schema.signature(target) if target is not None else ()
+    except UserError:
+        return ()
 
 
 def _choice(group: str, value: Any, path: str) -> str:

@@ -7,6 +7,7 @@ from rich.table import Column, Table
 from normlab.console import PlainConsole
 from normlab.errors import UserError
 from normlab.runs.folder import RunFolder
+from normlab.runs.records import metrics_of_run
 
 
 def print_status(folders: Iterable[RunFolder]) -> None:
@@ -31,5 +32,7 @@ def _of(folder: RunFolder) -> tuple[str, str, str]:
     outcome = status.get("error", "")
     if folder.is_over and folder.summary_file.is_file():
         headline = folder.summary()["headline"]
-        outcome = "-" if headline["value"] is None else f"{headline['metric']} {headline['value']:.2f}"
+        metric, value = headline["metric"], headline["value"]
+        info = metrics_of_run(folder).get(metric)
+        outcome = "-" if value is None else f"{metric} {value:.{info.decimals if info else 2}f}"
     return status["status"], str(folder.updates_done()), outcome
