@@ -225,13 +225,13 @@ def _show(words: list[str]) -> int:
 
 
 def _eval(words: list[str]) -> int:
-    runs, options = _runs(words, {"split": "val"})
-    from normlab.engine.saved import evaluate_run, need_split, need_weights
+    runs, options = _runs(words, {"split": None})
+    from normlab.engine.saved import evaluate_run, need_weights, splits_of
 
-    need_split(runs, options["split"])
+    splits = splits_of(runs, options["split"])
     need_weights(runs)
-    for folder in runs:
-        _print_metrics(folder, *evaluate_run(folder, options["split"]))
+    for folder, split in zip(runs, splits, strict=True):
+        _print_metrics(folder, *evaluate_run(folder, split))
     return 0
 
 
@@ -248,7 +248,7 @@ def _estimate(words: list[str]) -> int:
 
     need_weights(runs)
     for folder in runs:
-        _print_metrics(folder, "validation", estimate_run(folder, settings))
+        _print_metrics(folder, *estimate_run(folder, settings))
     return 0
 
 

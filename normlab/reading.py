@@ -40,6 +40,7 @@ SUMMARY: Fields = {
     "ratios": Parameter(_Ratios | None),
     "ratios_by_part": Parameter(Mapping[str, _Ratios], {}),
     "parts": Parameter(Mapping[str, list[str]], {}),
+    "tested": Parameter(str, "validation"),
     "headline": Parameter(Mapping[str, Any]),
     "diverged_at": Parameter(int | None, None),
     "data_errors": Parameter(Mapping[str, Any], {}),

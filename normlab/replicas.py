@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
+from normlab.errors import UserError
 from normlab.norm.layer import BatchStatistics, Normalizer
 from normlab.norm.ops import accumulation_dtype
 from normlab.norm.pooling import num_ranks
@@ -202,13 +203,20 @@ class RunningStatistics:
             for buffers, calls in zip(self._buffers, self._calls, strict=True)
         ]
         if num_ranks() > 1:
-            own = [*counts, *(size for of in sizes for size in of.values())]
+            least = [-count for count in counts]  # whose largest is the least count
+            own = [*counts, *(size for of in sizes for size in of.values()), *least]
             device = self.layers[0].get_buffer(next(iter(self._buffers[0].values()))).device
             values = torch.tensor(own, device=device)
             dist.all_reduce(values, dist.ReduceOp.MAX)
             largest = iter(values.tolist())
             counts = [next(largest) for _ in counts]
             sizes = [{scope: next(largest) for scope in of} for of in sizes]
+            for layer, count in zip(self.layers, counts, strict=True):
+                if -next(largest) != count and layer.sync:
+                    raise UserError(
+                        "norm.sync=true needs all devices to run the same layers in each pass, and here a layer ran on "
+                        "some of them alone; use norm.sync=false"
+                    )
         return counts, sizes
 
 

@@ -81,19 +81,72 @@ def signature(target: str) -> dict[str, Parameter]:
 
 @cache
 def _arguments(target: str) -> ast.arguments | None:
-    """Of a function, or of a class's own __init__; None where it has none. `self` is left out."""
+    """Of a function, or of a class's __init__, its own or that of the first base that has one; None where none has.
+
+    `self` is left out.
+    """
+    found = _definition(target)
+    if isinstance(found.node, ast.FunctionDef):
+        return found.node.args
+    inits = [n.args for n in found.node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if inits:
+        del inits[0].args[0]
+        return inits[0]
+    return next((arguments for base in found.bases() if (arguments := _arguments(base)) is not None), None)
+
+
+class _Definition(NamedTuple):
+    """A function or a class, its module, and what names stand for there."""
+
+    node: ast.FunctionDef | ast.ClassDef
+    module: str
+    names: Mapping[str, str]
+
+    def bases(self) -> list[str]:
+        """The targets of a class's bases, as far as their source can be found."""
+        found = []
+        for base in self.node.bases if isinstance(self.node, ast.ClassDef) else ():
+            first, dot, rest = ast.unparse(base).partition(".")
+            target = self.names.get(first, first) + dot + rest
+            try:
+                definition = _definition(target, follow=True)
+            except (UserError, ValueError):
+                continue  # as of a base of another library that is no plain class
+            found.append(f"{definition.module}.{definition.node.name}")
+        return found
+
+
+def _definition(target: str, follow: bool = False) -> _Definition:
+    """Where a target is defined: in its own module, or with `follow` in one that this imports it from.
+
+    A target that a run's file names is never looked for elsewhere: modules import much that is no target. Raises
+    UserError where it is not found.
+    """
     module, _, name = target.rpartition(".")
-    tree = ast.parse(_source(module, target))
+    file = _file(module, target)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = _names(tree, module, is_package=file.name == "__init__.py")
     definitions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    if name not in definitions:
+    if name in definitions:
+        return _Definition(definitions[name], module, names)
+    imported = names.get(name) if follow else None
+    if imported is None or imported == target:
         raise unknown(f"_target_={target}:", name, definitions)
-    found = definitions[name]
-    if isinstance(found, ast.FunctionDef):
-        return found.args
-    inits = [n.args for n in found.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-    for arguments in inits:
-        del arguments.args[0]
-    return inits[0] if inits else None
+    return _definition(imported, follow)
+
+
+def _names(tree: ast.Module, module: str, is_package: bool) -> dict[str, str]:
+    """What the names of a module's own and imported classes, functions and modules stand for."""
+    known = {n.name: f"{module}.{n.name}" for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            above = node.level - is_package
+            package = module.split(".")[: -above or None] if node.level else []
+            source = ".".join([*package, *([node.module] if node.module else [])])
+            known |= {alias.asname or alias.name: f"{source}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            known |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    return known
 
 
 def check_call(target: str, positional: Sequence[str], path: str) -> None:
@@ -118,17 +171,17 @@ def _field_default(field: dataclasses.Field) -> Any:
     return _REQUIRED if field.default is dataclasses.MISSING else field.default
 
 
-def _source(module: str, target: str) -> str:
-    """Source of a module; its packages are found without importing them (importing one may import torch)."""
+def _file(module: str, target: str) -> Path:
+    """Source file of a module; its packages are found without importing them (importing one may import torch)."""
     top, *rest = module.split(".")
     spec = find_spec(top) if top else None
     for root in (spec.submodule_search_locations or []) if spec else []:
         path = Path(root, *rest)
         for file in (path.with_suffix(".py"), path / "__init__.py"):
             if file.is_file():
-                return file.read_text(encoding="utf-8")
+                return file
     if spec and not rest and str(spec.origin).endswith(".py"):
-        return Path(str(spec.origin)).read_text(encoding="utf-8")
+        return Path(str(spec.origin))
     raise UserError(f"_target_={target}: there is no Python module '{module}'; expected package.module.name")
 
 
@@ -354,29 +407,15 @@ def class_attribute(target: str, name: str) -> Any:
 
     Nothing is imported. None where no class does. Raises UserError where it is no literal.
     """
-    module, _, class_name = target.rpartition(".")
-    tree = ast.parse(_source(module, target))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if class_name not in classes:
-        return None
-    for statement in classes[class_name].body:
+    found = _definition(target)
+    for statement in found.node.body if isinstance(found.node, ast.ClassDef) else ():
         value = _assigned(statement, name)
         if value is not None:
             try:
                 return ast.literal_eval(value)
             except ValueError:
                 raise UserError(f"_target_={target}: `{name}` is read from the source; expected a literal") from None
-    known = {own: f"{module}.{own}" for own in classes}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    for base in classes[class_name].bases:
-        first, dot, rest = ast.unparse(base).partition(".")
-        if first in known:
-            found = class_attribute(known[first] + dot + rest, name)
-            if found is not None:
-                return found
-    return None
+    return next((value for base in found.bases() if (value := class_attribute(base, name)) is not None), None)
 
 
 def _assigned(statement: ast.stmt, name: str) -> ast.expr | None:

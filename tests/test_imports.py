@@ -1,6 +1,7 @@
 """Imports go one way: down the levels of the house (docs/architecture.md), and in no circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def imported(name: str) -> set[str]:
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{name}: imports here name the whole place"
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {other for other in inside if other in MODULES} or {node.module}
     return {other for other in found if other in MODULES and other not in ("normlab", name)}
@@ -58,6 +60,14 @@ def imported(name: str) -> set[str]:
 
 def test_every_room_has_its_level():
     assert {room(name) for name in MODULES} - {"", "__init__"} == set(LEVEL)
+
+
+def test_the_page_draws_the_same_house():
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    drawn = page.partition("fails on one that does not.\n\n")[2].partition("\n\n")[0]
+    lines = [re.split(r" {3,}", line.strip())[:-1] or [line.strip()] for line in drawn.splitlines()]
+    rooms = [{name for words in line for name in words.split()} & set(LEVEL) for line in lines]
+    assert rooms == [level for level in LEVELS if level != {"__main__"}]
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -5,7 +5,7 @@ load(["norm=sn", "batch=8x2"]) -> Config        composed by Hydra, checked again
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -49,8 +49,8 @@ def load(overrides: list[str]) -> Config:
     kinds = {group: composed[group].pop("_kind_", None) for group in GROUPS if isinstance(composed[group], dict)}
     config = _check_types(composed | {"choices": chosen})
     _check_kinds(config, kinds)
-    config.parts = {part: _resolve_part(part, value) for part, value in config.parts.items()}
-    config.phases = {phase: _resolve_phase(phase, value) for phase, value in config.phases.items()}
+    config.parts = {part: _resolve_part(part, value, config) for part, value in config.parts.items()}
+    config.phases = {phase: _resolve_phase(phase, value, config) for phase, value in config.phases.items()}
     check_values(config)
     check_paths(config)
     return config
@@ -262,21 +262,28 @@ def _check_own(key: str, name: str, given: Any, settings: type, node: Callable[[
 
 def _recorded_node(node: Any, group: str, path: str) -> dict[str, Any] | None:
     """Of a run's own file. Raises UserError."""
+    if node is None and group not in ("norm", "weight"):
+        raise UserError(f"{path}=null: expected settings with a _target_")
     return None if node is None else _check_node(node, group, path, True)
 
 
-def _resolve_part(part: str, value: Any) -> dict[str, Any]:
+def _resolve_part(part: str, value: Any, config: Config) -> dict[str, Any]:
     """`head: none` or `head: {norm: none, weight: ws}` -> {"norm": settings, ...}."""
-    return _check_own("parts", part, value if isinstance(value, dict) else {"norm": value}, Part, _chosen)
+    given = value if isinstance(value, dict) else {"norm": value}
+    return _check_own("parts", part, given, Part, partial(_chosen, config))
 
 
-def _resolve_phase(phase: str, value: Any) -> dict[str, Any]:
-    """`search: {optim: adam}` -> {"optim": settings}."""
-    return _check_own("phases", phase, value, PhaseSettings, _chosen)
+def _resolve_phase(phase: str, value: Any, config: Config) -> dict[str, Any]:
+    """`search: {optim: adam}` or `search: {optim: {lr: 0.1}}` -> {"optim": settings}."""
+    return _check_own("phases", phase, value, PhaseSettings, partial(_chosen, config))
 
 
-def _chosen(name: Any, group: str, path: str) -> dict[str, Any] | None:
-    """The settings in a group's file."""
-    composed, _ = _compose([f"{group}={_choice(group, name, path)}"])
-    composed[group].pop("_kind_", None)
-    return _check_node(composed[group], group, path, False)
+def _chosen(config: Config, value: Any, group: str, path: str) -> dict[str, Any] | None:
+    """The settings in a group's file, or the run's own with some changed; `name` beside these chooses a file."""
+    changes = dict(value) if isinstance(value, dict) else {"name": value}
+    node = getattr(config, group)
+    if "name" in changes:
+        composed, _ = _compose([f"{group}={_choice(group, changes.pop('name'), path)}"])
+        composed[group].pop("_kind_", None)
+        node = composed[group]
+    return _check_node((node or {"_target_": None}) | changes, group, path, False)

@@ -76,15 +76,15 @@ def switchable(rows: Iterable[Row]) -> bool:
 def average(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """{"mean": {scope: ratio}, "var": {scope: ratio}}, over layers with equal weight; sums to 1.
 
-    A layer without a scope counts as ratio 0 of it.
+    A layer without a scope counts as ratio 0 of it. Layers that choose nothing, as those of a frozen BN beside SN, do
+    not count where others choose.
     """
-    return {
-        moment: {
-            scope: math.fsum(row[moment].get(scope, 0.0) for row in rows) / len(rows)
-            for scope in dict.fromkeys(scope for row in rows for scope in row[moment])
-        }
-        for moment in MOMENTS
-    }
+    found = {}
+    for moment in MOMENTS:
+        choosing = [row[moment] for row in rows if len(row[moment]) > 1] or [row[moment] for row in rows]
+        scopes = dict.fromkeys(scope for ratio in choosing for scope in ratio)
+        found[moment] = {s: math.fsum(ratio.get(s, 0.0) for ratio in choosing) / len(choosing) for s in scopes}
+    return found
 
 
 def mean_by_range(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:

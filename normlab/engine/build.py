@@ -12,12 +12,14 @@ from torch import nn
 from normlab.config import Config
 from normlab.dynamics import ratios
 from normlab.dynamics.receptive_field import NormSite
+from normlab.engine.check import check_task
 from normlab.engine.initialize import initialize
 from normlab.errors import UserError
 from normlab.norm.convert import convert
 from normlab.norm.layer import Normalizer
 from normlab.replicas import seed_dropout
 from normlab.schema import bind, signature
+from normlab.tasks.metrics import metrics_of
 from normlab.tasks.parts import Parts
 from normlab.tasks.task import Declaration, Task
 
@@ -47,6 +49,8 @@ class Experiment:
 
 
 def build_task(config: Config) -> Task:
+    """Raises UserError on a task that says nothing of its metrics."""
+    metrics_of(config.task["_target_"])
     return bind(config.task)(config.model, config.data, config.seed)
 
 
@@ -66,17 +70,17 @@ def build(config: Config, task: Task | None = None) -> Experiment:
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     if not trainable:
         raise UserError("parts: all parameters are frozen; a run trains some of them")
+    check_task(task, config.task["_target_"], parts, trainable)
     return Experiment(task, model, parts, _sites(task, model), unused, trainable)
 
 
 def _declaration(settings: Mapping[str, Any], config: Config) -> Declaration:
     norm = settings.get("norm", config.norm)
     weight = settings.get("weight", config.weight)
-    momentum = settings.get("momentum")
-    if norm and momentum is not None:
+    if norm and "momentum" in settings:
         if "momentum" not in signature(norm["_target_"]):
-            raise UserError(f"parts: momentum={momentum:g} is set, and {norm['_target_']} has no momentum")
-        norm = norm | {"momentum": momentum}
+            raise UserError(f"parts: a momentum is set, and {norm['_target_']} has none")
+        norm = norm | {"momentum": settings["momentum"]}
     return Declaration(norm and bind(norm), weight and bind(weight))
 
 
@@ -98,7 +102,7 @@ def _convert(model: nn.Module, parts: Parts, config: Config) -> None:
             for name in dict.fromkeys([*converted, *built]):
                 layer = OrderedDict(norm=model.get_submodule(name), dropout=nn.Dropout(config.norm_dropout))
                 model.set_submodule(name, nn.Sequential(layer))
-        found = found or bool(converted or built)
+        found = found or (declared.norm is not None and bool(converted or built))
     if asked and not found:  # as of a vision transformer: the run would be called norm=sn and have none
         raise UserError(
             f"norm={config.choices['norm']}: the model has no batch, instance or group norm that it could replace; "

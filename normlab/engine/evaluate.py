@@ -1,16 +1,19 @@
 """Evaluation: every sample once, on any number of devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from normlab.config import Config
 from normlab.engine.loader import batches
 from normlab.engine.session import Session
 from normlab.errors import UserError
 from normlab.processes import devices
 from normlab.replicas import Pass
+from normlab.tasks.metrics import info_of, metrics_of, value_of
+from normlab.tasks.task import Task
 
 
 @torch.no_grad()
@@ -18,12 +21,14 @@ def evaluate(session: Session, split: str = "val") -> dict[str, float]:
     """The task's metrics on a split, with the statistics that the layers hold, in the units that it declares."""
     task, model = session.experiment.task, session.experiment.model
     at_once, order = task.evaluation(split)
-    share = session.share
-    indices = list(order if order is not None else range(len(task.dataset(split))))[share.rank :: share.ranks]  # type: ignore[arg-type]
+    indices = list(order if order is not None else range(len(task.dataset(split))))  # type: ignore[arg-type]
+    together = [indices[start : start + at_once] for start in range(0, len(indices), at_once)]
+    own = together[session.share.rank :: session.share.ranks]  # whole: what is together does not depend on the ranks
+    number = sum(map(len, own))
 
     def passes() -> Iterator[Pass]:
-        for k, start in enumerate(range(0, len(indices), at_once)):
-            yield Pass(k, range(1), [(None, i) for i in indices[start : start + at_once]], last=True)
+        for k, block in enumerate(own):
+            yield Pass(k, range(1), [(None, i) for i in block], last=True)
 
     metric = task.metric(split).to(session.device)
     was_training = model.training
@@ -32,18 +37,31 @@ def evaluate(session: Session, split: str = "val") -> dict[str, float]:
         with devices.autocast(session.config, session.device):
             predictions = task.predict(model, batch)
         task.update(metric, predictions, batch, [index for _, index in current.keys])
-        session.progress("evaluating", min((current.iteration + 1) * at_once, len(indices)), len(indices))
+        session.progress("evaluating", min((current.iteration + 1) * at_once, number), number)
     model.train(was_training)
-    return task.results(metric)
+    return _checked(task.results(metric), session)
 
 
-def check_splits(session: Session) -> None:
+def _checked(results: Mapping[str, float], session: Session) -> dict[str, float]:
+    """As plain numbers. Raises UserError where a task does not give what it declares."""
+    target = session.config.task["_target_"]
+    declared = metrics_of(target)
+    for name in results:
+        if info_of(name, declared) is None:
+            raise UserError(f"_target_={target}: results have '{name}', which its metrics do not declare")
+    found = {name: float(value) for name, value in results.items()}
+    first = next(iter(declared))
+    if value_of(found, first, declared) is None:
+        raise UserError(f"_target_={target}: results lack {first}, which its runs are known by")
+    return found
+
+
+def check_splits(task: Task, config: Config) -> None:
     """Raise UserError, ahead of any work, if a split that a run is tested on has no sample."""
-    task = session.experiment.task
     for split in task.tested:
         if len(task.dataset(split)) == 0:  # type: ignore[arg-type]
             words = task.splits.get(split, split)
-            raise UserError(f"data={session.config.choices['data']}: its {words} split is empty")
+            raise UserError(f"data={config.choices['data']}: its {words} split is empty")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What a model begins from: `init` for all of it, or parts.NAME.init for a part."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from normlab.norm.layer import Normalizer
 from normlab.reading import read_json
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
-from normlab.tasks.parts import Parts
+from normlab.tasks.parts import Parts, fits
 from normlab.tasks.task import Task
 
 LOGITS = ("mean_logits", "var_logits")  # parameters of a norm layer whose ratios they are
@@ -42,8 +42,9 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
         state = task.initial(load_tensors(path), model)
         if Initial.parse(init).only_ratios:
             state = {name: t for name, t in state.items() if name.rpartition(".")[2] in LOGITS}
-        sources = _sources(names, state, parts, _prefixes_of(init, config))
-        fitting = {name: state[source] for name, source in sources.items() if state[source].shape == own[name].shape}
+        by_part = [part for part, settings in config.parts.items() if settings.get("init") == init]
+        sources = _sources(own, names, state, parts, _prefixes_of(init, config, by_part))
+        fitting = {name: state[source] for name, source in sources.items()}
         if not fitting:
             raise UserError(f"init={init}: none of its {len(state)} tensors fits the model")
         _check_hard(model, init, set(names), fitting)
@@ -53,28 +54,35 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
     return unused
 
 
-def _sources(names: Sequence[str], state: Mapping[str, Tensor], parts: Parts, theirs: Prefixes) -> dict[str, str]:
-    """Name in the model -> name in what it begins from, of those that are there."""
-    found = {}
+def _sources(
+    own: Mapping[str, Tensor], names: Sequence[str], state: Mapping[str, Tensor], parts: Parts, theirs: Prefixes
+) -> dict[str, str]:
+    """Name in the model -> name of the tensor that fits it, the same name first; none is taken twice."""
+    found: dict[str, str] = {}
     for name in names:
         candidates = [name]
         for part in reversed(parts.chain(name)):
-            own = max((p for p in parts.prefixes[part] if name.startswith(p)), key=len)
-            inside = name.removeprefix(own).removeprefix(".")
-            candidates += [f"{p}.{inside}".lstrip(".") for p in theirs.get(part, ("",))]
-        source = next((candidate for candidate in candidates if candidate in state), None)
-        if source is not None:
+            prefix = max((p for p in parts.prefixes[part] if fits(p, name)), key=len)
+            inside = name.removeprefix(prefix).removeprefix(".")
+            candidates += [f"{p}.{inside}".lstrip(".") for p in theirs.get(part, ())]
+        fitting = (c for c in candidates if c in state and state[c].shape == own[name].shape)
+        source = next(fitting, None)
+        if source is not None and source not in found.values():
             found[name] = source
     return found
 
 
-def _prefixes_of(init: str, config: Config) -> Prefixes:
-    """Where the parts of the run that `init` names begin, as its summary says; nothing for a file."""
+def _prefixes_of(init: str, config: Config, by_part: Collection[str]) -> Prefixes:
+    """Where the parts of the run that `init` names begin, as its summary says.
+
+    A file does not say: then the parts that name it themselves (`by_part`) begin at its root.
+    """
     path = Initial.parse(init).path(Path(config.out))
-    summary = path and path.is_dir() and RunFolder(path).summary_file
-    if not summary or not summary.is_file():
-        return {}
-    return read_json(summary, {"parts": schema.Parameter(Mapping[str, list[str]], {})}).get("parts", {})
+    if path is None or not path.is_dir():
+        return {part: ("",) for part in by_part}
+    summary = RunFolder(path).summary_file
+    fields = {"parts": schema.Parameter(Mapping[str, list[str]], {})}
+    return read_json(summary, fields).get("parts", {}) if summary.is_file() else {}
 
 
 def _check_hard(model: nn.Module, init: str, names: set[str], fitting: Mapping[str, Tensor]) -> None:

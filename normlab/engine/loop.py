@@ -30,7 +30,7 @@ class Loop:
         self.session, self.config = session, session.config
         task, model = session.experiment.task, session.experiment.model
         self.length = Length(self.config, task)
-        check_splits(session)
+        check_splits(task, self.config)
         statistics = RunningStatistics(model)
         forward_model = torch.compile(model) if self.config.compile else model
         self.phases = [
@@ -101,11 +101,11 @@ class Loop:
             yield
 
     def _end_epoch(self) -> None:
-        split = self.session.experiment.task.tested[0]
+        split = self.session.experiment.task.tested[0]  # whatever its name: in records, val is what epochs end with
         with self.session.stop.patience(False):
-            values = _named(split, evaluate(self.session, split))
+            values = _named("val", evaluate(self.session, split))
             if self.config.record.estimators:
-                values |= _named(f"{split}_batch_average", self._evaluate_batch_average(split))
+                values |= _named("val_batch_average", self._evaluate_batch_average(split))
         self.journal.end_epoch(self.updates, values)
         if self.config.ratios_every == "epoch":
             self.journal.ratios(self.updates)
@@ -171,6 +171,6 @@ class Loop:
                     _log.warning("snapshots=%g: the run is past that; rerun=true starts over and keeps it", share)
 
 
-def _named(split: str, values: dict[str, float]) -> dict[str, float]:
+def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
     """Values by class have a place in summary.json, not in a row of each epoch."""
-    return {f"{split}/{name}": value for name, value in values.items() if "." not in name}
+    return {f"{prefix}/{name}": value for name, value in values.items() if "." not in name}

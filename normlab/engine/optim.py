@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 from normlab.norm.layer import Normalizer
@@ -40,6 +40,24 @@ def rmsprop(
     """RMSProp (seed 000, Sec. 4.1); alpha is the kept fraction of the squared gradient's average."""
     groups = _groups(model, weight_decay, decay)
     return torch.optim.RMSprop(groups, _scaled(lr, lr_batch, update_samples), alpha=alpha, eps=eps, momentum=momentum)
+
+
+def adam(
+    model: nn.Module,
+    update_samples: int,
+    *,
+    lr: Annotated[float, Gt(0)] = 0.001,
+    lr_batch: Annotated[int, Ge(1)] | None = None,
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
+    eps: Annotated[float, Gt(0)] = 1e-8,
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+    decay: Literal["all", "not_norm"] = "all",
+) -> torch.optim.Optimizer:
+    """Adam; its learning rate scales with the samples of an update only where lr_batch says with which."""
+    groups = _groups(model, weight_decay, decay)
+    scaled = lr if lr_batch is None else _scaled(lr, lr_batch, update_samples)
+    return torch.optim.Adam(groups, scaled, betas=(beta1, beta2), eps=eps)
 
 
 def _scaled(lr: float, lr_batch: int, update_samples: int) -> float:

@@ -3,7 +3,7 @@
 An update averages gradients over all replicas: `_backward` has the line.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from normlab.engine.build import Experiment
+from normlab.engine.check import trained_by
 from normlab.engine.length import Length
 from normlab.engine.loader import batches
 from normlab.engine.session import Session
-from normlab.errors import unknown
+from normlab.errors import UserError
 from normlab.processes import devices
 from normlab.replicas import Pass, RunningStatistics, passes, set_replicas
 from normlab.schema import bind
@@ -30,7 +31,7 @@ class PhaseTraining:
 
     Attributes:
         name: of the phase.
-        lr: the learning rate of the last update, before the factors of parts.
+        lr: the learning rate of the last update, without the factors of parts.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class PhaseTraining:
         self.trained = _trained(session.experiment, self._phase)
         self.enter()
         self.optimizer = bind(settings.get("optim", config.optim))(model, config.update_samples)
+        self.lr = self._base_lr = self.optimizer.param_groups[0]["lr"]
         _scale_learning_rates(self.optimizer, session.experiment)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._schedule = bind(settings.get("schedule", config.schedule))
@@ -57,10 +59,7 @@ class PhaseTraining:
                 forward_model, forward_sync_buffers=False, find_unused_parameters=self._phase.skips
             )  # type: ignore[arg-type]
         self._sums: Sums = {}
-
-    @property
-    def lr(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+        self._measures: list[str] = []
 
     def enter(self) -> None:
         """Its turn begins: its parameters are trained, the others are constants."""
@@ -102,17 +101,29 @@ class PhaseTraining:
             share = self.session.share.ranks / (config.replicas * config.accumulate)
             self.scaler.scale(objective_R.sum() * share).backward()
         parts = outcome.losses if len(outcome.losses) > 1 else {}
-        for name, values_R in ({"loss": objective_R} | parts | outcome.measures).items():
+        measured = {"loss": objective_R} | parts | outcome.measures
+        self._check_measures(measured)
+        for name, values_R in measured.items():
             total = values_R.detach().sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self.statistics.collect()
         if trip.last:
             self.statistics.advance()
 
+    def _check_measures(self, measured: Mapping[str, Tensor]) -> None:
+        """Raise UserError where passes measure different things: their sums over replicas would mean nothing."""
+        self._measures = self._measures or list(measured)
+        if list(measured) != self._measures:
+            raise UserError(
+                f"phase {self.name}: one pass measured {', '.join(self._measures)}, and another "
+                f"{', '.join(measured)}; a task measures the same in each"
+            )
+
     def _step(self, done: int) -> None:
         """Move the parameters; `done` updates of the phase came before."""
         total, per_epoch = self.length.done(self.number, self.length.total), self.length.spans[self.number].updates
         factor = self._schedule(done, total, per_epoch)
+        self.lr = self._base_lr * factor
         for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
         self.scaler.step(self.optimizer)
@@ -131,15 +142,10 @@ class PhaseTraining:
 
 
 def _trained(experiment: Experiment, phase: Phase) -> dict[nn.Parameter, bool]:
-    """Whether the phase trains each of the parameters that any phase may train. Raises UserError on an unknown part."""
-    for part in phase.parts:
-        if part not in experiment.parts.prefixes:
-            raise unknown(f"phase {phase.name}: part", part, experiment.parts.prefixes)
-    return {
-        parameter: not phase.parts or bool({*phase.parts} & {*experiment.parts.chain(name)})
-        for name, parameter in experiment.model.named_parameters()
-        if name in experiment.trainable
-    }
+    """Whether the phase trains each of the parameters that any phase may train."""
+    own = trained_by(phase, experiment.parts, experiment.trainable)
+    named = experiment.model.named_parameters()
+    return {parameter: name in own for name, parameter in named if name in experiment.trainable}
 
 
 def _scale_learning_rates(optimizer: torch.optim.Optimizer, experiment: Experiment) -> None:

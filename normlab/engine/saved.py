@@ -25,12 +25,18 @@ def need_weights(folders: Iterable[RunFolder]) -> None:
             raise UserError(f"run {folder.path.name} has no weights: it is {folder.status()['status']}")
 
 
-def need_split(folders: Iterable[RunFolder], split: str) -> None:
-    """Raise UserError, ahead of any work, if the task of one of the runs has no such split."""
+def splits_of(folders: Iterable[RunFolder], split: str | None) -> list[str]:
+    """The split of each run; None: the one that it is tested on.
+
+    Raises UserError, ahead of any work, if the task of one of the runs has no such split.
+    """
+    found = []
     for folder in folders:
-        splits = build_task(folder.config()).splits
-        if split not in splits:
-            raise UserError(f"split={split}: expected {' or '.join(splits)}")
+        task = build_task(folder.config())
+        if split is not None and split not in task.splits:
+            raise UserError(f"split={split}: expected {' or '.join(task.splits)}")
+        found.append(split or task.tested[0])
+    return found
 
 
 def open_run(folder: RunFolder, progress: Progress = silent) -> Session:
@@ -59,8 +65,11 @@ def evaluate_run(folder: RunFolder, split: str) -> tuple[str, Metrics]:
         return session.experiment.task.splits[split], metrics
 
 
-def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:
-    """Metrics under batch averages measured anew by `settings`; adds them to the run's estimates.jsonl."""
+def estimate_run(folder: RunFolder, settings: BatchAverage) -> tuple[str, Metrics]:
+    """The tested split in words, and metrics under batch averages measured anew by `settings`.
+
+    Adds them to the run's estimates.jsonl.
+    """
     with locked(folder.path), progress_bar() as progress:
         session = open_run(folder, progress)
         session.config.batch_average = settings
@@ -68,4 +77,5 @@ def estimate_run(folder: RunFolder, settings: BatchAverage) -> Metrics:
             metrics = evaluate(session, session.experiment.task.tested[0])
         append_jsonl(folder.path / "estimates.jsonl", [dataclasses.asdict(settings) | metrics])
     label = f"{settings.samples} samples, {settings.variance} variance, augment={str(settings.augment).lower()}"
-    return {label: metrics}
+    task = session.experiment.task
+    return task.splits[task.tested[0]], {label: metrics}

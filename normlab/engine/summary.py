@@ -10,7 +10,7 @@ from normlab.processes import devices
 from normlab.replicas import normalizers
 from normlab.runs import checkpoint
 from normlab.runs.data_errors import data_errors
-from normlab.tasks.metrics import headline
+from normlab.tasks.metrics import metrics_of, value_of
 
 
 def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
@@ -45,7 +45,8 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
         mixes_batches = any(layer.is_switchable and layer.tracks_statistics for layer in layers)
         estimator = "batch_average" if mixes_batches else "moving_average"
     rows = experiment.ratios()
-    metric = headline(config.task["_target_"])
+    known = metrics_of(config.task["_target_"])
+    metric = next(iter(known))
     return {
         "id": record["id"],
         "name": record["name"],
@@ -53,10 +54,15 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
         **{group: config.choices[group] for group in ("norm", "weight", "model", "data", "task")},
         **{key: getattr(config, key) for key in ("batch", "accumulate", "epochs", "iterations", "seed", "precision")},
         "headline": {"metric": metric, "estimator": estimator}
-        | ({"value": metrics[estimator][metric]} if metrics else {"value": None}),
+        | (
+            {"value": value_of(metrics[estimator], metric, metrics_of(config.task["_target_"]))}
+            if metrics
+            else {"value": None}
+        ),
         "metrics": metrics,
         "ratios": ratios.average(rows) if ratios.switchable(rows) else None,
         "ratios_by_part": ratios.mean_by_part(rows) if ratios.switchable(rows) else {},
+        "tested": experiment.task.splits[experiment.task.tested[0]],
         "parts": {part: list(prefixes) for part, prefixes in experiment.parts.prefixes.items()},
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "norm_layers": len(layers),

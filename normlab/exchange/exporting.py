@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from normlab.bench.machine import machine
 from normlab.bench.rounds import interleave, ratio, spread
@@ -111,13 +111,16 @@ def _inputs(task: Task, model: nn.Module, number: int) -> _Inputs:
     inputs, dynamic = task.exported(batch)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     inputs = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
-    axes = dynamic or tuple({0: "batch"} for _ in inputs)
-    return _Inputs(inputs, tuple(_automatic(axis) for axis in axes), len(samples))
+    axes = _automatic(dynamic) if dynamic else tree_map(lambda leaf: {0: torch.export.Dim.AUTO}, inputs)
+    return _Inputs(inputs, axes, len(samples))
 
 
 def _automatic(axes: Any) -> Any:
-    """Which axes may differ; torch finds out how they hang together."""
-    return {axis: torch.export.Dim.AUTO for axis in axes} if isinstance(axes, Mapping) else axes
+    """Which axes may differ, of inputs that may be nested; torch finds out how they hang together."""
+    if isinstance(axes, Mapping):
+        of_axes = all(isinstance(axis, int) for axis in axes)
+        return {k: torch.export.Dim.AUTO if of_axes else _automatic(inside) for k, inside in axes.items()}
+    return type(axes)(map(_automatic, axes)) if isinstance(axes, list | tuple) else axes
 
 
 def _exported(model: nn.Module, given: _Inputs) -> bytes:

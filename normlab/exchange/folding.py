@@ -75,7 +75,7 @@ class PlainNormalizer(nn.Module):
             else:  # of a frozen layer
                 self.register_buffer(name, tensor)
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in layer.buffers()) else torch.float32
-        self.register_buffer("stored", layer._stored_statistics(dtype))
+        self.register_buffer("stored", layer.stored_statistics(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x.unsqueeze(-1) if x.ndim == 2 else x

@@ -6,6 +6,7 @@ from torch import nn
 from normlab.config import Config, identity
 from normlab.console import PlainConsole
 from normlab.engine.build import Experiment, build
+from normlab.engine.evaluate import check_splits
 from normlab.engine.length import Length
 from normlab.launch.elastic import num_devices
 from normlab.replicas import normalizers
@@ -18,6 +19,7 @@ def print_plan(config: Config) -> None:
     """Raises UserError on all that would keep the run from starting."""
     experiment = build(config)
     task, length, devices = experiment.task, Length(config, experiment.task), num_devices(config)
+    check_splits(task, config)
     folder = RunFolder.of(config)
     sizes = {split: len(task.dataset(split)) for split in dict.fromkeys([*_trained_on(task), *task.tested])}  # type: ignore[arg-type]
     each = f", each {'x'.join(map(str, task.example))}" if task.example else ""

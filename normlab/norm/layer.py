@@ -201,7 +201,7 @@ class Normalizer(nn.Module):
         self._refuse_single_values(N, num_positions, measures_batch)
 
         dtype = accumulation_dtype(x)
-        stored = None if measures_batch else self._stored_statistics(dtype)
+        stored = None if measures_batch else self.stored_statistics(dtype)
         mean_NC: Tensor | None
         var_NC: Tensor | None
         if stored is not None and len(self._batch_scopes) == len(self._scopes):
@@ -305,7 +305,7 @@ class Normalizer(nn.Module):
             if _buffer(what, scope) in self._buffers
         }
 
-    def _stored_statistics(self, dtype: torch.dtype) -> Tensor | None:
+    def stored_statistics(self, dtype: torch.dtype) -> Tensor | None:
         """The stored statistics of the batch scopes, flat: mean, variance, of each; zeros for a half not asked for."""
         flat = []
         for scope in self._batch_scopes:

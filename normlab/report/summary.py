@@ -26,7 +26,9 @@ def print_summary(folder: RunFolder) -> None:
         console.print(f"The loss was not finite at update {summary['diverged_at']}.")
     if summary["metrics"]:
         known = metrics_of_run(folder)
-        print_metrics("validation", summary["metrics"], known, headline=summary["headline"]["estimator"])
+        print_metrics(
+            summary.get("tested", "validation"), summary["metrics"], known, headline=summary["headline"]["estimator"]
+        )
     if summary["ratios"]:
         for moment, ratios in summary["ratios"].items():
             shares = "  ".join(f"{scope} {ratio:.3f}" for scope, ratio in ratios.items())

@@ -61,21 +61,24 @@ def metrics_of(target: str) -> dict[str, MetricInfo]:
     return found
 
 
-def headline(target: str) -> str:
-    """The metric that a task's runs are known by."""
-    return next(iter(metrics_of(target)))
-
-
 def value_of(measured: Mapping[str, float], metric: str, metrics: Mapping[str, MetricInfo]) -> float | None:
-    """A metric as it was measured, or as 100 less its complement; None where neither was."""
-    info = metrics.get(metric)
+    """A metric as it was measured, or as 100 less its complement; None where neither was.
+
+    That of a further test set is called by it, as test/top1.
+    """
+    split, slash, name = metric.rpartition("/")
+    info = metrics.get(name)
     if metric in measured or info is None or info.complement is None:
         return measured.get(metric)
-    return 100 - measured[info.complement] if info.complement in measured else None
+    other = split + slash + info.complement
+    return 100 - measured[other] if other in measured else None
 
 
 def info_of(metric: str, metrics: Mapping[str, MetricInfo]) -> MetricInfo | None:
-    """Of a metric, or of that whose value for one class it is (iou.person); None where there is none."""
-    name, dot, _ = metric.partition(".")
+    """Of a metric, or of that whose value for one class it is (iou.person), also of a further test set (test/iou).
+
+    None where there is none.
+    """
+    name, dot, _ = metric.rpartition("/")[2].partition(".")
     info = metrics.get(name)
     return info if info is not None and (not dot or info.per_class) else None

@@ -26,7 +26,7 @@ class Parts:
 
     def chain(self, name: str) -> tuple[str, ...]:
         """The parts of a module, or of a parameter: those with the longest prefix that fits its name, aliases first."""
-        fitting = [(p, part) for part, own in self.prefixes.items() for p in own if _fits(p, name)]
+        fitting = [(p, part) for part, own in self.prefixes.items() for p in own if fits(p, name)]
         longest = max((len(prefix) for prefix, _ in fitting), default=-1)
         return tuple(part for prefix, part in fitting if len(prefix) == longest)
 
@@ -49,5 +49,5 @@ class Parts:
         return self.merged([*aliases, part])
 
 
-def _fits(prefix: str, name: str) -> bool:
+def fits(prefix: str, name: str) -> bool:
     return not prefix or name == prefix or name.startswith(f"{prefix}.")

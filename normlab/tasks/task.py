@@ -79,7 +79,8 @@ class Traced(NamedTuple):
 
     Attributes:
         inputs: the positional arguments of the model, with two samples or more.
-        dynamic: for each, the axes whose size may differ, as {0: "batch"}; None: the first axis of each.
+        dynamic: for each, nested as they are, the axes whose size may differ, as {0: "batch"}; None: the first axis of
+            every tensor.
     """
 
     inputs: tuple[Any, ...]
