@@ -83,6 +83,14 @@ def of_size(width: int, height: int):
     return lambda path: write_png(path, width, height, 8, 2, b"")
 
 
+def tiles(path: Path) -> None:
+    """A TIFF of 9 x 9 pixels in one tile of 30,000 x 30,000, deflated."""
+    data = zlib.compress(bytes(1000))
+    tags = {256: 9, 257: 9, 258: 8, 259: 8, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 134, 325: len(data)}
+    listed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + listed + bytes(4) + data)
+
+
 DAMAGE = {
     "truncated": (truncate, "cannot be decoded"),
     "empty": (lambda path: path.write_bytes(b""), "it is empty"),
@@ -102,6 +110,7 @@ DAMAGE = {
     "thin": (of_size(20_000, 1), "one side more than 200 times the other"),
     "GIF": (lambda path: Image.new("RGB", (9, 9)).save(path, "GIF"), "it is a GIF, which is not read"),
     "PostScript": (lambda path: Image.new("RGB", (9, 9)).save(path, "EPS"), "it is a PostScript file, which is not"),
+    "tiles": (tiles, "its tiles have more than 100,000,000 pixels"),
     "bomb": (of_size(65535, 65535), "more than 100,000,000 pixels"),
 }
 
