@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import write_cifar10, write_class_folders, write_idx, write_mnist
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from normlab.cli import main
 from normlab.config import identity, load
@@ -144,6 +144,33 @@ def test_a_bad_image_is_named_with_its_sample(imagenet, kind):
     said = str(error.value)
     assert said.startswith(f"{image(imagenet, 'train', 11)}: ") and message in said and "\n" not in said
     assert "(sample 11 of train); `normlab data verify` lists" in said
+
+
+GOOD = [
+    ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("MPO", "RGB"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"),
+    ("PNG", "P"), ("PNG", "1"), ("PPM", "RGB"), ("PPM", "L"), ("PPM", "1"), ("BMP", "RGB"), ("BMP", "P"), ("BMP", "L"),
+    ("TIFF", "RGB"), ("TIFF", "CMYK"), ("TIFF", "1"), ("WEBP", "RGB"), ("WEBP", "RGBA"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mode"), GOOD)
+def test_good_images_of_every_format_are_as_pil_has_them_in_rgb(tmp_path, kind, mode):
+    """Whatever their names say, as in ImageNet; the longest that is not too thin."""
+    pixels = np.random.RandomState(0).randint(0, 256, (2, 400, 3), np.uint8)
+    made = Image.fromarray(pixels).convert(mode)
+    made.save(tmp_path / "image.JPEG", kind, **({"save_all": True, "append_images": [made]} if kind == "MPO" else {}))
+    found = decode(tmp_path / "image.JPEG")
+    assert found.mode == "RGB"
+    with Image.open(tmp_path / "image.JPEG") as image:
+        assert image.format == kind
+        assert np.array_equal(np.asarray(found), np.asarray(image.convert("RGB")))
+
+
+def test_ghostscript_is_not_asked(imagenet, monkeypatch):
+    """PIL gives it any file that begins as PostScript does, and it runs what the file says."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_arguments: pytest.fail("Ghostscript was started"))
+    Image.new("RGB", (9, 9)).save(image(imagenet, "train", 0), "EPS")
+    assert any("it is a PostScript file" in problem for problem in verify("imagenet", imagenet))
 
 
 def as_nobody(action) -> list[str]:
