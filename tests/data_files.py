@@ -41,6 +41,27 @@ def write_cifar(folder: Path, files: dict[str, int], key: str, classes: int) -> 
     return written
 
 
+def as_python2(data: np.ndarray, key: str, labels: list[int]) -> bytes:
+    """A CIFAR file as the real ones are: pickled by Python 2 and its numpy, whose bytes are strings."""
+
+    def text(value: bytes) -> bytes:
+        short = len(value) < 256
+        return (b"U" + bytes([len(value)]) if short else b"T" + struct.pack("<I", len(value))) + value
+
+    def number(value: int) -> bytes:
+        return b"K" + bytes([value]) if value < 256 else b"M" + struct.pack("<H", value)
+
+    shape = number(data.shape[0]) + number(data.shape[1]) + b"\x86"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|")
+    dtype += b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87Rq\x05"
+    array += b"(K\x01" + shape + dtype + b"\x89" + text(data.tobytes()) + b"tb"
+    content = text(b"batch_label") + b"q\x02" + text(b"testing batch 1 of 1") + b"q\x03"
+    content += text(key.encode()) + b"q\x04](" + b"".join(map(number, labels)) + b"e"
+    content += text(b"data") + array + text(b"filenames") + b"](" + b"".join(text(b"x.png") for _ in labels) + b"e"
+    return b"\x80\x02}q\x01(" + content + b"u."
+
+
 def write_cifar10(root: Path) -> dict[str, tuple]:
     files = {f"data_batch_{i}": 10 + i for i in range(1, 6)} | {"test_batch": 7}
     return write_cifar(root / "cifar-10-batches-py", files, "labels", 10)

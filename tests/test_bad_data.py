@@ -6,7 +6,9 @@ import os
 import pickle
 import resource
 import shutil
+import struct
 import tempfile
+import zlib
 from errno import EMFILE
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import write_cifar10, write_class_folders, write_idx, write_mnist
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from normlab.cli import main
 from normlab.config import identity, load
@@ -60,9 +62,33 @@ def replace(path: Path, make) -> None:
     make(path)
 
 
-def large_header(path: Path) -> None:
-    """A GIF of 9 bytes that claims 65535 x 65535 pixels."""
-    path.write_bytes(b"GIF89a\xff\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\xff\xff\xff\xff\x00\x02\x02D\x01\x00;")
+def write_png(path: Path, width: int, height: int, depth: int, colour: int, rows: bytes) -> None:
+    """A PNG file of any header."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def deep_colour(kind: str):
+    """Writes 9 x 9 pixels of 16 bits a channel."""
+    channels, colour = {"LA": (2, 4), "RGB": (3, 2), "RGBA": (4, 6)}[kind]
+    return lambda path: write_png(path, 9, 9, 16, colour, (b"\0" + bytes(range(18 * channels))) * 9)
+
+
+def of_size(width: int, height: int):
+    """Writes a PNG that claims this size and has next to no pixels."""
+    return lambda path: write_png(path, width, height, 8, 2, b"")
+
+
+def tiles(path: Path) -> None:
+    """A TIFF of 9 x 9 pixels in one tile of 30,000 x 30,000, deflated."""
+    data = zlib.compress(bytes(1000))
+    tags = {256: 9, 257: 9, 258: 8, 259: 8, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 134, 325: len(data)}
+    listed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + listed + bytes(4) + data)
 
 
 DAMAGE = {
@@ -75,7 +101,17 @@ DAMAGE = {
     "folder": (lambda path: replace(path, Path.mkdir), "no regular file"),
     "pipe": (lambda path: replace(path, os.mkfifo), "no regular file"),
     "16 bits": (deep, "mode I;16, not of 8 bits"),
-    "bomb": (large_header, "decompression bomb"),
+    "16 bits, RGB": (deep_colour("RGB"), "mode RGB;16, not of 8 bits"),
+    "16 bits, RGBA": (deep_colour("RGBA"), "mode RGBA;16, not of 8 bits"),
+    "16 bits, LA": (deep_colour("LA"), "mode RGBA;16, not of 8 bits"),
+    "16 bits, PPM": (lambda path: path.write_bytes(b"P6 2 2 65535 " + bytes(24)), "mode RGB;16, not of 8 bits"),
+    "large": (of_size(10_001, 10_000), "has 10001 x 10000 pixels"),
+    "long": (of_size(30_001, 300), "has 30001 x 300 pixels"),
+    "thin": (of_size(20_000, 1), "one side more than 200 times the other"),
+    "GIF": (lambda path: Image.new("RGB", (9, 9)).save(path, "GIF"), "it is a GIF, which is not read"),
+    "PostScript": (lambda path: Image.new("RGB", (9, 9)).save(path, "EPS"), "it is a PostScript file, which is not"),
+    "tiles": (tiles, "its tiles have more than 100,000,000 pixels"),
+    "bomb": (of_size(65535, 65535), "more than 100,000,000 pixels"),
 }
 
 
@@ -84,9 +120,12 @@ DAMAGE = {
 
 def test_verify_lists_every_bad_image_in_a_line_each_and_exits_with_1(imagenet, capsys):
     files = {}
-    for index, (damage, message) in enumerate(DAMAGE.values()):
-        files[image(imagenet, "train", index)] = message
-        damage(image(imagenet, "train", index))
+    places = [image(imagenet, "train", i) for i in range(2 * TRAIN)] + [
+        image(imagenet, "val", i) for i in range(2 * VAL)
+    ]
+    for path, (damage, message) in zip(places, DAMAGE.values(), strict=False):
+        files[path] = message
+        damage(path)
     assert main(["data", "verify", "imagenet", f"root={imagenet}"]) == 1
     lines = capsys.readouterr().out.splitlines()
     found = [line for line in lines if "expected" not in line]
@@ -105,6 +144,33 @@ def test_a_bad_image_is_named_with_its_sample(imagenet, kind):
     said = str(error.value)
     assert said.startswith(f"{image(imagenet, 'train', 11)}: ") and message in said and "\n" not in said
     assert "(sample 11 of train); `normlab data verify` lists" in said
+
+
+GOOD = [
+    ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("MPO", "RGB"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"),
+    ("PNG", "P"), ("PNG", "1"), ("PPM", "RGB"), ("PPM", "L"), ("PPM", "1"), ("BMP", "RGB"), ("BMP", "P"), ("BMP", "L"),
+    ("TIFF", "RGB"), ("TIFF", "CMYK"), ("TIFF", "1"), ("WEBP", "RGB"), ("WEBP", "RGBA"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mode"), GOOD)
+def test_good_images_of_every_format_are_as_pil_has_them_in_rgb(tmp_path, kind, mode):
+    """Whatever their names say, as in ImageNet; the longest that is not too thin."""
+    pixels = np.random.RandomState(0).randint(0, 256, (2, 400, 3), np.uint8)
+    made = Image.fromarray(pixels).convert(mode)
+    made.save(tmp_path / "image.JPEG", kind, **({"save_all": True, "append_images": [made]} if kind == "MPO" else {}))
+    found = decode(tmp_path / "image.JPEG")
+    assert found.mode == "RGB"
+    with Image.open(tmp_path / "image.JPEG") as image:
+        assert image.format == kind
+        assert np.array_equal(np.asarray(found), np.asarray(image.convert("RGB")))
+
+
+def test_ghostscript_is_not_asked(imagenet, monkeypatch):
+    """PIL gives it any file that begins as PostScript does, and it runs what the file says."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_arguments: pytest.fail("Ghostscript was started"))
+    Image.new("RGB", (9, 9)).save(image(imagenet, "train", 0), "EPS")
+    assert any("it is a PostScript file" in problem for problem in verify("imagenet", imagenet))
 
 
 def as_nobody(action) -> list[str]:

@@ -1,12 +1,15 @@
 """Datasets read from disk: real formats, generated content."""
 
+import gzip
 import os
 import pickle
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
-from data_files import jpeg, write_cifar, write_cifar10, write_class_folders, write_idx, write_mnist
+from data_files import as_python2, jpeg, write_cifar, write_cifar10, write_class_folders, write_idx, write_mnist
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -76,6 +79,41 @@ def test_mnist_truncated_gz(tmp_path):
         MNIST("train", 0, root=str(tmp_path))
 
 
+def peak_bytes(action) -> int:
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("shape", "zeros", "message"),
+    [
+        ((3, 28, 28), 2**26, "goes on behind"),
+        ((3, 28, 28), 3 * 28 * 28 - 1, "ends after 2,351 bytes"),
+        ((2**32 - 1, 28, 28), 2**26, "at most 300,000 images"),
+        ((3, 2**31, 2**31), 2**26, "at most 300,000 images"),
+        ((3, 28), 100, "first bytes"),
+    ],
+)
+def test_mnist_takes_no_more_than_its_header_says(tmp_path, suffix, shape, zeros, message):
+    write_mnist(tmp_path, suffix)
+    content = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + bytes(zeros)
+    path = tmp_path / f"train-images-idx3-ubyte{suffix}"
+    path.write_bytes(gzip.compress(content, 1) if suffix else content)
+    del content
+
+    def refuse():
+        with pytest.raises(UserError, match=message) as error:
+            MNIST("train", 0, root=str(tmp_path))
+        assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+    assert peak_bytes(refuse) < 2**22
+
+
 def test_mnist_arrays_that_do_not_fit(tmp_path):
     write_mnist(tmp_path)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(3))
@@ -136,6 +174,31 @@ def test_cifar_missing_file(tmp_path):
         CIFAR10("train", 0, root=str(tmp_path))
 
 
+def python2(data, labels):
+    return as_python2(data, "labels", labels)
+
+
+def python3(protocol, order="C"):
+    def content(data, labels):
+        array = np.asarray(data, order=order)
+        return pickle.dumps({"labels": labels, "data": array, "more": [[], {}, (1, "x", None)]}, protocol=protocol)
+
+    return content
+
+
+@pytest.mark.parametrize("write", [python2, *map(python3, range(6)), python3(2, "F"), python3(4, "F"), python3(5, "F")])
+def test_cifar_files_of_every_python(tmp_path, write):
+    write_cifar10(tmp_path)
+    random = np.random.RandomState(1)
+    data, labels = random.randint(0, 256, (300, 3072), np.uint8), random.randint(0, 10, 300).tolist()
+    content = write(data, labels)
+    assert np.array_equal(pickle.loads(content, encoding="latin1")["data"], data)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(content)
+    dataset = CIFAR10("val", 0, root=str(tmp_path))
+    assert np.array_equal(dataset.images_NCHW.numpy(), data.reshape(-1, 3, 32, 32))
+    assert dataset.labels_N.tolist() == labels
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch broken-in",)
@@ -153,16 +216,71 @@ class Malicious:
         pickle.dumps({"data": np.zeros((2, 3072)), "labels": [1, 2]}),
         pickle.dumps({"data": np.zeros((3072, 2), np.uint8), "labels": [1, 2]}),
         pickle.dumps({"data": np.zeros((2, 3000), np.uint8), "labels": [1, 2]}),
+        pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 2**40]}),
+        pickle.dumps({"data": np.zeros((0, 3072), np.uint8), "labels": []}),
+        pickle.dumps({"data": np.zeros((2, 3072), np.int8), "labels": [1, 2]}),
+        pickle.dumps({"data": np.array([None] * 3072), "labels": [1]}),
+        pickle.dumps({"data": b"x" * 3072, "labels": [1]}),
+        pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 2]})[:-1],
+        pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": {1: 2, 2: 2}}),
         pickle.dumps(Malicious()),
+        b"(" * 1000 + b"t" * 1000 + b".",
+        b"t.",
+        b"\x85.",
+        b"]]a" * 400_000 + b".",
+        b"Vabc\n" * 3,
+        b"S" + b"x" * 100_000 + b"\n.",
+        b"]q\x00h\x00a.",
+        b"\x8e" + b"\xff" * 8 + b"x.",
+        b"T\xff\xff\xff\x7fx.",
+        as_python2(np.zeros((2, 3072), np.uint8), "labels", [1, 2]).replace(b"K\x00tb", b"K\x00tbK\x00b"),
+        as_python2(np.zeros((2, 3072), np.uint8), "labels", [1, 2]).replace(b"K\x02M", b"K\x03M"),
+        as_python2(np.zeros((2, 3072), np.uint8), "labels", [1, 2]).replace(b"K\x02M", b"J\xff\xff\xff\xffM"),
     ],
 )
 def test_cifar_odd_file(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_cifar10(tmp_path)
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(content)
-    with pytest.raises(UserError, match="test_batch is not a CIFAR batch"):
+    with pytest.raises(UserError, match="test_batch is not a CIFAR batch") as error:
         CIFAR10("val", 0, root=str(tmp_path))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
     assert not (tmp_path / "broken-in").exists()
+
+
+def shared_lists(depth: int) -> list:
+    inner: list = [0] * 10
+    for _ in range(depth):
+        inner = [inner] * 10
+    return inner
+
+
+def test_cifar_lists_that_share_lists_take_no_room(tmp_path):
+    write_cifar10(tmp_path)
+    content = {"data": np.zeros((10, 3072), np.uint8), "labels": shared_lists(12)}
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match="labels are no whole numbers"):
+        CIFAR10("val", 0, root=str(tmp_path))
+
+
+def test_cifar_arrays_are_made_of_plain_bytes_only(tmp_path):
+    """Whatever a file says of its dtype, numpy is never told: a file could have it write anywhere in memory."""
+    write_cifar10(tmp_path)
+    state = b"(K\x03U\x01|N(U\x01at}U\x01acnumpy\ndtype\nU\x02O8K\x00K\x01\x87RK\x00\x86sK\x08K\x01K\x1btb"
+    data = np.full((2, 3072), 7, np.uint8)
+    content = as_python2(data, "labels", [1, 2])
+    start = content.index(b"(K\x03")
+    odd = content[:start] + state + content[content.index(b"K\x00tb", start) + 4 :]
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(odd)
+    assert np.array_equal(CIFAR10("val", 0, root=str(tmp_path)).images_NCHW.numpy().reshape(2, -1), data)
+
+
+def test_cifar_file_that_is_too_large(tmp_path):
+    write_cifar10(tmp_path)
+    with (tmp_path / "cifar-10-batches-py" / "test_batch").open("wb") as file:
+        file.truncate(2**40)  # a file with a hole
+    with pytest.raises(UserError, match="more than 300,000,000 bytes"):
+        CIFAR10("val", 0, root=str(tmp_path))
 
 
 # Caltech-256

@@ -134,6 +134,16 @@ def test_files_that_can_be_read_are_left_alone(tmp_path, folder):
     assert prepare("mnist", tmp_path) == f"mnist: 40 training and 20 validation images in {tmp_path}"
 
 
+def test_a_damaged_file_in_the_way_is_named(tmp_path):
+    write_mnist(tmp_path / "MNIST" / "raw")
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0\0\x05")
+    with pytest.raises(
+        UserError, match=r"MNIST: a file in .*MNIST/raw is damaged \(.*; remove it and run this"
+    ) as error:
+        prepare("mnist", tmp_path)
+    assert "\n" not in str(error.value)
+
+
 # What verify finds
 
 

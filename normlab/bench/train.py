@@ -16,7 +16,7 @@ from normlab.bench.images import make_folders
 from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.start import NORMLAB, metrics, updates_in_metrics
 from normlab.bench.tables import Row, Table, plain
-from normlab.data.folder import class_names
+from normlab.data.scan import class_names
 from normlab.errors import UserError
 from normlab.models.names import check_model_name
 from normlab.progress import Progress

@@ -8,8 +8,9 @@ from annotated_types import Ge, Gt, Le
 from normlab.data.augment import chain, pad_crop_flip, resize, to_bytes
 from normlab.data.dataset import check_split, first_existing, missing
 from normlab.data.download import download
-from normlab.data.folder import ImageFiles, folder_problems, scan, scan_complete
+from normlab.data.folder import ImageFiles, folder_problems
 from normlab.data.imagenet import MEAN, STD
+from normlab.data.scan import ClassFolders, complete, scan
 from normlab.data.splits import held_out, training_fraction
 from normlab.errors import UserError
 
@@ -54,7 +55,7 @@ class Caltech256(ImageFiles):
     ):
         check_split(split)
         folder = _folder(root)
-        found = scan_complete(folder, skip=_CLUTTER)
+        found = complete(folder, _scan(folder))
         members = held_out(found.labels_N, split, train_share=0.8)
         members = members[training_fraction(found.labels_N[members], split, fraction)]
         self.num_classes = len(found.classes)
@@ -81,7 +82,7 @@ class Caltech256(ImageFiles):
     def verify(cls, root: Path) -> list[str]:
         try:
             folder = _folder(root)
-            found = scan(folder, skip=_CLUTTER)
+            found = _scan(folder)
         except UserError as error:
             return [str(error)]
         return folder_problems(folder, found, _CLASSES, _COUNT)
@@ -93,3 +94,8 @@ def _folder(root: str | Path) -> Path:
     if folder.name != name:
         raise missing(f"folder {name}", folder, "caltech256", root)
     return folder
+
+
+def _scan(folder: Path) -> ClassFolders:
+    """What lies right in the class folders; the archive has a stray folder inside one that is no part of the set."""
+    return scan(folder, skip=_CLUTTER, nested=False)

@@ -1,13 +1,12 @@
 """CIFAR-10 and CIFAR-100 from the files of their Python version."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from normlab.data import pickled
 from normlab.data.arrays import Part, StoredArrays, label_problems
 from normlab.data.augment import chain, pad_crop_flip, resize
 from normlab.data.dataset import SPLITS, OnError, check_split, count_problem, first_existing, missing
@@ -16,6 +15,7 @@ from normlab.errors import UserError
 
 _COUNTS = {"train": 50_000, "val": 10_000}
 _SIDE = 32
+_MOST_IMAGES, _MOST_BYTES = 60_000, 300_000_000  # in a file; the largest, train of CIFAR-100, has 50,000 in 155 MB
 
 
 class CIFAR(StoredArrays):
@@ -86,15 +86,19 @@ class CIFAR(StoredArrays):
             raise missing(path.name, path.parent, cls.__name__.lower(), root)
         try:
             with path.open("rb") as file:
-                batch = _ArrayUnpickler(file, encoding="latin1").load()
-            images_NP, labels_N = np.asarray(batch["data"]), np.asarray(batch[cls.label_key])
-            if images_NP.dtype != np.uint8 or images_NP.shape[1:] != (3 * _SIDE**2,):
-                raise ValueError(f"its images are {images_NP.dtype} of shape {images_NP.shape}")
-            if labels_N.dtype.kind not in "iu" or labels_N.shape != images_NP.shape[:1]:
-                raise ValueError(f"{len(images_NP)} images and labels {labels_N.dtype} of shape {labels_N.shape}")
-        except Exception as error:  # the bytes of a damaged file make an unpickler raise nearly anything
-            raise UserError(f"{path} is not a CIFAR batch ({type(error).__name__}: {one_line(error)})") from None
-        return Part(path.name, images_NP.reshape(-1, 3, _SIDE, _SIDE), labels_N.astype(np.int64))
+                if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                    raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+                batch = pickled.read(file.read(_MOST_BYTES))
+            if not isinstance(batch, dict) or not {"data", cls.label_key} <= batch.keys():
+                raise ValueError(f"it has no data and {cls.label_key}")
+            images_NP = pickled.rows_of_bytes(batch["data"], 3 * _SIDE**2, _MOST_IMAGES)
+            labels_N = pickled.whole_numbers(batch[cls.label_key], len(images_NP))
+        except Exception as error:  # the bytes of a damaged file raise nearly anything
+            raise UserError(
+                f"{path} is not a CIFAR batch ({type(error).__name__}: {one_line(error)[:200]}); without it, "
+                f"`normlab data prepare {cls.__name__.lower()} root={root}` gets it anew"
+            ) from None
+        return Part(path.name, images_NP.reshape(-1, 3, _SIDE, _SIDE), labels_N)
 
 
 class CIFAR10(CIFAR):
@@ -153,22 +157,3 @@ class CIFAR100(CIFAR):
         on_error: Literal["stop", "skip"] = "stop",
     ):
         super().__init__(split, seed, root, size, padding, augment, fraction, on_error)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain Python values and refuses everything else, so no file can run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core")  # the files were written by an old numpy
-        if (module, name) in _ARRAY_PARTS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-_ARRAY_PARTS = {
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}

@@ -12,7 +12,7 @@ def download(dataset: str, root: Path, *, archives: str, into: Path) -> None:
     Archives that the user put where the download would go are unpacked, without a network.
 
     Raises:
-        UserError: no network, or a file differs from its checksum.
+        UserError: no network, or a file differs from its checksum or is damaged.
     """
     import torchvision
 
@@ -23,6 +23,9 @@ def download(dataset: str, root: Path, *, archives: str, into: Path) -> None:
             f"{dataset} could not be downloaded ({one_line(error)}); "
             f"without a network put {archives} into {into} and run this again"
         ) from None
+    except Exception as error:  # it also reads what is there, and damaged bytes make it raise nearly anything
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise UserError(f"{dataset}: a file in {into} is damaged ({reason}); remove it and run this again") from None
 
 
 def one_line(message: object) -> str:

@@ -1,10 +1,11 @@
-"""ImageNet (ILSVRC 2012) as folders: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
+"""ImageNet (ILSVRC 2012) as folders: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG; and Tiny ImageNet as it is unpacked."""
 
 import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from normlab.data.augment import (
@@ -17,17 +18,20 @@ from normlab.data.augment import (
 )
 from normlab.data.dataset import SPLITS, check_split, missing
 from normlab.data.download import one_line
-from normlab.data.folder import ImageFiles, class_names, folder_problems, scan, scan_complete
+from normlab.data.folder import ImageFiles, folder_problems
+from normlab.data.scan import ClassFolders, LeftOut, class_names, complete, is_image, listed, say, scan
 from normlab.data.splits import training_fraction
 from normlab.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the training split, in [0, 1], as is customary
 _CLASSES, _COUNTS = 1000, {"train": 1_281_167, "val": 50_000}
+_TINY_LABELS, _TINY_IMAGES = "val_annotations.txt", "images"  # of Tiny ImageNet's val, which has no class folders
+_MOST_BYTES = 2**26  # of _TINY_LABELS: Tiny ImageNet's own has 0.3 MB
 _ARCHIVES = "ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
 
 
 class ImageNet(ImageFiles):
-    """ImageNet with the ResNet recipe, or any two folders of the same classes in this layout.
+    """ImageNet with the ResNet recipe, or any two folders of the same classes in this layout, or in Tiny ImageNet's.
 
     Seed 000, Sec. 4.1.1 (and 002) reduces images from 224x224 to 64x64: `size=64`, which applies the whole recipe,
     crops and the 256/224 of evaluation included, at that size. Its half of the training images is `fraction=0.5`;
@@ -61,10 +65,10 @@ class ImageNet(ImageFiles):
     ):
         check_split(split)
         train, val = (_folder(root, name) for name in SPLITS)
-        if differing := set(class_names(train)) ^ set(class_names(val)):
+        if differing := set(_classes(train)) ^ set(_classes(val)):
             raise UserError(f"{root}: {_not_in_both(min(differing))}")
         folder = train if split == "train" else val
-        found = scan_complete(folder)
+        found = complete(folder, _scan(folder))
 
         members = training_fraction(found.labels_N, split, fraction)
         self.num_classes = len(found.classes)
@@ -101,19 +105,62 @@ class ImageNet(ImageFiles):
         for split in SPLITS:
             try:
                 folder = _folder(root, split)
-                found = scan(folder)
+                found = _scan(folder)
             except UserError as error:
                 problems.append(str(error))
                 continue
             classes.append(set(found.classes))
             problems += folder_problems(folder, found, _CLASSES, _COUNTS[split])
-        if len(classes) == len(SPLITS):
+        if len(classes) == len(SPLITS) and all(classes):
             problems += [f"{root}: {_not_in_both(name)}" for name in sorted(classes[0] ^ classes[1])]
         return problems
 
 
 def _not_in_both(name: str) -> str:
     return f"class '{name}' is not in both train and val"
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of the classes of a split. Raises UserError when there are less than two."""
+    names = class_names(folder)
+    if len(names) > 1:
+        return names
+    return complete(folder, _scan(folder)).classes
+
+
+def _scan(folder: Path) -> ClassFolders:
+    """The images of a split, in either layout."""
+    if class_names(folder) == [_TINY_IMAGES] and os.path.isfile(folder / _TINY_LABELS):
+        return _scan_tiny(folder)
+    return scan(folder)
+
+
+def _scan_tiny(folder: Path) -> ClassFolders:
+    """The images of Tiny ImageNet's val, whose classes stand in a file. Raises UserError when it is none."""
+    path = folder / _TINY_LABELS
+    classes_by_name: dict[str, str] = {}
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path} has more than {_MOST_BYTES:,} bytes and is no list of Tiny ImageNet's")
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
+    for number, line in enumerate(lines, start=1):
+        name, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]
+        if not name or not wnid or "/" in name or "\0" in name or name in classes_by_name:
+            raise UserError(f"{path}, line {number}: expected an image that no line before has, a tab and a class")
+        classes_by_name[name] = wnid
+    left_out = LeftOut()
+    for entry in listed(folder / _TINY_IMAGES):
+        if entry.name not in classes_by_name:
+            reason = f"not in {_TINY_LABELS}" if is_image(entry.name) else "no image in its name"
+            left_out.add(reason, f"{_TINY_IMAGES}/{entry.name}")
+    say(folder, left_out)
+    classes = sorted(set(classes_by_name.values()))
+    numbers = {wnid: number for number, wnid in enumerate(classes)}
+    members = sorted((numbers[wnid], f"{_TINY_IMAGES}/{name}") for name, wnid in classes_by_name.items())
+    return ClassFolders(classes, [name for _, name in members], np.array([k for k, _ in members], np.int64), [])
 
 
 def _folder(root: str | Path, split: str) -> Path:

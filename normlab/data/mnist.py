@@ -1,8 +1,11 @@
 """MNIST from its IDX files, packed (.gz) or not."""
 
 import gzip
+import math
 import os
+import struct
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,11 +16,12 @@ from numpy.typing import NDArray
 from normlab.data.arrays import Part, StoredArrays, label_problems
 from normlab.data.augment import resize
 from normlab.data.dataset import SPLITS, check_split, count_problem, first_existing, missing
-from normlab.data.download import download
+from normlab.data.download import download, one_line
 from normlab.errors import UserError
 
 _COUNTS = {"train": 60_000, "val": 10_000}
 _SIDE = 28
+_MOST_IMAGES = 300_000  # in a file: more than EMNIST's digits, in the same format
 _PREFIX = {"train": "train", "val": "t10k"}
 _MEAN, _STD = (0.1307,), (0.3081,)  # of the training split's pixels, scaled to [0, 1]
 
@@ -102,11 +106,30 @@ def _find(folder: Path, name: str, root: str | Path) -> Path:
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The bytes of an IDX file, in the shape its header gives. Raises UserError when it is not one."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, dimensions = int.from_bytes(content[:2]), content[2], content[3]
-        if zero or kind != 8:  # 8: unsigned bytes
-            raise ValueError("its first bytes are not those of an IDX file of bytes")
-        shape = np.frombuffer(content, dtype=">u4", count=dimensions, offset=4)
-        return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as IDX data: {error}") from None
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _read_idx(file)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as IDX data: {one_line(error)}; "
+            "without it, `normlab data prepare mnist` gets it anew"
+        ) from None
+
+
+def _read_idx(file: BufferedIOBase) -> NDArray[np.uint8]:
+    """Takes from the file no more than its header says, and that is what MNIST may hold."""
+    start = file.read(4)
+    if start[:3] != b"\0\0\x08" or start[3:] not in (b"\1", b"\3"):  # 8: unsigned bytes; then the dimensions
+        raise ValueError("its first bytes are not those of MNIST's files")
+    dimensions = start[3]
+    header = file.read(4 * dimensions)
+    if len(header) < 4 * dimensions:
+        raise ValueError("it ends within its header")
+    shape = struct.unpack(f">{dimensions}I", header)
+    if shape[0] > _MOST_IMAGES or math.prod(shape[1:]) > _SIDE**2:
+        raise ValueError(f"it is to hold {shape}, and at most {_MOST_IMAGES:,} images of {_SIDE} x {_SIDE} are read")
+    content = file.read(math.prod(shape))
+    if len(content) < math.prod(shape):
+        raise ValueError(f"it is to hold {shape}, and ends after {len(content):,} bytes of that")
+    if file.read(1):  # this also has gzip compare its checksum
+        raise ValueError(f"it is to hold {shape}, and goes on behind that")
+    return np.frombuffer(content, np.uint8).reshape(shape)

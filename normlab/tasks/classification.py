@@ -59,7 +59,10 @@ class Classification(Task):
 
     @property
     def num_classes(self) -> int:
-        return self._of_data("num_classes", "a whole number")
+        number = self._of_data("num_classes", "a whole number")
+        if isinstance(number, int) and number < 2:
+            raise UserError(f"the data have {number} class, and there is nothing to tell it from; it takes two or more")
+        return number
 
     def _of_data(self, name: str, what: str) -> Any:
         dataset = self.dataset("train")
