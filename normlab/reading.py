@@ -41,6 +41,7 @@ SUMMARY: Fields = {
     "ratios_by_part": Parameter(Mapping[str, _Ratios], {}),
     "parts": Parameter(Mapping[str, list[str]], {}),
     "tested": Parameter(str, "validation"),
+    "not_used_of_init": Parameter(list[str], []),
     "headline": Parameter(Mapping[str, Any]),
     "diverged_at": Parameter(int | None, None),
     "data_errors": Parameter(Mapping[str, Any], {}),

@@ -37,6 +37,8 @@ def print_plan(config: Config) -> None:
         + _frozen(experiment.model, experiment.trainable),
         "norm layers": _norm_layers(experiment),
     }
+    if experiment.unused:
+        rows["not used of init"] = ", ".join(experiment.unused)
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)

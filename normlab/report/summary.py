@@ -9,6 +9,7 @@ from normlab.runs.folder import RunFolder
 from normlab.runs.records import metrics_of_run
 from normlab.tasks.metrics import MetricInfo
 
+SHOWN = 4  # names of a list; all are in summary.json
 ESTIMATORS = {"moving_average": "moving average", "batch_average": "batch average"}
 
 
@@ -39,6 +40,9 @@ def print_summary(folder: RunFolder) -> None:
             for moment, ratios in averages.items()
         )
         console.print(f"    in {part}: {shares}")
+    if unused := summary.get("not_used_of_init"):
+        more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+        console.print(f"not used of what it began from: {', '.join(unused[:SHOWN])}{more}", soft_wrap=True)
     if bad := summary.get("data_errors", {}).get("count"):
         console.print(
             f"{bad} bad samples were replaced in training or left out of the evaluation: "
