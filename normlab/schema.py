@@ -6,8 +6,8 @@ are checked the same way against a dataclass (config.Config).
 
 A range stands beside the type: `Annotated[float, Gt(0)]`, or Ge, Lt, Le, Interval of annotated-types.
 
-A run's own files may come from anyone, so their targets are normlab's, or of packages that the user names openly:
-NORMLAB_PACKAGES=mylab,other. Words of a command line and files of conf/ are the user's own, and may name any target.
+A run's own files may come from anyone, so they may name what conf/ names in the same group, and what the user names
+openly: NORMLAB_PACKAGES=mylab,other. Words of a command line and files of conf/ are the user's own: any target goes.
 """
 
 import ast
@@ -18,7 +18,7 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -195,28 +195,30 @@ def _default(node: ast.expr | None) -> Any:
 
 def trust(targets: Iterable[str]) -> None:
     """This process, and those that it starts, may read these targets from a run's own files: the user named them."""
-    packages = {target.partition(".")[0] for target in targets}
-    os.environ[PACKAGES] = ",".join(sorted(packages | _trusted()))
+    os.environ[PACKAGES] = ",".join(sorted({*targets} | _trusted()))
 
 
 def _trusted() -> set[str]:
     named = os.environ.get(PACKAGES, "").split(",")
-    return {"normlab"} | {package.strip() for package in named if package.strip()}
+    return {package.strip() for package in named if package.strip()}
 
 
-def _check_trusted(target: str, path: str) -> None:
-    package = target.partition(".")[0]
-    if package not in _trusted():
+def _check_trusted(target: str, path: str, known: Collection[str]) -> None:
+    """Raise UserError on a target of a run's own file that neither conf/ nor the user names."""
+    package, trusted = target.partition(".")[0], _trusted()
+    if target not in known and target not in trusted and (package == "normlab" or package not in trusted):
+        name = target if package == "normlab" else package or "PACKAGE"
         raise UserError(
-            f"{path}._target_={target}: a run's own files may name targets of normlab only; "
-            f"if you trust this one, {PACKAGES}={package or 'PACKAGE'} allows it"
+            f"{path}._target_={target}: a run's own files may name what conf/ names there only; "
+            f"if you trust this one, {PACKAGES}={name} allows it"
         )
 
 
-def check_target(node: Any, path: str, foreign: bool = False) -> dict[str, Any] | None:
+def check_target(node: Any, path: str, known: Collection[str] | None = None) -> dict[str, Any] | None:
     """A group's node, checked against the signature of its `_target_` and with all defaults filled in.
 
-    `_target_: null` means nothing (None). A `foreign` node comes from a run's own files. Nothing is imported.
+    `_target_: null` means nothing (None). For a node from a run's own files, `known` are the targets that it may name:
+    normlab has much else that a run is not to call. Nothing is imported.
     Raises UserError in one line naming the key, the value and what is allowed.
     """
     if not isinstance(node, Mapping):
@@ -231,8 +233,8 @@ def check_target(node: Any, path: str, foreign: bool = False) -> dict[str, Any] 
         return None
     if not isinstance(target, str):
         raise UserError(f"{path}._target_={shown(target)}: expected package.module.name or null")
-    if foreign:
-        _check_trusted(target, path)
+    if known is not None:
+        _check_trusted(target, path, known)
     return {"_target_": target} | check(settings, signature(target), path)
 
 

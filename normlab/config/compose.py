@@ -221,10 +221,15 @@ def _check_types(settings: dict[str, Any], foreign: bool = False) -> Config:
 
 
 def _check_node(node: Any, group: str, path: str, foreign: bool) -> dict[str, Any] | None:
-    checked = schema.check_target(node, path, foreign)
+    checked = schema.check_target(node, path, _targets_of(group) if foreign else None)
     if checked is not None:
         schema.check_call(checked["_target_"], CALLS[group], path)
     return checked
+
+
+def _targets_of(group: str) -> set[str]:
+    """What the files of a group name: all that a run's own file may name there."""
+    return {target for name in choices(group) if (target := files.target_of(group, name)) is not None}
 
 
 def _check_kinds(config: Config, kinds: Mapping[str, Any]) -> None:
