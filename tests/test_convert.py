@@ -320,3 +320,26 @@ def test_state_dict_loads_into_the_same_conversion(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(x), other.eval()(x))
+
+
+def test_what_is_standardized_already_stays(images=(1, 3, 32, 32)) -> None:
+    """By an earlier conversion, and by timm's own convolutions; twice would be another network."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+    first = convert(model, None, weight_standardization)
+    assert first.weights == ["0", "2"]
+    x = torch.randn(images)
+    expected = model(x)
+    assert convert(model, None, weight_standardization).weights == []
+    assert len(model[0].parametrizations.weight) == 1 and torch.equal(model(x), expected)
+
+    own = timm.create_model("resnetv2_50x1_bit", num_classes=2)  # StdConv2d
+    expected = own.eval()(torch.ones(1, 3, 32, 32))
+    assert convert(own, lambda channels: nn.GroupNorm(32, channels), weight_standardization).weights == ["head.fc"]
+    assert convert(timm.create_model("nf_resnet26"), None, weight_standardization).weights == []
+
+
+def test_jit_trace_is_refused_in_a_line() -> None:
+    """It gave kernels tensors for sizes, and the process ended."""
+    layer = Normalizer(4, mean=["bn"], var=["bn"]).eval()
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot follow this layer; torch\.export\.export can"):
+        torch.jit.trace(layer, torch.randn(2, 4, 5, 5))

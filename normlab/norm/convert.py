@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
 
-from normlab.norm.weight import Convolution
+from normlab.norm.weight import Convolution, WeightStandardization
 
 # Their subclasses too: SyncBatchNorm, and timm's layers with an activation inside. A LayerNorm over the last axis
 # normalizes each position by itself: it has no moments to choose, and stays.
@@ -48,7 +49,8 @@ def convert(
     and its device, dtype, training flag and requires_grad; eps, momentum and affine are its own, and so is whether
     gamma and beta are parameters. A layer that appears in several places is replaced by one layer. The activation
     inside timm's fused layers stays.
-    `weight` then parametrizes each convolution (normlab.norm.weight); None leaves the weights alone.
+    `weight` then parametrizes each convolution (normlab.norm.weight), but those that standardize their weight already;
+    None leaves the weights alone.
     `select` limits both to modules whose name, in `model`, it accepts.
     """
     norms: dict[nn.Module, nn.Module] = {}  # old layer -> what stands in its place
@@ -61,7 +63,7 @@ def convert(
             model.set_submodule(name, norms[old])
     if weight is not None:
         for name, module in list(model.named_modules()):
-            if isinstance(module, Convolution) and select(name):
+            if isinstance(module, Convolution) and select(name) and not _is_standardized(module):
                 weight(module)
                 conversion.weights.append(name)
     return conversion
@@ -82,6 +84,15 @@ def _num_channels(old: nn.Module) -> int:
     if isinstance(old, _BatchNorm | _InstanceNorm):
         return old.num_features
     return len(_tensors(old)["weight"])
+
+
+def _is_standardized(conv: nn.Module) -> bool:
+    """Whether a convolution standardizes its weight already, by an earlier conversion or as timm's StdConv do."""
+    own = parametrize.is_parametrized(conv, "weight") and any(
+        isinstance(step, WeightStandardization)
+        for step in conv.parametrizations.weight  # type: ignore[union-attr]
+    )
+    return own or any("StdConv" in kind.__name__ for kind in type(conv).__mro__)
 
 
 def _replacement(old: nn.Module, norm: Callable[[int], nn.Module] | None, model: nn.Module) -> nn.Module:
