@@ -186,9 +186,7 @@ class Normalizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_tracing():  # whose sizes are tensors: kernels that take them as numbers would end the process
-            raise RuntimeError(
-                "torch.jit.trace cannot follow this layer; torch.export.export can, and `normlab export`"
-            )
+            raise RuntimeError("torch.jit.trace cannot follow this layer; torch.export.export can")
         if x.ndim < 2 or x.shape[1] != self.num_channels:
             raise ValueError(f"expected (N, {self.num_channels}, ...), got {tuple(x.shape)}")
         if x.numel() == 0:  # joined to the parameters: their gradients are zeros then, not missing, which DDP waits for
