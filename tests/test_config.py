@@ -111,7 +111,7 @@ BAD = [
     ("parts.head=nope", "parts.head.norm=nope", "did you mean 'none'?"),
     ("parts.head.weight=wss", "parts.head.weight=wss", "did you mean 'ws'?"),
     ("parts.head=[bn]", "parts.head.norm=[bn]", "did you mean 'bn'?"),
-    ("parts.head.norm.eps=1", "parts.head.norm={eps:1}", "allowed: bn,"),
+    ("parts.head.norm.epss=1", "parts.head.norm.epss", "did you mean 'eps'"),
     ("parts=3", "parts=3", "settings with names"),
     # grammar
     ("norm=[", "norm=[", "KEY=VALUE"),

@@ -162,8 +162,8 @@ def test_estimates_on_a_finished_run(tmp_path):
     folder = run(config(tmp_path))
     summary = folder.summary()["metrics"]
     assert saved.evaluate_run(folder, "val") == ("validation", summary)
-    again = saved.estimate_run(folder, BatchAverage("50k", "mean", True))
-    assert list(again.values()) == [summary["batch_average"]]
+    words, again = saved.estimate_run(folder, BatchAverage("50k", "mean", True))
+    assert words == "validation" and list(again.values()) == [summary["batch_average"]]
     saved.estimate_run(folder, BatchAverage(32, "population", False))
     rows = read_jsonl(folder.path / "estimates.jsonl")
     assert [(row["samples"], row["variance"], row["augment"]) for row in rows] == [

@@ -4,6 +4,7 @@ The reference below knows nothing of the engine: plain DDP, each rank with its o
 statistics averaged over the ranks after each step.
 """
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ def engine(settings: Config) -> State:
     return session.experiment.model.state_dict()
 
 
-def rank_main(rank: int, ranks: int, work, out: Path, arguments: tuple) -> None:
+def rank_main(rank: int, ranks: int, work, out: Path, arguments: tuple, trusted: str) -> None:
+    os.environ["NORMLAB_PACKAGES"] = trusted  # the server of processes began with what a test before had set
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=ranks)
     results = work(out, *arguments)
@@ -94,7 +96,12 @@ mp.set_forkserver_preload(["normlab.engine.loop", "normlab.tasks.classification"
 
 def on_ranks(ranks: int, work, out: Path, *arguments) -> dict:
     out.mkdir(parents=True)
-    mp.start_processes(rank_main, (ranks, work, out, arguments), nprocs=ranks, start_method="forkserver")
+    mp.start_processes(
+        rank_main,
+        (ranks, work, out, arguments, os.environ.get("NORMLAB_PACKAGES", "")),
+        nprocs=ranks,
+        start_method="forkserver",
+    )
     return torch.load(out / "results.pt")
 
 

@@ -167,7 +167,10 @@ def test_a_stopped_cell_ends_as_its_scheduler_expects(tmp_path, monkeypatch, num
 
     heard: list[int] = []
     previous = {n: signal.signal(n, lambda n, frame: heard.append(n)) for n in (signal.SIGUSR2, signal.SIGTERM)}
-    composed = SimpleNamespace(overrides=SimpleNamespace(task=[*SMALL, f"out={tmp_path}"]))
+    composed = SimpleNamespace(
+        overrides=SimpleNamespace(task=[*SMALL, f"out={tmp_path}"]), runtime=SimpleNamespace(cwd=str(tmp_path))
+    )
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("normlab.launch.start.start", interrupted)
     monkeypatch.setattr(multirun.HydraConfig, "get", lambda: composed)
     try:

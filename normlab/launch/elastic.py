@@ -25,6 +25,7 @@ from normlab.processes.lifetimes import LAUNCHER
 from normlab.progress import Progress
 from normlab.runs.folder import RunFolder
 
+SECRET = ".rendezvous"  # file in the folder of a run that several nodes share
 TOGETHER = 5  # seconds; what ends within them of the first failure may be its cause
 
 
@@ -97,6 +98,8 @@ def launch(
     except ChildFailedError as error:
         if {failure.exitcode for failure in error.failures.values()} != {STOPPED + folder.status().get("signal", 0)}:
             raise _cause(error, folder) from None
+    if folder.is_over:
+        (folder.path / SECRET).unlink(missing_ok=True)
     return folder.status()["status"]
 
 
@@ -143,7 +146,7 @@ def _environment(own: dict[str, str]) -> Iterator[None]:
 
 def _secret(folder: RunFolder) -> str:
     """Of all nodes of a run: the first one writes it into the folder that they share."""
-    file = folder.path / ".rendezvous"
+    file = folder.path / SECRET
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w") as written:
