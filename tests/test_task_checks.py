@@ -1,6 +1,8 @@
 """What a task and its settings must agree on, and numbers that do not depend on how a run is executed."""
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from test_replicas import engine, on_ranks
 
 from normlab import schema
 from normlab.cli import main
-from normlab.config import load
+from normlab.config import compose, conf_dir, load
 from normlab.dynamics.ratios import average
 from normlab.engine.build import build
 from normlab.engine.evaluate import evaluate
@@ -162,7 +164,7 @@ def test_phases_of_a_strangers_run_are_looked_at(tmp_path, settings):
     folder.create(load(words("search.Search", tmp_path)))
     run = folder.run()
     run["config"]["phases"] = {"child": settings}
-    folder.run_file.write_text(__import__("json").dumps(run))
+    folder.run_file.write_text(json.dumps(run))
     with pytest.raises(UserError, match=r"phases\.child\."):
         folder.config()
 
@@ -222,10 +224,6 @@ def test_metrics_of_further_test_sets():
 
 def test_a_task_with_a_file_of_its_own(tmp_path, monkeypatch):
     """Its own module and a YAML, as docs/extending.md says."""
-    import shutil
-
-    from normlab.config import compose, conf_dir
-
     shutil.copytree(conf_dir(), tmp_path / "conf")
     (tmp_path / "conf" / "task" / "dense.yaml").write_text("# Every pixel a class\n_target_: toy_dense.Dense\n")
     monkeypatch.setattr("normlab.config.files.conf_dir", lambda: tmp_path / "conf")
@@ -235,3 +233,61 @@ def test_a_task_with_a_file_of_its_own(tmp_path, monkeypatch):
     summary = read_json(RunFolder.of(load(given)).summary_file)
     assert summary["task"] == "dense" and re.fullmatch(r"accuracy", summary["headline"]["metric"])
     compose._compose_files.cache_clear()
+
+
+TABLE = """
+title: Norms of the dense toy
+subject: a net on blobs
+task: dense
+decimals: 1
+seeds: [0]
+scales: {toy: toy}
+rows: {bn: {label: BN, overrides: [norm=bn]}, sn: {label: SN, overrides: [norm=sn]}}
+columns:
+  all: {label: all}
+  one: {label: class 1, metric: accuracy.1}
+claims:
+  better_than_guessing:
+    statement: SN learns
+    sources: []
+    tests: [{_target_: normlab.report.verdicts.lies_above, cell: [sn, all], quantity: metric, value: 34}]
+"""
+SCALE = """
+title: toy
+guessing: {accuracy: 33.3, accuracy.1: 33.3}
+margin: 1.0
+overrides: [batch=4x2, epochs=2, threads=1, batch_average.samples=16]
+"""
+
+
+def test_a_table_of_another_task_shows_any_of_its_metrics(tmp_path, monkeypatch, capsys):
+    """Run, recorded and reported by one command, values by class too; a metric of another task is refused."""
+    shutil.copytree(conf_dir(), tmp_path / "conf")
+    written = {
+        "task/dense": "# Every pixel a class\n_target_: toy_dense.Dense\n",
+        "table/dense": f"# Norms of the toy\n{TABLE}",
+        "scale/toy": f"# The toy's protocol\n{SCALE}",
+    }
+    for name, text in written.items():
+        (tmp_path / "conf" / f"{name}.yaml").write_text(text)
+    for module in ("normlab.config.files", "normlab.report.table", "normlab.report.tables"):
+        monkeypatch.setattr(f"{module}.conf_dir", lambda: tmp_path / "conf")
+    compose._compose_files.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(["reproduce", "dense", "seeds=1", "jobs=1", "scale=toy", "results=there"]) == 0
+        records = read_jsonl(tmp_path / "there" / "dense-toy" / "records.jsonl")
+        report = (tmp_path / "there" / "dense-toy" / "report.md").read_text()
+        assert {(r["row"], r["column"], r["task"]) for r in records} == {
+            (row, column, "dense") for row in ("bn", "sn") for column in ("all", "one")
+        }
+        for record in records:
+            found = record["metrics"][record["headline"]["estimator"]]
+            shown = found["accuracy" if record["column"] == "all" else "accuracy.1"]
+            assert f"{shown:.1f}" in report
+        assert "ixel accuracy in percent" in report
+        (tmp_path / "conf" / "table" / "dense.yaml").write_text(f"# x\n{TABLE.replace('accuracy.1}', 'top1}')}")
+        assert main(["report", "dense", "results=there", "scale=toy"]) == 2
+        assert "dense: metric 'top1' does not exist" in capsys.readouterr().err
+    finally:
+        compose._compose_files.cache_clear()
