@@ -21,7 +21,6 @@ from normlab.console import PlainConsole
 from normlab.errors import plain
 from normlab.norm.kernels import UnavailableError, native
 from normlab.runs.folder import RunFolder
-from normlab.tracker import WandB
 
 QUICK = [*SMALL, "iterations=2"]
 
@@ -122,15 +121,19 @@ def test_a_sweep_that_sigterm_ends_says_so(tmp_path):
     assert process.wait(60) == 128 + signal.SIGTERM
 
 
-def test_wandbs_own_variables_are_obeyed(tmp_path, monkeypatch):
-    for name, value in {"MODE": "offline", "PROJECT": "mine", "NAME": "called", "RUN_GROUP": "those"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    tracker = WandB(tmp_path, "1a2b3c4d", "name", {})
-    assert (tracker._run.project, tracker._run.name, tracker._run.group) == ("mine", "called", "those")
-    tracker.finish({})
-    given = WandB(tmp_path, "1a2b3c4d", "name", {}, project="other")
-    assert given._run.project == "other"  # said for this run
-    given.finish({})
+def test_wandbs_own_variables_are_obeyed(tmp_path):
+    """In a process of its own: W&B keeps what it was told first."""
+    script = (
+        "import sys; from pathlib import Path; from normlab.tracker import WandB\n"
+        "for more in ({}, {'project': 'other'}):\n"
+        "    tracker = WandB(Path(sys.argv[1]), '1a2b3c4d', 'name', {}, **more)\n"
+        "    print(tracker._run.project, tracker._run.name, tracker._run.group)\n"
+        "    tracker.finish({})\n"
+    )
+    own = {"WANDB_MODE": "offline", "WANDB_PROJECT": "mine", "WANDB_NAME": "called", "WANDB_RUN_GROUP": "those"}
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(words, env=os.environ | own, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["mine called those", "other called those"], done.stderr
 
 
 # ---- what is printed is data ---------------------------------------------------------------------------------------
