@@ -49,7 +49,6 @@ class Journal:
         """Join what was noted over the ranks, write a row an update, find divergence."""
         config = self.session.config
         rows: list[dict[str, Any]] = []
-        measured = {noted.update: noted for noted in self._noted}
         means: dict[int, dict[str, float]] = {}
         for phase in sorted({noted.phase for noted in self._noted}):
             own = [noted for noted in self._noted if noted.phase == phase]
@@ -57,14 +56,14 @@ class Journal:
             sums = torch.stack([torch.stack([noted.sums[name].double() for name in names]) for noted in own])
             joined = (devices.sum_over_ranks(sums) / (config.replicas * config.accumulate)).tolist()
             means |= {n.update: dict(zip(names, values, strict=True)) for n, values in zip(own, joined, strict=True)}
-        for update, noted in measured.items():
-            values = means[update] | {"lr": noted.lr}
-            moment = {"step": update, "epoch": self.length.epoch(update)}
-            rows.append(moment | _prefixed("batch", self._named(noted.phase, values)))
-            if not math.isfinite(values["loss"]):
-                self.diverged_at = update
+        for noted in self._noted:
+            values = self._named(noted.phase, means[noted.update] | {"lr": noted.lr})
+            moment = {"step": noted.update, "epoch": self.length.epoch(noted.update)}
+            rows.append(moment | _prefixed("batch", values))
+            if not math.isfinite(means[noted.update]["loss"]):
+                self.diverged_at = noted.update
                 break
-            for name, value in self._named(noted.phase, values).items():
+            for name, value in values.items():
                 self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
         self._noted = []
         self._write(rows)
