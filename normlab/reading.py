@@ -3,10 +3,14 @@
 read_json(path, STATUS) -> {"status": "finished", ...}    a JSON file, its values checked
 read_jsonl(path, STEP)  -> [{"step": 1, ...}, ...]          a JSON object a line
 
+An object that was written with its digest (writing.py, `seal`) is held against it, and returned without it.
+
 Every error is a UserError of one line that names the file and what is wrong with it. Nothing read here is executed.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
@@ -17,11 +21,13 @@ import yaml
 from normlab import schema
 from normlab.errors import UserError
 from normlab.schema import Parameter
+from normlab.writing import SEAL
 
 Fields = Mapping[str, Parameter]
 
 _ANY: Fields = {}
-_LONGEST_ROW = 4096  # bytes, of metrics.jsonl
+_A_ROW = 4096  # bytes: most rows of metrics.jsonl are shorter
+_SEALED = re.compile(rf'\{{\s*"{SEAL}": "([0-9a-f]{{64}})",')
 _Ratios = Mapping[str, Mapping[str, Real]]
 
 RUN: Fields = {"id": Parameter(str), "name": Parameter(str), "config": Parameter(Mapping[str, Any])}
@@ -30,6 +36,7 @@ STATUS: Fields = {
     "updates": Parameter(int, 0),
     "signal": Parameter(int, 0),
     "error": Parameter(str, ""),
+    "files": Parameter(Mapping[str, str], {}),
 }
 _HEADLINE: Fields = {"metric": Parameter(str), "estimator": Parameter(str), "value": Parameter(Real | None)}
 SUMMARY: Fields = {
@@ -45,6 +52,8 @@ SUMMARY: Fields = {
     "headline": Parameter(Mapping[str, Any]),
     "diverged_at": Parameter(int | None, None),
     "data_errors": Parameter(Mapping[str, Any], {}),
+    "made_by": Parameter(list[str], []),
+    "inputs": Parameter(str | None, None),
 }
 RECORD: Fields = {  # of a table; see report/records.py
     **SUMMARY,
@@ -92,9 +101,14 @@ def last_json(path: Path, fields: Fields = _ANY) -> dict[str, Any] | None:
     """The object in the last whole line, however long the file is; None where there is no line."""
     if not path.is_file():
         return None
+    size, taken = path.stat().st_size, _A_ROW
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _LONGEST_ROW))
-        lines = file.read().split(b"\n")[:-1]
+        while True:
+            file.seek(max(0, size - taken))
+            lines = file.read().split(b"\n")[:-1]
+            if len(lines) > 1 or taken >= size:  # the first one may lack its beginning
+                break
+            taken *= 8
     where = f"{path}, last line"
     return _check(_parse(lines[-1].decode(errors="replace"), where), fields, where) if lines else None
 
@@ -108,9 +122,15 @@ def _text(path: Path) -> str:
 
 def _parse(text: str, where: Path | str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         raise UserError(f"{where}: this is no JSON; the file is damaged, or none of normlab's") from None
+    sealed = _SEALED.match(text)
+    if sealed is not None:
+        if hashlib.sha256(text[sealed.end() :].rstrip().encode()).hexdigest() != sealed[1]:
+            raise UserError(f"{where}: this is not what was written; it is damaged, or was changed by hand")
+        del value[SEAL]
+    return value
 
 
 def _check(value: Any, fields: Fields, where: Path | str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
     **{t.__name__: t for t in (bool, int, float, str, list, dict, tuple)},
     **{"Any": Any, "Literal": Literal, "Mapping": Mapping, "Sequence": Sequence, "None": None},
+    "Path": Path,
     **{"Annotated": Annotated, "Gt": Gt, "Ge": Ge, "Lt": Lt, "Le": Le, "Interval": Interval},
 }
 _HOLDS: dict[str, Callable[[Any, Any], bool]] = {
@@ -323,6 +324,9 @@ def _coerce(value: Any, hint: Any) -> Any:
     elif hint is str:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
+    elif hint is Path:
+        if isinstance(value, str) and value:
+            return value
     elif origin is tuple and Ellipsis not in arguments:
         if isinstance(value, list | tuple) and len(value) == len(arguments):
             return [_coerce(v, t) for v, t in zip(value, arguments, strict=True)]
@@ -339,7 +343,14 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 def describe(hint: Any, ranges: bool = True) -> str:
     """A type in a user's words: "a whole number of 1 or more", "var or std"; its ranges may be left out."""
-    words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a finite number",
+        str: "a word",
+        type(None): "null",
+        Path: "a path",
+    }
     words |= {Real: "a number"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
@@ -393,7 +404,12 @@ def _choices(hint: Any) -> list[str]:
 
 def bind(node: Mapping[str, Any]) -> Any:
     """The target of a checked node, imported, with its settings bound: call it with the positional arguments."""
-    settings = {key: value for key, value in node.items() if key != "_target_"}
+    known = signature(node["_target_"])
+    settings = {
+        key: Path(value) if key in known and known[key].hint is Path else value
+        for key, value in node.items()
+        if key != "_target_"
+    }
     return partial(named(node["_target_"]), **settings)
 
 

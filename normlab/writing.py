@@ -5,6 +5,7 @@ flushed to the disk, so does what a power failure leaves. A full disk is a DiskF
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ from typing import Any
 
 from normlab.errors import DiskFullError, UserError
 
+SEAL = "sha256"  # the first field of a JSON object that tells of damage by itself
 TEMPORARY = ".*.tmp"  # what a killed write may leave; its name ends in chance, for ranks and nodes write side by side
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -45,14 +47,24 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file whole or not at all. Raises DiskFullError."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Replace a file whole or not at all; `sealed`: with the digest of its text. Raises DiskFullError."""
+    text = json.dumps(value, indent=2)
+    write_text(path, (seal(text) if sealed else text) + "\n")
 
 
-def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A line a row, behind the whole lines that there are. Raises DiskFullError."""
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+def seal(text: str) -> str:
+    """A JSON object as text, with the SHA-256 of all that follows it as its first field; reading.py looks at it."""
+    rest = text[1:]  # behind the brace
+    indent = rest[: len(rest) - len(rest.lstrip())]
+    rest = f"{indent or ' '}{rest.lstrip()}"
+    return f'{{{indent}"{SEAL}": "{hashlib.sha256(rest.encode()).hexdigest()}",{rest}'
+
+
+def append_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, sealed: bool = False) -> None:
+    """A line a row, behind the whole lines that there are; `sealed`: each with its digest. Raises DiskFullError."""
+    lines = (json.dumps(row) for row in rows)
+    data = "".join(f"{seal(line) if sealed else line}\n" for line in lines).encode()
     with _room(path, len(data)), os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "rb+") as file:
         _drop_torn_line(file)
         file.write(data)

@@ -5,10 +5,12 @@ files.py      the files of conf/
 compose.py    from words to settings, by Hydra
 checks.py     what types and ranges cannot tell
 initial.py    what `init` names
+inputs.py     what a run reads beside its settings
 """
 
 from normlab.config.compose import check_hydra, load, parse, recorded
 from normlab.config.files import choices, conf_dir, default_choice, kinds_of, target_of
+from normlab.config.inputs import inputs, recorded_inputs
 from normlab.config.settings import (
     EXECUTION,
     GROUPS,
@@ -36,10 +38,12 @@ __all__ = [
     "conf_dir",
     "default_choice",
     "identity",
+    "inputs",
     "kinds_of",
     "load",
     "parse",
     "recorded",
+    "recorded_inputs",
     "run_name",
     "target_of",
 ]

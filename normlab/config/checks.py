@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.config.initial import Initial
-from normlab.config.settings import Config
+from normlab.config.settings import GROUPS, Config, places
 from normlab.errors import UserError
 from normlab.models.names import Library, check_model_name
 from normlab.norm.scopes import check_declaration, check_profile
@@ -83,6 +83,11 @@ def check_paths(config: Config) -> None:
     if root is not None and not os.path.isdir(root):
         name = config.choices["data"]
         raise UserError(f"data.root={root}: there is no such folder; `normlab data prepare {name}` makes it")
+    for group in GROUPS:
+        node = getattr(config, group)
+        for name in places(node):
+            if node[name] is not None and not os.path.exists(node[name]):
+                raise UserError(f"{group}.{name}={node[name]}: there is no such file or folder")
     if not config.out:
         raise UserError("out=: expected the folder of the runs")
     if config.init != "none":

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from normlab import schema
 from normlab.config.initial import Initial
 from normlab.errors import UserError
 
@@ -180,8 +181,12 @@ def identity(config: Config) -> str:
     """Eight hex digits of what makes this another experiment: all but EXECUTION, names and folders."""
     scientific = {k: v for k, v in config.to_dict().items() if k not in (*EXECUTION, "choices")}
     scientific["batch_average"]["samples"] = config.batch_average.num_samples  # 50k and 50000 are the same
+    for group in GROUPS:  # where something lies makes no other experiment; what lies there does (inputs.py)
+        if scientific.get(group):
+            left_out = places(scientific[group])
+            scientific[group] = {k: v for k, v in scientific[group].items() if k not in left_out}
     # Data that are all good give the same result under either on_error, and a run that bad data stopped goes on.
-    scientific["data"] = {k: v for k, v in config.data.items() if k not in ("root", "on_error")}
+    scientific["data"].pop("on_error", None)
     if not config.phases:
         scientific.pop("phases")  # runs were recorded before there were phases
     for nodes in (scientific, *scientific["parts"].values()):
@@ -193,6 +198,14 @@ def identity(config: Config) -> str:
     if config.iterations is not None:
         scientific.pop("epochs")
     return hashlib.sha256(json.dumps(scientific, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def places(node: dict[str, Any] | None) -> list[str]:
+    """The settings of a group that say where something lies: `root`, and those whose type is a Path."""
+    if node is None:
+        return []
+    parameters = schema.signature(node["_target_"])
+    return [name for name in node if name == "root" or (name in parameters and parameters[name].hint is Path)]
 
 
 def run_name(config: Config) -> str:

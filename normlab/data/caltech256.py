@@ -6,15 +6,16 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from normlab.data.augment import chain, pad_crop_flip, resize, to_bytes
-from normlab.data.dataset import check_split, first_existing, missing
+from normlab.data.dataset import check_split, missing
 from normlab.data.download import download
 from normlab.data.folder import ImageFiles, folder_problems
 from normlab.data.imagenet import MEAN, STD
 from normlab.data.scan import ClassFolders, complete, scan
 from normlab.data.splits import held_out, training_fraction
+from normlab.data.stored import first_existing
 from normlab.errors import UserError
 
-_CLUTTER = "257.clutter"
+_FOLDER, _CLUTTER = "256_ObjectCategories", "257.clutter"
 _CLASSES, _COUNT = 256, 29_780  # seed 004 says 30,607 images: that is with the 827 of the clutter folder
 
 
@@ -40,6 +41,7 @@ class Caltech256(ImageFiles):
     """
 
     mean, std = MEAN, STD
+    folders = ("caltech256/256_ObjectCategories", "256_ObjectCategories")
 
     def __init__(
         self,
@@ -89,10 +91,9 @@ class Caltech256(ImageFiles):
 
 
 def _folder(root: str | Path) -> Path:
-    name = "256_ObjectCategories"
-    folder = first_existing(root, f"caltech256/{name}", name)
-    if folder.name != name:
-        raise missing(f"folder {name}", folder, "caltech256", root)
+    folder = first_existing(root, *Caltech256.folders)
+    if folder.name != _FOLDER:
+        raise missing(f"folder {_FOLDER}", folder, "caltech256", root)
     return folder
 
 

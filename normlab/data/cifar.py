@@ -9,8 +9,9 @@ from annotated_types import Ge, Gt, Le
 from normlab.data import pickled
 from normlab.data.arrays import Part, StoredArrays, label_problems
 from normlab.data.augment import chain, pad_crop_flip, resize
-from normlab.data.dataset import SPLITS, OnError, check_split, count_problem, first_existing, missing
+from normlab.data.dataset import SPLITS, OnError, check_split, count_problem, missing
 from normlab.data.download import download, one_line
+from normlab.data.stored import first_existing
 from normlab.errors import UserError
 
 _COUNTS = {"train": 50_000, "val": 10_000}
@@ -77,7 +78,7 @@ class CIFAR(StoredArrays):
     def _files(cls, root: str | Path, split: str) -> tuple[Path, list[tuple[str, str]]]:
         """The folder of the files; the names of those of a split, and their MD5 checksums."""
         source = cls._torchvision()
-        return first_existing(root, source.base_folder), source.train_list if split == "train" else source.test_list
+        return first_existing(root, *cls.folders), source.train_list if split == "train" else source.test_list
 
     @classmethod
     def _read_part(cls, path: Path, root: str | Path) -> Part:
@@ -119,6 +120,8 @@ class CIFAR10(CIFAR):
     """
 
     num_classes = 10
+    folders = ("cifar-10-batches-py",)
+    files = ("data_batch_*", "test_batch")
     label_key = "labels"
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -141,6 +144,8 @@ class CIFAR100(CIFAR):
     """CIFAR-100, with its 100 fine classes. Arguments and errors as in CIFAR10; the folder is cifar-100-python."""
 
     num_classes = 100
+    folders = ("cifar-100-python",)
+    files = ("train", "test")
     label_key = "fine_labels"
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 

@@ -1,6 +1,5 @@
 """What all image datasets share: an item is a pure function of (seed, epoch, index)."""
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +42,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     With epoch None, or without a training transform, an image is the evaluation transform of what `read` gives.
     Otherwise it is the training transform under random numbers drawn from (seed, epoch, index).
 
-    A dataset kept in a folder also has the class methods `prepare(root)`, which puts the files there, and
+    A dataset kept in a folder says where its files lie and which they are, as literals; by them a run knows its data
+    again (normlab.data.stored). It also has the class methods `prepare(root)`, which puts the files there, and
     `verify(root)`, which lists what is wrong with them; normlab.datasets calls both. Its setting `on_error` says
     what becomes of a sample that raises SampleError (normlab.engine.loader): the run stops, or does without it.
 
@@ -56,6 +56,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     mean: ClassVar[Sequence[float]] = ()  # per channel, of pixels in [0, 1]
     std: ClassVar[Sequence[float]] = ()
     on_error: OnError = "stop"
+    folders: ClassVar[Sequence[str]] = ()  # in root; the first that is there holds the files, else root itself
+    files: ClassVar[Sequence[str]] = ("*",)  # patterns of what is read there
 
     def __init__(
         self, seed: int, labels_N: Integers, *, eval_transform: Transform, train_transform: Transform | None = None
@@ -100,12 +102,6 @@ def check_split(split: str) -> None:
 def missing(what: str, folder: Path, name: str, root: Path | str) -> UserError:
     """The error for data that are not where they should be."""
     return UserError(f"{folder} has no {what}; `normlab data prepare {name} root={root}` gets it")
-
-
-def first_existing(root: Path | str, *folders: str) -> Path:
-    """The first of these folders in root that exists, or root itself: people keep the data at either level."""
-    candidates = [Path(root) / folder for folder in folders]
-    return next((candidate for candidate in candidates if os.path.isdir(candidate)), Path(root))
 
 
 def count_problem(split: str, expected: int, found: int) -> list[str]:

@@ -51,6 +51,7 @@ class ImageNet(ImageFiles):
     """
 
     mean, std = MEAN, STD
+    files = ("train", "val")
 
     def __init__(
         self,

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from normlab.data.arrays import Part, StoredArrays, label_problems
 from normlab.data.augment import resize
-from normlab.data.dataset import SPLITS, check_split, count_problem, first_existing, missing
+from normlab.data.dataset import SPLITS, check_split, count_problem, missing
 from normlab.data.download import download, one_line
+from normlab.data.stored import first_existing
 from normlab.errors import UserError
 
 _COUNTS = {"train": 60_000, "val": 10_000}
@@ -43,6 +44,8 @@ class MNIST(StoredArrays):
 
     num_classes = 10
     mean, std = _MEAN, _STD
+    folders = ("MNIST/raw", "raw")
+    files = ("*-ubyte", "*-ubyte.gz")
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ def read_split(root: str | Path, split: str) -> tuple[Path, Part]:
 
     Raises UserError when files are missing, unreadable or do not fit together.
     """
-    folder = first_existing(root, "MNIST/raw", "raw")
+    folder = first_existing(root, *MNIST.folders)
     images_path, labels_path = (
         _find(folder, f"{_PREFIX[split]}-{kind}", root) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
     )

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from normlab.data.splits import Integers
+from normlab.data.stored import is_hidden, is_of_system
 from normlab.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-_SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
 _MOST_FOLDERS = 100_000  # in a class: links can make a few folders into more than anyone can wait for
 
 _HIDDEN, _OF_SYSTEM, _OTHER = "hidden", "of a system", f"not named {', '.join(EXTENSIONS)}"
@@ -197,9 +197,9 @@ def _images(folder: Path, name: str, left_out: LeftOut, nested: bool) -> tuple[l
 
 def _reason(name: str, other: str = "") -> str:
     """Why something of this name is never looked at."""
-    if name.startswith("."):
+    if is_hidden(name):
         return _HIDDEN
-    return _OF_SYSTEM if name.lower() in _SYSTEM else other
+    return _OF_SYSTEM if is_of_system(name) else other
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

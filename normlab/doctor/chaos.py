@@ -23,7 +23,7 @@ from normlab.progress import progress_bar
 from normlab.versions import PACKAGES, commit, version
 from normlab.writing import write_json
 
-MOST_RANKS = 2
+RANKS = (1, 2, 3, 4)  # that can share the replicas of the small run equally
 
 
 @dataclass
@@ -55,10 +55,10 @@ class Proof:
             damages: truncations of the newest checkpoint, and as many flips of a bit in it.
 
         Raises:
-            UserError: more ranks than repeat bit for bit.
+            UserError: a number of ranks that cannot share the run.
         """
-        if ranks > MOST_RANKS:
-            raise UserError(f"ranks={ranks}: expected 1 or {MOST_RANKS}; more may add gradients in another order")
+        if ranks not in RANKS:
+            raise UserError(f"ranks={ranks}: expected one of {', '.join(map(str, RANKS))}")
         rng = random.Random(seed)
         drawn = draw_kills(kills, ranks, workers, rng), draw_writes(writes, rng), draw_damages(damages, rng)
         return cls(seed, ranks, workers, *drawn)

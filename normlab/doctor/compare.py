@@ -11,6 +11,7 @@ from torch import Tensor
 
 from normlab.runs import checkpoint
 from normlab.runs.folder import TIME_FIELDS, RunFolder, checkpoint_files
+from normlab.writing import SEAL
 
 _PLACES = ("out",)  # the runs lie in different folders
 _LOCK = "lock"
@@ -81,7 +82,8 @@ def _records(run: RunFolder) -> list[Path]:
 
 def _without_times_and_places(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: _without_times_and_places(v) for key, v in tree.items() if key not in (*TIME_FIELDS, *_PLACES)}
+        left_out = (*TIME_FIELDS, *_PLACES, SEAL)
+        return {key: _without_times_and_places(v) for key, v in tree.items() if key not in left_out}
     return [_without_times_and_places(v) for v in tree] if isinstance(tree, list) else tree
 
 

@@ -17,7 +17,7 @@ from normlab.runs.folder import RunFolder, checkpoint_files
 EPOCHS, PER_EPOCH, INTERVAL = 3, 12, 3  # updates in an epoch, and from checkpoint to checkpoint
 UPDATES = EPOCHS * PER_EPOCH
 _SETTINGS = (
-    *("norm=sn", "batch=4x4", f"epochs={EPOCHS}", "data.fraction=0.14", "model.width=4", "task.dropout=0.1"),
+    *("norm=sn", "batch=12x1", f"epochs={EPOCHS}", "data.fraction=0.104", "model.width=4", "task.dropout=0.1"),
     *(f"checkpoint.every={INTERVAL / PER_EPOCH}", "ratios_every=2", "log_every=1", "threads=1", "tracker=none"),
 )
 PATIENCE = 120.0  # seconds in which any attempt ends, or hangs

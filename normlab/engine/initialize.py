@@ -107,6 +107,7 @@ def _weights(init: str, config: Config) -> Path:
                 f"init={init}: {run.name} has kept {kept or 'no snapshots'}; "
                 f"train it with snapshots=[{initial.at:g}], and rerun=true if it is past that"
             )
+        path = RunFolder(run).whole(path)
     if path.suffix != ".safetensors":
         raise UserError(f"init={init}: expected a run, or a .safetensors file")
     return path

@@ -13,6 +13,7 @@ from normlab.engine.journal import Journal
 from normlab.engine.length import Length
 from normlab.engine.observe import Observer
 from normlab.engine.phase import PhaseTraining
+from normlab.engine.provenance import made_by
 from normlab.engine.session import Session
 from normlab.processes.signals import Interrupted
 from normlab.replicas import RunningStatistics, normalizers
@@ -42,6 +43,7 @@ class Loop:
         self.updates = 0
         self.seconds = 0.0
         self.signal = 0
+        self.made_by: list[str] = []  # one, unless the run went on under another version
 
     @property
     def diverged_at(self) -> int | None:
@@ -140,6 +142,7 @@ class Loop:
                 "id": folder.run()["id"],
                 "updates": self.updates,
                 "seconds": self.seconds,
+                "made_by": self.made_by,
                 "records": resumption.records(folder),
                 "epoch_sums": self.journal.epoch_sums,
                 "model": self.session.experiment.model.state_dict(),
@@ -163,7 +166,13 @@ class Loop:
                 phase.load_state_dict(state["phases"][phase.name])
             self.updates, self.seconds = state["updates"], state["seconds"]
             self.journal.epoch_sums = state["epoch_sums"]
+            self.made_by = state.get("made_by", [])
             torch.set_rng_state(state["rng"])
+        here = made_by(self.config, self.session.device)
+        if here not in self.made_by:
+            if self.made_by:
+                _log.warning("the run goes on with %s; until here it was made by %s", here, self.made_by[-1])
+            self.made_by = [*self.made_by, here]
         if self.session.is_first:
             resumption.take_back(folder, state, self.config.checkpoint.keep)
             for share in self.config.snapshots:

@@ -58,6 +58,8 @@ class PhaseTraining:
             self._model = DistributedDataParallel(
                 forward_model, forward_sync_buffers=False, find_unused_parameters=self._phase.skips
             )  # type: ignore[arg-type]
+            if session.device.type == "cpu":
+                devices.average_gradients(self._model)
         self._sums: Sums = {}
         self._measures: list[str] = []
 

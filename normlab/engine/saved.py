@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from normlab.config import BatchAverage
+from normlab.config import BatchAverage, inputs
 from normlab.engine.batch_average import measure
 from normlab.engine.build import build_task
 from normlab.engine.evaluate import evaluate, statistics
@@ -40,11 +40,20 @@ def splits_of(folders: Iterable[RunFolder], split: str | None) -> list[str]:
 
 
 def open_run(folder: RunFolder, progress: Progress = silent) -> Session:
-    """A run with its final weights, and the statistics of the moving average. Raises UserError if it has none."""
+    """A run with its final weights, and the statistics of the moving average.
+
+    Raises UserError if it has none, or if what it has read is not there any more.
+    """
     need_weights([folder])
+    config = folder.config()
+    if not folder.is_of(config, inputs(config)):
+        raise UserError(
+            f"{folder.path.name}: the data at {config.data.get('root')} are not those that the run has read; put these "
+            "there, and it goes on"
+        )
     session = open_session(folder, progress)
     try:
-        session.experiment.model.load_state_dict(checkpoint.load_tensors(folder.weights))
+        session.experiment.model.load_state_dict(checkpoint.load_tensors(folder.whole(folder.weights)))
     except RuntimeError:
         raise UserError(f"{folder.weights}: these are not weights of the model that {folder.run_file} names") from None
     return session
@@ -60,7 +69,7 @@ def evaluate_run(folder: RunFolder, split: str) -> tuple[str, Metrics]:
         session = open_run(folder, progress)
         metrics = {"moving_average": evaluate(session, split)}
         if folder.batch_average.is_file():
-            with statistics(session.experiment.model, checkpoint.load_tensors(folder.batch_average)):
+            with statistics(session.experiment.model, checkpoint.load_tensors(folder.whole(folder.batch_average))):
                 metrics["batch_average"] = evaluate(session, split)
         return session.experiment.task.splits[split], metrics
 
@@ -75,7 +84,7 @@ def estimate_run(folder: RunFolder, settings: BatchAverage) -> tuple[str, Metric
         session.config.batch_average = settings
         with statistics(session.experiment.model, measure(session)):
             metrics = evaluate(session, session.experiment.task.tested[0])
-        append_jsonl(folder.path / "estimates.jsonl", [dataclasses.asdict(settings) | metrics])
+        append_jsonl(folder.path / "estimates.jsonl", [dataclasses.asdict(settings) | metrics], sealed=True)
     label = f"{settings.samples} samples, {settings.variance} variance, augment={str(settings.augment).lower()}"
     task = session.experiment.task
     return task.splits[task.tested[0]], {label: metrics}

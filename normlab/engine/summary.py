@@ -72,4 +72,5 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
         "device": devices.describe(session.device),
         "versions": record["versions"],
         "commit": record["commit"],
+        "inputs": record.get("inputs"),
     }

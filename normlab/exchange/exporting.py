@@ -87,7 +87,7 @@ def export_run(folder: RunFolder, place: Path, estimator: str = "paper") -> dict
 def _take_batch_average(model: nn.Module, folder: RunFolder) -> None:
     if not folder.batch_average.is_file():
         raise UserError(f"run {folder.path.name} has no batch average; estimator=moving_average takes the other")
-    state = load_tensors(folder.batch_average)
+    state = load_tensors(folder.whole(folder.batch_average))
     own = model.state_dict()
     if any(name not in own or own[name].shape != t.shape for name, t in state.items()):
         raise UserError(f"{folder.batch_average}: these are not statistics of the model that {folder.run_file} names")

@@ -88,8 +88,8 @@ def _record(session: Session, origin: dict[str, str]) -> None:
         folder.ratios.unlink(missing_ok=True)
         append_jsonl(folder.ratios, [{"epoch": 0.0, "step": 0, "layers": rows}])
     outcome = {"updates": 0, "diverged_at": None, "seconds": 0.0, "origin": origin}
-    write_json(folder.summary_file, summarize(session, "imported", {}) | outcome)
-    folder.set_status("imported", updates=0)
+    write_json(folder.summary_file, summarize(session, "imported", {}) | outcome, sealed=True)
+    folder.end("imported", 0)
 
 
 def _remarks(released: Released, random: list[str]) -> list[str]:

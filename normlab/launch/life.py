@@ -71,12 +71,13 @@ def _conclude(session: Session, loop: Loop, status: str, tracker: Tracker) -> No
         summary = summarize(session, status, metrics) | {
             "updates": loop.updates,
             "diverged_at": loop.diverged_at,
+            "made_by": loop.made_by,
             "seconds": round(seconds, 2),
         }
-        write_json(session.folder.summary_file, summary)
+        write_json(session.folder.summary_file, summary, sealed=True)
         for path in draw(session.folder, _figures(session.config, tracker)):
             tracker.image(f"figures/{path.stem}", path, loop.updates)
-        session.folder.set_status(status, updates=loop.updates)
+        session.folder.end(status, loop.updates)
         tracker.finish(summary)  # the records are whole: what becomes of their mirror is not waited for
 
 

@@ -30,7 +30,7 @@ from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
 from normlab.runs.records import Run
 from normlab.tasks.metrics import value_of
-from normlab.writing import write_text
+from normlab.writing import seal, write_text
 
 Record = dict[str, Any]
 Key = tuple[str, str, int]  # row, column, seed
@@ -69,7 +69,7 @@ def collect(
         by_key = kept | {_key(record): record | own for record in found if record}
         order = [*ids, *sorted(by_key.keys() - ids.keys(), key=lambda key: key[2])]
         records = [by_key[key] for key in order if key in by_key and key[0] in table.rows and key[1] in table.columns]
-        write_text(into / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+        write_text(into / "records.jsonl", "".join(f"{seal(json.dumps(record))}\n" for record in records))
     return records
 
 
@@ -150,7 +150,7 @@ def _record(table: Table, cell: Cell, run: RunFolder) -> Record | None:
         if measured is None:
             return None
         summary["metrics"] = summary["metrics"] | {estimator_name(estimator): measured}
-    rows = read_jsonl(run.ratios, STEP) if summary["ratios"] else []
+    rows = read_jsonl(run.whole(run.ratios), STEP) if summary["ratios"] else []
     written = datetime.fromtimestamp(run.summary_file.stat().st_mtime, UTC)
     return summary | {
         "row": cell.row,
@@ -178,7 +178,7 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
 
 def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
     """Metric -> its value in each epoch: of the loss, and of what the run is known by, where training measures it."""
-    rows = [row for row in read_jsonl(run.metrics, STEP) if "train/loss" in row]
+    rows = [row for row in read_jsonl(run.whole(run.metrics), STEP) if "train/loss" in row]
     wanted = ("train/loss", f"train/{headline}", f"val/{headline}")
     return {
         metric: [round(row[metric], 4) for row in rows]

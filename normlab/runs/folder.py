@@ -2,7 +2,7 @@
 
 config.yaml      the resolved settings, for people
 run.json         id, name, settings, versions, commit: what the ranks read
-status.json      running | finished | diverged | failed | interrupted, with the reason
+status.json      running | finished | diverged | failed | interrupted, with the reason; the digests of the files below
 metrics.jsonl    a line per update (loss, learning rate) and per epoch (accuracies)
 ratios.jsonl     a line per recorded moment: the ratios of every norm layer
 statistics.jsonl a line per update, of the last ones: BN's and EN's statistics (record.statistics)
@@ -14,13 +14,14 @@ lock             who works on the run, while someone does
 error.txt        the traceback, where the run failed
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from normlab.config import Config, identity, recorded, run_name
+from normlab.config import Config, identity, inputs, recorded, recorded_inputs, run_name
 from normlab.config.initial import RUN_ID, find_runs
 from normlab.errors import UserError, nearest
 from normlab.reading import RUN, STATUS, STEP, SUMMARY, last_json, read_json
@@ -49,10 +50,28 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
-        """The folder of this experiment; one that holds the same experiment under another name is taken."""
-        out, run_id = Path(config.out), identity(config)
-        existing = sorted(out.glob(f"*-{run_id}"))
-        return cls(existing[0] if existing else out / f"{run_name(config)}-{run_id}")
+        """The folder of this experiment; one that holds the same experiment under another name is taken.
+
+        The same settings on other data are another experiment, in a folder of its own.
+        """
+        out, run_id, read = Path(config.out), identity(config), inputs(config)
+        own = out / "-".join(filter(None, (run_name(config), (read or "")[:8], run_id)))
+        existing = sorted(out.glob(f"*-{run_id}"), key=lambda path: (path != own, path))
+        return next((run for run in map(cls, existing) if run.path == own or run.is_of(config, read)), cls(own))
+
+    def is_of(self, config: Config, read: str | None) -> bool:
+        """Whether a run of these settings has read the same as one of `config` would, `read`; None: nobody knows.
+
+        A run of a version that did not note it is taken for the same where its data lie at the same place.
+        """
+        if not self.run_file.is_file():
+            return False
+        run = self.run()
+        if "inputs" not in run:
+            data = run["config"].get("data")
+            return isinstance(data, dict) and data.get("root") == config.data.get("root")
+        recorded = recorded_inputs(run)
+        return None in (recorded, read) or recorded == read
 
     @classmethod
     def find(cls, name: str, out: Path, key: str = "out") -> "RunFolder":
@@ -92,10 +111,11 @@ class RunFolder:
             "id": run_id or identity(config),
             "name": self.path.name,
             "config": config.to_dict(),
+            "inputs": inputs(config),
             "versions": {package: version(package) for package in PACKAGES},
             "commit": commit(),
         }
-        write_json(self.run_file, record)
+        write_json(self.run_file, record, sealed=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     def run(self) -> dict[str, Any]:
@@ -115,12 +135,14 @@ class RunFolder:
         return self.status()["status"] in ("finished", "diverged")
 
     def updates_done(self) -> int:
-        """Updates in metrics.jsonl."""
+        """As the status of a run that is over says, or else in metrics.jsonl."""
+        if self.is_over:
+            return self.status().get("updates", 0)
         row = last_json(self.metrics, STEP)
         return row["step"] if row else 0
 
     def set_status(self, status: str, **details: Any) -> None:
-        write_json(self.status_file, {"status": status} | details)
+        write_json(self.status_file, {"status": status} | details, sealed=True)
 
     def begin(self) -> None:
         """Note that an attempt at the run is under way; what is left of an earlier one, or half written, goes."""
@@ -137,8 +159,28 @@ class RunFolder:
             self.set_status("interrupted", updates=int(saved[-1].stem) if saved else 0, signal=number)
         return self.status()["status"]
 
+    def end(self, status: str, updates: int) -> None:
+        """Note that the run is over, and the digests of what it leaves for others to read."""
+        tensors = (*self.checkpoints.glob("*.safetensors"), *self.snapshots.glob("*.safetensors"))
+        kept = sorted(path for path in (*self.rows, *tensors) if path.is_file())
+        files = {path.relative_to(self.path).as_posix(): _digest(path) for path in kept}
+        self.set_status(status, updates=updates, files=files)
+
+    def whole(self, path: Path) -> Path:
+        """A file of the run. Raises UserError if the run is over and it is not what was there then."""
+        expected = self.status().get("files", {}).get(path.relative_to(self.path).as_posix())
+        if expected is not None and not (path.is_file() and _digest(path) == expected):
+            what = "is damaged: it is not what the run left" if path.is_file() else "is gone"
+            raise UserError(f"{path} {what}; rerun=true makes the run again")
+        return path
+
     def summary(self) -> dict[str, Any]:
         return read_json(self.summary_file, SUMMARY)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_file(folder: Path, updates: int) -> Path:

@@ -75,7 +75,7 @@ class Run:
     @cached_property
     def epochs(self) -> list[Record]:
         """Measures of each epoch, as "val/top1". Raises NoRecordsError before the first one ended."""
-        rows = read_jsonl(self.folder / "metrics.jsonl", _EPOCH)
+        rows = read_jsonl(self._whole("metrics.jsonl"), _EPOCH)
         found = [row for row in rows if any(key.startswith("val") for key in row)]
         if not found:
             raise NoRecordsError(f"{self.name}: no epoch of it was evaluated; {self.folder / 'metrics.jsonl'} has none")
@@ -93,8 +93,11 @@ class Run:
         why = "record.gradients=true makes a run with weight=ws record them"
         return self._records("gradients.jsonl", _GRADIENT_ROW, why)
 
+    def _whole(self, name: str) -> Path:
+        return RunFolder(self.folder).whole(self.folder / name)
+
     def _records(self, name: str, row_fields: Fields, why: str) -> list[Record]:
-        path = self.folder / name
+        path = self._whole(name)
         records = read_jsonl(path, _MOMENT)
         if not records:
             raise NoRecordsError(f"{self.name}: there is no {name}: {why}")

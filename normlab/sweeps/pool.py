@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from normlab.config import Config, identity
+from normlab.config import Config
 from normlab.console import PlainConsole
 from normlab.errors import BusyError, UserError
 from normlab.launch.elastic import num_devices
@@ -80,7 +80,11 @@ def sweep(configs: list[Config], jobs: int = 0, on_failure: str = "continue", co
 
 def plan(configs: list[Config]) -> list[Cell]:
     """A cell for each different experiment; the same one given twice runs once."""
-    cells = {identity(config): Cell(config, RunFolder.of(config), relative_time(config)) for config in configs}
+    folders = [RunFolder.of(config) for config in configs]
+    cells = {
+        folder.path: Cell(config, folder, relative_time(config))
+        for config, folder in zip(configs, folders, strict=True)
+    }
     return list(cells.values())
 
 
@@ -164,7 +168,7 @@ class _Pool:
         gpus = [self.free_gpus.pop(0) for _ in range(min(num_devices(cell.config), len(self.free_gpus)))]
         if cell.config.threads is None and not gpus:
             cell.config.threads = max(1, self.threads // num_devices(cell.config))
-        process = self.context.Process(target=_run_cell, args=(cell.config, gpus, there), name=cell.name)
+        process = self.context.Process(target=_run_cell, args=(cell.config, cell.folder, gpus, there), name=cell.name)
         process.start()
         there.close()
         self.running.append(_Job(cell, process, here, gpus))
@@ -203,14 +207,13 @@ def _news(pipe: Pipe) -> list[float]:
     return received
 
 
-def _run_cell(config: Config, gpus: list[int], pipe: Pipe) -> None:
+def _run_cell(config: Config, folder: RunFolder, gpus: list[int], pipe: Pipe) -> None:
     """In the cell's process: its output goes to its log, its progress into the pipe."""
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if config.figures == "auto":
         config.figures = "summary"  # all of them can take longer than the cell's training
-    folder = RunFolder.of(config)
     folder.path.mkdir(parents=True, exist_ok=True)
     log = open_own(folder.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
