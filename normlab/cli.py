@@ -4,7 +4,8 @@
   normlab train  -m KEY=VALUE,VALUE ...   a sweep: every combination, jobs=N side by side (Hydra's multirun)
   normlab status [KEY=VALUE,VALUE ...]    how far the cells of a sweep are; without words, all runs
   normlab reproduce TABLE [scale=digits] [seeds=3] [jobs=N] [results=FOLDER] [KEY=VALUE ...]
-                                          run what is missing of a paper's table, and report it; --dry-run: the plan
+                                          run what is missing of a paper's table, and report it; --dry-run: the plan;
+                                          --renew: what another version of the code made, too
   normlab reproduce all [scale=digits] ...
                                           every table that has the scale; what tables share runs once
   normlab report TABLE [scale=digits] [results=FOLDER]
@@ -334,7 +335,8 @@ def _status(words: list[str]) -> int:
 def _reproduce(words: list[str]) -> int:
     from normlab.report.tables import load_table, tables_at
 
-    names, _ = _split([word for word in words if "=" not in word and word != "--dry-run"], {}, ("--dry-run",))
+    flags = ("--dry-run", "--renew")
+    names, _ = _split([word for word in words if "=" not in word and word not in flags], {}, flags)
     if len(names) != 1:
         raise UserError("expected the name of one table, or all; `normlab list tables` shows them")
     own = {"scale": None, "seeds": None, "jobs": 0, "results": "results"}
@@ -353,7 +355,8 @@ def _reproduce(words: list[str]) -> int:
             raise UserError(f"{word}: the seeds of a table are 0, 1, ...; seeds=N says how many")
     from normlab.sweeps.reproduce import reproduce
 
-    return reproduce(tables, scale, seeds, jobs, extra, Path(options["results"]), "--dry-run" in words)
+    dry, renew = (flag in words for flag in flags)
+    return reproduce(tables, scale, seeds, jobs, extra, Path(options["results"]), dry, renew)
 
 
 def _report(words: list[str]) -> int:

@@ -27,7 +27,7 @@ Fields = Mapping[str, Parameter]
 
 _ANY: Fields = {}
 _A_ROW = 4096  # bytes: most rows of metrics.jsonl are shorter
-_SEALED = re.compile(rf'\{{\s*"{SEAL}": "([0-9a-f]{{64}})",')
+_SEALED = re.compile(rf'\{{\s*"{SEAL}": "([^"]*)",')
 _Ratios = Mapping[str, Mapping[str, Real]]
 
 RUN: Fields = {"id": Parameter(str), "name": Parameter(str), "config": Parameter(Mapping[str, Any])}

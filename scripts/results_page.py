@@ -22,7 +22,7 @@ from normlab.writing import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAGE = RESULTS / "README.md"
-_VERDICTS = ("holds", "does not hold", "not enough seeds")
+_VERDICTS = ("holds", "does not hold", "not enough seeds", "mixed versions")
 
 
 def main() -> int:

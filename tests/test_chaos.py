@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from page_scripts import script
+from sealed import rewrite
 
 from normlab.cli import main
 from normlab.doctor.attempts import Server
@@ -120,8 +121,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_any_change_of_a_run_is_a_difference(finished, tmp_path, change):
     copy = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "copy")))
-    summary = json.loads(copy.summary_file.read_text())
-    copy.summary_file.write_text(json.dumps(summary | {"seconds": summary["seconds"] + 1}, indent=2) + "\n")
+    rewrite(copy.summary_file, lambda summary: summary.update(seconds=summary["seconds"] + 1))
     assert differences(finished, copy) == []
     name, edit = CHANGES[change]
     file = copy.path / name

@@ -1,7 +1,6 @@
 """Runs, checkpoints and weights of others are data: nothing in them is executed, what is wrong is said in a line."""
 
 import io
-import json
 import os
 import pickle
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sealed import rewrite
 
 from normlab import schema
 from normlab.cli import main
@@ -65,9 +65,7 @@ def refusal(capsys, *words: str) -> str:
 
 def name_target(folder: RunFolder, group: str, target: str) -> None:
     """Write it into the run's file."""
-    run = json.loads(folder.run_file.read_text())
-    run["config"][group] = {"_target_": target}
-    folder.run_file.write_text(json.dumps(run))
+    rewrite(folder.run_file, lambda run: run["config"].update({group: {"_target_": target}}))
 
 
 # ---- targets -------------------------------------------------------------------------------------------------------
@@ -154,9 +152,7 @@ def test_weights_of_a_run_execute_nothing(theirs: RunFolder, capsys) -> None:
 
 
 def test_weights_of_another_model_are_refused(theirs: RunFolder, capsys) -> None:
-    run = json.loads(theirs.run_file.read_text())
-    run["config"]["model"]["width"] = 8
-    theirs.run_file.write_text(json.dumps(run))
+    rewrite(theirs.run_file, lambda run: run["config"]["model"].update(width=8))
     assert "weights" in refusal(capsys, "eval", str(theirs.path))
 
 

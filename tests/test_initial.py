@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sealed import forget_digests
 from test_engine import config, run
 
 from normlab.config import identity
@@ -24,6 +25,7 @@ def source(tmp_path_factory) -> RunFolder:
     torch.manual_seed(0)
     state = load_file(folder.weights_at(0.5))
     save_file({n: torch.randn(3) if n.endswith(LOGITS) else t for n, t in state.items()}, folder.weights_at(0.5))
+    forget_digests(folder)
     return folder
 
 

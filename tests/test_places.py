@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from killing import SMALL
+from sealed import rewrite
 
 from normlab import cli
 from normlab.cli import main
@@ -163,8 +164,7 @@ def test_brackets_in_a_path_are_no_markup(tmp_path, monkeypatch, capsys):
 def test_a_strangers_summary_is_shown_as_it_is(tmp_path, capsys):
     assert main(["train", *QUICK, f"out={tmp_path}"]) == 0
     folder = RunFolder.of(load([*QUICK, f"out={tmp_path}"]))
-    text = folder.summary_file.read_text().replace('"norm": "sn"', '"norm": "[/red]\\u001b[31mX"')
-    folder.summary_file.write_text(text)
+    rewrite(folder.summary_file, lambda summary: summary.update(norm="[/red]\x1b[31mX"))
     capsys.readouterr()
     assert main(["show", str(folder.path)]) == 0
     said = capsys.readouterr().out

@@ -2,13 +2,20 @@
 
 import io
 import json
+import re
+import shutil
+import signal
 from itertools import product
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from normlab.config import identity, load
+from normlab.engine import provenance
 from normlab.errors import UserError
+from normlab.launch.start import start
 from normlab.reading import read_jsonl
 from normlab.report import quantities
 from normlab.report.metrics import guessed
@@ -289,3 +296,63 @@ def test_learning_is_higher_for_the_better_whatever_the_metric():
     both = record["epochs_of"] | {"train/error": [0.4, 0.2]}
     found = quantities._of_epochs(record | {"epochs_of": both}, lower)
     assert found["gap"] == pytest.approx(-0.1) and found["early_lead"] == pytest.approx(-0.1)
+
+
+# ---- versions --------------------------------------------------------------------------------------------------------
+
+
+def test_what_another_version_made_is_run_again_on_demand(run, tmp_path, monkeypatch, capsys):
+    """--renew: all of it under the new version, seeds beyond those asked for too; without it nothing runs."""
+    table, words, folder = run
+    shutil.copytree(folder, tmp_path / "all")
+    words = [*SMALL, f"out={tmp_path / 'all' / 'runs'}"]
+    monkeypatch.setattr("normlab.engine.provenance._code", lambda modules: "22222222")
+    assert reproduce([table], "digits", 1, 1, words, tmp_path / "all", dry=True) == 0
+    assert "4 runs, 0 of them missing" in capsys.readouterr().out
+    assert reproduce([table], "digits", 1, 1, words, tmp_path / "all", dry=True, renew=True) == 0
+    assert "4 runs, 4 of them missing" in capsys.readouterr().out
+
+
+def test_records_say_by_what_they_were_made(run):
+    table, words, folder = run
+    made = {tuple(record["made_by"]) for record in read_jsonl(folder / "made-digits" / "records.jsonl")}
+    ((by,),) = made
+    assert re.fullmatch(
+        rf"code [0-9a-f]{{8}}, torch {re.escape(torch.__version__)}, (C\+\+ kernels|torch operations)", by
+    )
+
+
+def test_a_run_that_goes_on_under_another_version_says_both(tmp_path, monkeypatch, caplog):
+    words = [*SMALL, "tracker=none", f"out={tmp_path}", "checkpoint.every=0.5"]
+    config = load(words)
+    folder = RunFolder.of(config)
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "training" and done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    assert start(config, folder, interrupt) == "interrupted"
+    monkeypatch.setattr("normlab.engine.provenance._code", lambda modules: "22222222")
+    assert start(load(words), folder, lambda *_: None) == "finished"
+    made_by = folder.summary()["made_by"]
+    assert len(made_by) == 2 and made_by[1].startswith("code 22222222")
+    assert "goes on with code 22222222" in caplog.text
+
+
+def test_code_that_computes_is_told_from_code_that_does_not(tmp_path, monkeypatch):
+    """Another byte of a layer is another version, one of a report or of a page is not."""
+    package = shutil.copytree(Path(provenance.__file__).parents[1], tmp_path / "normlab")
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    digest = provenance._code.__wrapped__
+    before = digest(())
+    for name, computes in (
+        ("norm/algebra.py", True), ("norm/kernels/native.cpp", True), ("replicas.py", True), ("engine/phase.py", True),
+        ("report/render.py", False), ("figures/bars.py", False), ("cli.py", False), ("runs/folder.py", False),
+    ):  # fmt: skip
+        file = package / name
+        assert file.is_file(), name
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert (digest(()) != before) == computes, name
+        file.write_bytes(content)
+    assert digest(("toy_failing",)) != before == digest(())

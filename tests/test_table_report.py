@@ -318,3 +318,39 @@ def test_records_of_another_table_are_one_line():
         made("distinct_pools", {("sn", "8x32"): [97.0]})
     with pytest.raises(UserError, match=r"sn top5 seed 0 has no top5 under batch_average"):
         made("distinct_pools", {("sn", "top5"): [97.0]})
+
+
+# ---- versions --------------------------------------------------------------------------------------------------------
+
+OURS = {"made_by": ["code 11111111, torch 2.14.1, C++ kernels"]}
+CHANGES = {
+    "code": {"made_by": ["code 22222222, torch 2.14.1, C++ kernels"]},
+    "two": {"made_by": ["code 22222222, torch 2.14.1, C++ kernels", *OURS["made_by"]]},
+    "older": {},
+    "data": OURS | {"inputs": "0123456789abcdef"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_claims_on_cells_of_several_versions_have_no_verdict(change):
+    """BN at 8x2 was made by another version: what compares it with anything is open, all else is decided as before."""
+    plain = [r | OURS for r in records(bn_8x2=[95.0, 95.1, 95.2])]
+    mixed = [
+        r | (CHANGES[change] if (r["row"], r["column"]) == ("bn", "8x2") else OURS)
+        for r in records(bn_8x2=[95.0, 95.1, 95.2])
+    ]
+    before, after = (results_of(TABLE, "digits", found) for found in (plain, mixed))
+    open_ = {name for name, judged in after.judged.items() if judged.verdict == "mixed versions"}
+    assert "bn_falls" in open_ and "sn_does_not_fall" not in open_
+    assert all(before.judged[name].verdict == after.judged[name].verdict for name in before.judged.keys() - open_)
+    assert "versions" not in {judged.verdict for judged in before.judged.values()}
+    text = markdown(after)
+    assert "--renew" in text and "bn 8x2 seed 0, bn 8x2 seed 1, bn 8x2 seed 2" in text
+    assert "--renew" not in markdown(before)
+
+
+def test_records_that_do_not_say_who_made_them_are_told_apart_by_their_commits():
+    found = records()
+    assert "--renew" not in markdown(results_of(TABLE, "digits", found))
+    found[0] |= {"commit": "fedcba9876543210"}
+    assert "commit fedcba98, torch 2.13.0: " in markdown(results_of(TABLE, "digits", found))

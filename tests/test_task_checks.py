@@ -1,6 +1,5 @@
 """What a task and its settings must agree on, and numbers that do not depend on how a run is executed."""
 
-import json
 import re
 import shutil
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sealed import rewrite
 from test_replicas import engine, on_ranks
 
 from normlab import schema
@@ -162,9 +162,7 @@ def test_a_part_may_change_a_setting_of_the_runs_norm(tmp_path):
 def test_phases_of_a_strangers_run_are_looked_at(tmp_path, settings):
     folder = RunFolder.of(load(words("search.Search", tmp_path)))
     folder.create(load(words("search.Search", tmp_path)))
-    run = folder.run()
-    run["config"]["phases"] = {"child": settings}
-    folder.run_file.write_text(json.dumps(run))
+    rewrite(folder.run_file, lambda run: run["config"].update(phases={"child": settings}))
     with pytest.raises(UserError, match=r"phases\.child\."):
         folder.config()
 

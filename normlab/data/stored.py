@@ -108,7 +108,8 @@ def _walk(base: str, names: Sequence[str]) -> tuple[list[str], list[_File]]:
                 elif entry.is_file():  # no link to nowhere, no device
                     files.append(_File(name, entry.path, entry.stat().st_size))
         waiting += sorted(deeper, reverse=True)
-    return folders, sorted(files)
+    unpacked = {f"{file.name}.gz" for file in files}  # MNIST's download keeps both, and one of them is read
+    return folders, sorted(file for file in files if file.name not in unpacked)
 
 
 def _counts(name: str) -> bool:

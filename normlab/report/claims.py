@@ -141,9 +141,11 @@ def _at(found: Mapping[str, Standing], claim: str, where: str) -> Standing:
 
 def _decides(verdict: str) -> int:
     """The place of a part's verdict among those that decide on the whole."""
-    order = ["does not hold", "not enough seeds", NOT_MEASURED]
+    order = ["does not hold", "mixed versions", "not enough seeds", NOT_MEASURED]
     return order.index(verdict) if verdict in order else len(order) + (verdict == "holds")
 
 
 def _style(verdict: str) -> str | None:
-    return {"holds": "green", "does not hold": "red", "not enough seeds": "yellow"}.get(verdict)
+    return {"holds": "green", "does not hold": "red", "not enough seeds": "yellow", "mixed versions": "yellow"}.get(
+        verdict
+    )

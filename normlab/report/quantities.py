@@ -54,9 +54,11 @@ class Measured:
 
     values: Mapping[str, Mapping[Key, float]]  # quantity -> of each run
     layers: Mapping[Key, Layers] = field(default_factory=dict)  # the ratios of each layer at the end
+    asked: set[tuple[str, ...]] = field(default_factory=set)  # the (row, column) that was looked at
 
     def of(self, quantity: str, cell: Sequence[str]) -> dict[int, float]:
         """Seed -> a quantity of a (row, column)."""
+        self.asked.add(tuple(cell))
         values = self.values.get(quantity, {})
         return {seed: value for (row, column, seed), value in values.items() if (row, column) == tuple(cell)}
 
@@ -66,6 +68,7 @@ class Measured:
         return bool(diverged) and all(diverged.values())
 
     def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
+        self.asked.add(tuple(cell))
         return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
 
 

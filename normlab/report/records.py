@@ -64,9 +64,9 @@ def collect(
     found = [_record(table, cell, run) for cell, run in runs if run.status()["status"] in ("finished", "diverged")]
     with locked(into, patience=_PATIENCE):
         check_changed(into, changed)
-        before = {_key(record): record for record in read_jsonl(into / "records.jsonl", RECORD)}
+        before = {key_of(record): record for record in read_jsonl(into / "records.jsonl", RECORD)}
         kept = {key: record for key, record in before.items() if ids.get(key, record["id"]) == record["id"]}
-        by_key = kept | {_key(record): record | own for record in found if record}
+        by_key = kept | {key_of(record): record | own for record in found if record}
         order = [*ids, *sorted(by_key.keys() - ids.keys(), key=lambda key: key[2])]
         records = [by_key[key] for key in order if key in by_key and key[0] in table.rows and key[1] in table.columns]
         write_text(into / "records.jsonl", "".join(f"{seal(json.dumps(record))}\n" for record in records))
@@ -98,7 +98,7 @@ def read_records(folder: Path) -> list[Record]:
 
 def scores(records: Iterable[Record], table: Table) -> dict[Key, float | None]:
     """What each cell shows of its run; None where it diverged. Raises UserError on records of another table."""
-    return {_key(record): _score(record, table) for record in records}
+    return {key_of(record): _score(record, table) for record in records}
 
 
 def estimates(run: RunFolder) -> list[dict[str, Any]]:
@@ -121,12 +121,13 @@ def estimator_name(settings: BatchAverage) -> str:
     return f"{samples} samples, {settings.variance} variance, augment={str(settings.augment).lower()}"
 
 
-def _key(record: Record) -> Key:
+def key_of(record: Record) -> Key:
+    """Which cell and seed a record is of."""
     return record["row"], record["column"], record["seed"]
 
 
 def _score(record: Record, table: Table) -> float | None:
-    row, column, seed = _key(record)
+    row, column, seed = key_of(record)
     if row not in table.rows or column not in table.columns:
         raise UserError(f"records.jsonl: {table.name} has no cell {row} {column}; it is damaged, or of another table")
     if record["status"] != "finished":

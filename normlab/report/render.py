@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from normlab.console import PlainConsole
 from normlab.figures.style import save
 from normlab.report.deviations import deviations
+from normlab.report.makers import cells_by_maker, shown
 from normlab.report.metrics import guessed
 from normlab.report.records import table_folder
 from normlab.report.results import Entry, Judged, Results, load_results
@@ -125,6 +126,19 @@ def _notes(results: Results) -> list[str]:
     return [*dict.fromkeys(exceptions + table.notes), *results.disagreements]
 
 
+def _mixture(results: Results) -> list[str]:
+    """What makes cells hard to compare, and what to do; nothing where one version made them all."""
+    by_maker = cells_by_maker(results.made)
+    if len(by_maker) < 2:
+        return []
+    lines = [f"{name}: {shown(cells)}" for name, cells in by_maker.items()]
+    return [
+        "These cells were not made by one version of the code from the same data, and a claim that needs cells of "
+        f"several has no verdict. `normlab reproduce {results.table.name} scale={results.scale_name} --renew` makes "
+        f"those of other versions again. {'; '.join(lines)}."
+    ]
+
+
 def _footer(results: Results) -> str:
     records = list({record["id"]: record for record in results.records}.values())  # cells may share a run
     versions = {f"{package} {v}" for r in records for package, v in r["versions"].items() if v is not None}
@@ -175,6 +189,7 @@ def markdown(results: Results) -> str:
         _subtitle(results),
         _markdown_table(header, rows),
         *_notes(results),
+        *_mixture(results),
         "## Claims",
         _markdown_table(["claim", "verdict", "evidence"], claims),
         f"{METHOD} Margins are counted in {results.scale.margin:g} points here; a diverged run counts as guessing, "
@@ -238,7 +253,7 @@ def print_results(results: Results, console: Console) -> None:
     for names in (list(table.rows), list(table.differences)):
         for first in range(0, len(names), across):
             console.print(_terminal_table(results, names[first : first + across]))
-    for note in _notes(results):
+    for note in [*_notes(results), *_mixture(results)]:
         console.print(note, highlight=False, markup=False)
     for judged in results.judged.values():
         _print_judged(judged, console)

@@ -2,10 +2,11 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from normlab.report.makers import are_mixed, makers
 from normlab.report.printed import metric_words, printed, subject
 from normlab.report.quantities import Measured, measured
 from normlab.report.records import Key, Record, read_records, scores, table_folder
@@ -63,6 +64,7 @@ class Results:
     entries: Mapping[tuple[str, str], Entry]  # by (row, column), or the labels of differences
     judged: Mapping[str, Judged]
     disagreements: Sequence[str]  # where the papers print different numbers
+    made: Mapping[Key, str]  # by which version each cell and seed was made (makers.py)
 
     @property
     def seeds(self) -> list[int]:
@@ -111,13 +113,14 @@ def results_of(table: Table, scale: str, records: Sequence[Record]) -> Results:
     entries = {cell: _entry(cell, value, by_key, seeds) for cell, value in papers.values.items()}
     ours = measured(records, table, settings.guessing)
     theirs = Measured({"metric": {(*cell, 0): value for cell, value in papers.values.items() if value is not None}})
+    made = makers(records)
     judged = {
-        name: _judge(claim, ours, theirs, settings.margin)
+        name: _judge(claim, ours, theirs, settings.margin, made)
         if scale in (claim.scales or table.scales)
         else Judged(claim, None, [])
         for name, claim in table.claims.items()
     }
-    return Results(table, scale, settings, records, entries, judged, papers.disagreements)
+    return Results(table, scale, settings, records, entries, judged, papers.disagreements, made)
 
 
 def _entry(
@@ -147,7 +150,8 @@ def _replaced(key: Key, axis: int, name: str) -> Key:
     return (name, column, seed) if axis == 0 else (row, name, seed)
 
 
-def _judge(claim: Claim, ours: Measured, papers: Measured, margin: float) -> Judged:
-    tests = [bind(test) for test in claim.tests]
-    evidence = [(test(ours, margin), test(papers, margin).effect) for test in tests]
-    return Judged(claim, verdict([found for found, _ in evidence]), evidence)
+def _judge(claim: Claim, ours: Measured, papers: Measured, margin: float, made: Mapping[Key, str]) -> Judged:
+    tests, own = [bind(test) for test in claim.tests], replace(ours, asked=set())
+    evidence = [(test(own, margin), test(papers, margin).effect) for test in tests]
+    mixed = are_mixed(made, own.asked)
+    return Judged(claim, "mixed versions" if mixed else verdict([found for found, _ in evidence]), evidence)

@@ -20,7 +20,7 @@ from scipy import stats
 from normlab.report.quantities import Measured, divergence_between
 
 ALPHA = 0.05  # of a claim, on either side
-Verdict = Literal["holds", "does not hold", "not enough seeds"]
+Verdict = Literal["holds", "does not hold", "not enough seeds", "mixed versions"]
 
 
 class Evidence(NamedTuple):

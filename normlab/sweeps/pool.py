@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from normlab.config import Config
+from normlab.config import Config, identity, inputs
 from normlab.console import PlainConsole
 from normlab.errors import BusyError, UserError
 from normlab.launch.elastic import num_devices
@@ -80,12 +80,8 @@ def sweep(configs: list[Config], jobs: int = 0, on_failure: str = "continue", co
 
 def plan(configs: list[Config]) -> list[Cell]:
     """A cell for each different experiment; the same one given twice runs once."""
-    folders = [RunFolder.of(config) for config in configs]
-    cells = {
-        folder.path: Cell(config, folder, relative_time(config))
-        for config, folder in zip(configs, folders, strict=True)
-    }
-    return list(cells.values())
+    different = {(identity(config), inputs(config)): config for config in configs}
+    return [Cell(config, RunFolder.of(config), relative_time(config)) for config in different.values()]
 
 
 def relative_time(config: Config) -> float:

@@ -8,10 +8,12 @@ from rich.console import Console
 
 from normlab.config import Config
 from normlab.console import PlainConsole
+from normlab.engine.provenance import made_by
 from normlab.engine.saved import estimate_run
+from normlab.processes.devices import this_device
 from normlab.reading import RECORD, read_jsonl
 from normlab.report.printed import printed
-from normlab.report.records import check_changed, collect, estimate_of
+from normlab.report.records import check_changed, collect, estimate_of, recorded_seeds
 from normlab.report.render import report
 from normlab.report.runs import Plan, plan
 from normlab.report.table import Table
@@ -27,6 +29,7 @@ def reproduce(
     extra: Sequence[str],
     results: Path,
     dry: bool = False,
+    renew: bool = False,
 ) -> int:
     """Run tables at a scale, and report each; returns the exit status of the sweep.
 
@@ -40,6 +43,7 @@ def reproduce(
         extra: overrides of every run, such as devices=2.
         results: where the tables' records and reports go.
         dry: stop after the plan.
+        renew: run what another version of the code made again, recorded seeds beyond `seeds` too.
 
     Raises:
         UserError: before anything runs, on what cannot work in any cell.
@@ -47,10 +51,18 @@ def reproduce(
     console = PlainConsole()
     for table in tables:
         printed(table)  # a wrong reference to a paper shows now, not after the runs
-    plans = [plan(t, scale, range(seeds or len(t.seeds)), ["tracker=none", *extra], results) for t in tables]
+    plans = []
+    for table in tables:
+        number = seeds or len(table.seeds)
+        if renew:
+            number = max([number, *(seed + 1 for seed in recorded_seeds(table, scale, results))])
+        plans.append(plan(table, scale, range(number), ["tracker=none", *extra], results))
     for one in plans:
         check_changed(one.folder, one.changed)
     shared = _shared(plans)
+    if renew:
+        for config in shared.values():
+            config.rerun |= _is_of_another_version(config)
     _print_plan(plans, shared, jobs, console)
     if dry:
         return 0
@@ -82,6 +94,11 @@ def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
             folder = RunFolder.of(other)
             other.rerun |= folder.status()["status"] == "finished" and not folder.weights_at(origin.at).is_file()
     return shared
+
+
+def _is_of_another_version(config: Config) -> bool:
+    folder = RunFolder.of(config)
+    return folder.is_over and folder.summary().get("made_by") != [made_by(config, this_device())]
 
 
 def _run(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, console: Console) -> int:
