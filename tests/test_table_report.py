@@ -353,4 +353,4 @@ def test_records_that_do_not_say_who_made_them_are_told_apart_by_their_commits()
     found = records()
     assert "--renew" not in markdown(results_of(TABLE, "digits", found))
     found[0] |= {"commit": "fedcba9876543210"}
-    assert "commit fedcba98, torch 2.13.0: " in markdown(results_of(TABLE, "digits", found))
+    assert "commit fedcba9876543210, torch 2.13.0: " in markdown(results_of(TABLE, "digits", found))

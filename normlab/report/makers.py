@@ -15,7 +15,7 @@ def maker(record: Record) -> str:
 
     Data that do not come with the program are named by their digest.
     """
-    versions = record.get("made_by") or [f"commit {(record['commit'] or 'unknown')[:8]}, torch {_torch(record)}"]
+    versions = record.get("made_by") or [f"commit {record['commit'] or 'unknown'}, torch {_torch(record)}"]
     data = record.get("inputs")
     return ", then ".join(versions) + (f", data {data[:8]}" if data else "")
 

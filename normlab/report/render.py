@@ -131,11 +131,11 @@ def _mixture(results: Results) -> list[str]:
     by_maker = cells_by_maker(results.made)
     if len(by_maker) < 2:
         return []
-    lines = [f"{name}: {shown(cells)}" for name, cells in by_maker.items()]
+    lines = "\n".join(f"- {name}: {shown(cells)}" for name, cells in by_maker.items())
     return [
         "These cells were not made by one version of the code from the same data, and a claim that needs cells of "
         f"several has no verdict. `normlab reproduce {results.table.name} scale={results.scale_name} --renew` makes "
-        f"those of other versions again. {'; '.join(lines)}."
+        f"those of other versions again.\n\n{lines}",
     ]
 
 
