@@ -81,12 +81,20 @@ def read_json(path: Path, fields: Fields = _ANY) -> dict[str, Any]:
     return _check(_parse(_text(path), path), fields, path)
 
 
-def read_jsonl(path: Path, fields: Fields = _ANY) -> list[dict[str, Any]]:
-    """A JSON object in each whole line (a kill may have cut the last one); none where there is no file."""
+def read_jsonl(path: Path, fields: Fields = _ANY, holding: str = "") -> list[dict[str, Any]]:
+    """A JSON object in each whole line (a kill may have cut the last one); none where there is no file.
+
+    Lines without the text `holding` are left out unread: most of a long run's are of no use to a figure.
+    """
     if not path.is_file():
         return []
-    lines = _text(path).split("\n")[:-1]
-    return [_check(_parse(line, f"{path}, line {i}"), fields, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
+    found, wanted = [], holding.encode()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if wanted in line and line.endswith(b"\n"):
+                where = f"{path}, line {number}"
+                found.append(_check(_parse(_decoded(line, path), where), fields, where))
+    return found
 
 
 def read_yaml(path: Path) -> Any:
@@ -114,8 +122,12 @@ def last_json(path: Path, fields: Fields = _ANY) -> dict[str, Any] | None:
 
 
 def _text(path: Path) -> str:
+    return _decoded(path.read_bytes(), path)
+
+
+def _decoded(data: bytes, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return data.decode()
     except UnicodeDecodeError:
         raise UserError(f"{path}: this is no text; the file is damaged, or none of normlab's") from None
 

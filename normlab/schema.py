@@ -47,6 +47,9 @@ _HOLDS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+_PLAIN = {(str, str), (int, int), (bool, bool), (int, Real), (float, Real)}  # such a value is what is asked for
+
+
 class Parameter(NamedTuple):
     hint: Any
     default: Any = _REQUIRED
@@ -292,10 +295,16 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+@cache
+def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Its origin and arguments, which take longer to find than most values to check."""
+    return typing.get_origin(hint), typing.get_args(hint)
+
+
 def _coerce(value: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    if hint is Any or (type(value), hint) in _PLAIN:
         return value
+    origin, arguments = _taken_apart(hint)
     if origin is Annotated:
         coerced = _coerce(value, arguments[0])
         if not all(_HOLDS[side](coerced, bound) for side, bound in _bounds(hint).items()):
@@ -332,10 +341,12 @@ def _coerce(value: Any, hint: Any) -> Any:
             return [_coerce(v, t) for v, t in zip(value, arguments, strict=True)]
     elif origin in (Sequence, list, tuple):
         if isinstance(value, list | tuple):
-            return [_coerce(v, arguments[0]) for v in value]
+            (inner, *_) = arguments
+            return [v if (type(v), inner) in _PLAIN else _coerce(v, inner) for v in value]
     elif origin in (Mapping, dict):
         if isinstance(value, Mapping):
-            return {str(k): _coerce(v, arguments[1]) for k, v in value.items()}
+            inner = arguments[1]
+            return {str(k): v if (type(v), inner) in _PLAIN else _coerce(v, inner) for k, v in value.items()}
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise TypeError

@@ -78,5 +78,9 @@ class Initial(NamedTuple):
 
 def find_runs(name: str, out: Path) -> list[Path]:
     """The folders of the runs in `out` of this name or id."""
-    runs = (file.parent for file in sorted(out.glob("*/run.json")))
-    return [run for run in runs if run.name == name or run.name.endswith(f"-{name}")]
+    try:
+        names = sorted(os.listdir(out))  # a look into each folder would take seconds beside thousands of runs
+    except OSError:
+        return []
+    named = (out / run for run in names if run == name or run.endswith(f"-{name}"))
+    return [run for run in named if (run / "run.json").is_file()]

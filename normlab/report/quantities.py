@@ -24,12 +24,11 @@ taken.division        share of the squared gradient that the division of Weight 
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from normlab.dynamics.ratios import (
     RF_RANGES,
@@ -55,12 +54,20 @@ class Measured:
     values: Mapping[str, Mapping[Key, float]]  # quantity -> of each run
     layers: Mapping[Key, Layers] = field(default_factory=dict)  # the ratios of each layer at the end
     asked: set[tuple[str, ...]] = field(default_factory=set)  # the (row, column) that was looked at
+    _cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = field(default_factory=dict)  # what `of` has looked up
 
     def of(self, quantity: str, cell: Sequence[str]) -> dict[int, float]:
         """Seed -> a quantity of a (row, column)."""
         self.asked.add(tuple(cell))
-        values = self.values.get(quantity, {})
-        return {seed: value for (row, column, seed), value in values.items() if (row, column) == tuple(cell)}
+        return self._by_cell(quantity).get(tuple(cell), {})
+
+    def _by_cell(self, quantity: str) -> dict[tuple[str, ...], dict[int, float]]:
+        if quantity not in self._cells:
+            found: dict[tuple[str, ...], dict[int, float]] = {}
+            for (row, column, seed), value in self.values.get(quantity, {}).items():
+                found.setdefault((row, column), {})[seed] = value
+            self._cells[quantity] = found
+        return self._cells[quantity]
 
     def all_diverged(self, cell: Sequence[str]) -> bool:
         """Whether no run of a (row, column) converged: its metric is guessing, and tells nothing of another such."""
@@ -107,8 +114,7 @@ def of_layers(layers: Layers) -> dict[str, float]:
     for moment, ratios in average(layers).items():
         for scope in ratios:
             along = [row[moment].get(scope, 0.0) for row in layers]
-            slope = float(np.polyfit(np.linspace(0, 1, len(along)), along, 1)[0]) if len(along) > 1 else 0.0
-            found[f"depth.{moment}.{scope}"] = slope
+            found[f"depth.{moment}.{scope}"] = _rise(along)
             found[f"first.{moment}.{scope}"] = along[0]
     if all(row.get("receptive_field") is not None for row in layers):
         for name, moments in mean_by_range(layers).items():
@@ -118,6 +124,14 @@ def of_layers(layers: Layers) -> dict[str, float]:
         by_range = divergence_by_range(pairs)
         found |= {f"divergence.{name}": by_range[name] for name in RF_RANGES[:-1] if name in by_range}
     return found
+
+
+def _rise(along: Sequence[float]) -> float:
+    """From the first to the last, of the line that fits best (least squares)."""
+    if len(along) < 2:
+        return 0.0
+    places = [i / (len(along) - 1) - 0.5 for i in range(len(along))]
+    return math.fsum(p * value for p, value in zip(places, along, strict=True)) / math.fsum(p * p for p in places)
 
 
 def divergence_between(some: Layers, others: Layers, moment: str) -> float:

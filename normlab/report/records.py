@@ -179,7 +179,7 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
 
 def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
     """Metric -> its value in each epoch: of the loss, and of what the run is known by, where training measures it."""
-    rows = [row for row in read_jsonl(run.whole(run.metrics), STEP) if "train/loss" in row]
+    rows = read_jsonl(run.whole(run.metrics), STEP, holding='"train/loss"')
     wanted = ("train/loss", f"train/{headline}", f"val/{headline}")
     return {
         metric: [round(row[metric], 4) for row in rows]

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 from normlab.report.makers import are_mixed, makers
@@ -65,6 +64,7 @@ class Results:
     judged: Mapping[str, Judged]
     disagreements: Sequence[str]  # where the papers print different numbers
     made: Mapping[Key, str]  # by which version each cell and seed was made (makers.py)
+    measured: Measured
 
     @property
     def seeds(self) -> list[int]:
@@ -74,10 +74,6 @@ class Results:
     def changed(self) -> list[str]:
         """What was set beyond the table and its scale: [epochs=1]. Then the scale is not what was measured."""
         return sorted({word for record in self.records for word in record.get("changed", ())})
-
-    @cached_property
-    def measured(self) -> Measured:
-        return measured(self.records, self.table, self.scale.guessing)
 
     @property
     def subject(self) -> str:
@@ -120,7 +116,7 @@ def results_of(table: Table, scale: str, records: Sequence[Record]) -> Results:
         else Judged(claim, None, [])
         for name, claim in table.claims.items()
     }
-    return Results(table, scale, settings, records, entries, judged, papers.disagreements, made)
+    return Results(table, scale, settings, records, entries, judged, papers.disagreements, made, ours)
 
 
 def _entry(

@@ -6,6 +6,7 @@ cells(table, scale, seeds) -> [Cell, ...]             each with the words of its
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -145,7 +146,7 @@ class Table:
         """What a cell shows of its run."""
         return self.columns[column].metric or self.rows[row].metric or self.metric or next(iter(self.metrics))
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, MetricInfo]:
         """What runs of its task measure."""
         return metrics_of(target_of("task", self.task or default_choice("task")))
