@@ -37,6 +37,8 @@ STATUS: Fields = {
     "signal": Parameter(int, 0),
     "error": Parameter(str, ""),
     "files": Parameter(Mapping[str, str], {}),
+    "bad_file": Parameter(str, ""),
+    "other_inputs": Parameter(str | None, None),
 }
 _HEADLINE: Fields = {"metric": Parameter(str), "estimator": Parameter(str), "value": Parameter(Real | None)}
 SUMMARY: Fields = {

@@ -441,3 +441,22 @@ def test_errors_are_a_set_that_survives_a_kill(tmp_path):
     DataErrors(tmp_path, 1).add(rows[:6])
     assert [json.loads(line)["index"] for line in errors.path.read_text().splitlines()] == list(range(5, 30))
     assert data_errors(tmp_path) == {"count": 30, "samples": rows[:20]}
+
+
+def test_a_repaired_file_lets_the_run_go_on(imagenet, tmp_path, capfd):
+    """The run has not used the file. It is another run where another file has changed as well."""
+    whole = image(imagenet, "val", 3).read_bytes()
+    image(imagenet, "val", 3).write_bytes(whole[:20])
+    settings = words(imagenet, tmp_path / "runs")
+    folder = RunFolder.of(load(settings))
+    assert main(["train", *settings]) != 0
+    assert folder.status()["bad_file"] == "val/n01/n01_0004.JPEG"
+    done = folder.updates_done()
+    image(imagenet, "val", 3).write_bytes(whole)
+    other = tmp_path / "other"
+    shutil.copytree(imagenet, other)
+    shutil.copy(image(other, "train", 0), image(other, "train", 1))
+    assert RunFolder.of(load(words(other, tmp_path / "runs"))).path != folder.path
+    assert main(["train", *settings]) == 0
+    assert RunFolder.of(load(settings)).path == folder.path and folder.is_over
+    assert done > 0 and "starting from the beginning" not in capfd.readouterr().err

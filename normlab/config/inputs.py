@@ -20,39 +20,41 @@ from normlab.reading import read_json
 NOTHING = ""
 
 
-def inputs(config: Config) -> str | None:
+def inputs(config: Config, without: str = "") -> str | None:
     """Sixteen hex digits; NOTHING where a run reads nothing, as with data that come with the program; None where
     something is not there, so that nobody knows.
 
-    A file that `init` names stands in the identity by its bytes. Raises UserError on what cannot be read.
+    A file that `init` names stands in the identity by its bytes. The file `without`, below `data.root`, does not count.
+    Raises UserError on what cannot be read.
     """
-    found = dict(_found(config))
+    found = dict(_found(config, without))
     if None in found.values():
         return None
     read = {key: digest for key, digest in found.items() if digest != NOTHING}
     return hashlib.sha256(repr(sorted(read.items())).encode()).hexdigest()[:16] if read else NOTHING
 
 
-def _found(config: Config) -> Iterator[tuple[str, str | None]]:
+def _found(config: Config, without: str) -> Iterator[tuple[str, str | None]]:
     notes = Path(config.out) / NOTES
     for group in GROUPS:
         node = getattr(config, group)
         for name in places(node):
             if node[name] is not None:
-                yield f"{group}.{name}", _digest(node["_target_"], Path(node[name]), notes)
+                key = f"{group}.{name}"
+                yield key, _digest(node["_target_"], Path(node[name]), notes, without if key == "data.root" else "")
     for own in (config.init, *(part["init"] for part in config.parts.values() if "init" in part)):
         if own != "none":
             yield f"init {own}", _of_run(Initial.parse(own).path(Path(config.out)))
 
 
-def _digest(target: str, path: Path, notes: Path) -> str | None:
+def _digest(target: str, path: Path, notes: Path, without: str) -> str | None:
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if not os.path.isdir(path):
         return None
     folders, files = (schema.class_attribute(target, name) for name in ("folders", "files"))
-    return fingerprint(path, folders or (), files or ("*",), notes)
+    return fingerprint(path, folders or (), files or ("*",), notes, without)
 
 
 def _of_run(path: Path | None) -> str | None:

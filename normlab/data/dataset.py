@@ -33,7 +33,11 @@ class SampleError(UserError):
             f"{folder}/{file}: {reason} (sample {index} of {split}); `normlab data verify` lists all such files, "
             "and data.on_error=skip does without them"
         )
-        self.split, self.index, self.file, self.reason = split, index, file, reason
+        self.split, self.index, self.folder, self.file, self.reason = split, index, folder, file, reason
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """A message alone, as other exceptions travel by, would not make it again."""
+        return type(self), (self.split, self.index, self.folder, self.file, self.reason)
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):

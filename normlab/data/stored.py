@@ -47,7 +47,11 @@ def first_existing(root: Path | str, *folders: str) -> Path:
 
 
 def fingerprint(
-    root: Path | str, folders: Sequence[str] = (), names: Sequence[str] = ("*",), notes: Path | None = None
+    root: Path | str,
+    folders: Sequence[str] = (),
+    names: Sequence[str] = ("*",),
+    notes: Path | None = None,
+    without: str = "",
 ) -> str:
     """Sixteen hex digits of what is stored: names and sizes of all files, and their bytes.
 
@@ -61,17 +65,20 @@ def fingerprint(
         names: patterns of what is read there, as *.bin or train.
         notes: file that keeps the fingerprints of large datasets; one counts again while no folder of the dataset, and
             none of the 64 files, has changed.
+        without: file in root that does not count.
 
     Raises:
         UserError: a folder or a file cannot be read.
     """
     base = str(first_existing(root, *folders).resolve())
-    key = f"{base} {' '.join(names)}"
+    left_out = os.path.relpath(os.path.join(os.path.realpath(root), without), base) if without else ""
+    key = f"{base} {' '.join(names)} {left_out}"
     known = _NOTED.get(key) or _read_notes(notes).get(key)
     if known is not None and _stamps(base, known["looked_at"]) == known["looked_at"]:
         return str(known["digest"])
     try:
         below, files = _walk(base, names)
+        files = [file for file in files if file.name != left_out]
         digest = hashlib.sha256(
             "".join(f"{file.name}\0{file.size}\0" for file in files).encode(errors="surrogateescape")
         )

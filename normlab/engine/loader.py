@@ -26,6 +26,7 @@ class _Fetched(NamedTuple):
     samples: list[Any]
     keys: list[tuple[int | None, int]]  # whose samples these are, or stand in for
     errors: list[dict[str, Any]]  # of samples that the dataset could not give
+    stop: SampleError | None = None  # what ends the run; as data, which come whole out of a worker
 
 
 class _Samples(Dataset):
@@ -47,7 +48,7 @@ class _Samples(Dataset):
                 fetched.keys.append(key)
             except SampleError as error:
                 if not self.skips:
-                    raise UserError(str(error)) from None  # a plain one, which comes whole out of a worker
+                    return _Fetched([], [], [], error)
                 fetched.errors.append(data_errors.row(error))
                 if not self.leave_out:
                     fetched.samples.append(self._stand_in(*key))
@@ -75,18 +76,20 @@ class _Samples(Dataset):
 class _Collate:
     """The samples of a pass, replica by replica -> one stacked batch, or one a replica where the task cannot stack.
 
-    No batch if no sample is left; beside it, the errors.
+    No batch if no sample is left; beside it the keys, the errors, and what ends the run.
     """
 
     def __init__(self, task: Task, split: str, per_replica: int) -> None:
         self.task, self.split, self.per_replica = task, split, per_replica
 
-    def __call__(self, fetched: _Fetched) -> tuple[list[Batch], list[tuple[int | None, int]], list[dict[str, Any]]]:
+    def __call__(
+        self, fetched: _Fetched
+    ) -> tuple[list[Batch], list[tuple[int | None, int]], list[dict[str, Any]], Any]:
         samples = fetched.samples
         starts = range(0, len(samples), self.per_replica)
         replicas = [self.task.collate(samples[start : start + self.per_replica], self.split) for start in starts]
         stacked = self.task.stack(replicas) if replicas else None
-        return replicas if stacked is None else [stacked], fetched.keys, fetched.errors
+        return replicas if stacked is None else [stacked], fetched.keys, fetched.errors, fetched.stop
 
 
 class _Keys:
@@ -108,7 +111,7 @@ def batches(
     ahead of the data. With data.on_error=skip, bad samples are replaced, or left out of their batches and of
     the keys of their pass; the run's folder lists them.
 
-    Raises UserError on a bad sample otherwise, and where too many are bad.
+    Raises SampleError on a bad sample otherwise, UserError where too many are bad.
     """
     task, device, dtype = session.experiment.task, session.device, devices.dtype(session.config)
     dataset = task.dataset(split)
@@ -122,7 +125,9 @@ def batches(
     )
     met = DataErrors(session.folder.path, session.share.rank)
     given = lost = False
-    for current, (loaded, keys, errors) in zip(passes(), _plain_errors(loader), strict=True):
+    for current, (loaded, keys, errors, stop) in zip(passes(), _plain_errors(loader), strict=True):
+        if stop is not None:
+            raise stop
         met.add(errors)
         given, lost = given or bool(loaded), lost or not loaded
         if not loaded:

@@ -2,9 +2,13 @@
 
 import contextlib
 import errno
+import os
 import re
 import traceback
+from typing import Any
 
+from normlab.config import inputs
+from normlab.data.dataset import SampleError
 from normlab.errors import DiskFullError, RunError, UserError, is_out_of_memory
 from normlab.processes.devices import rank_and_size
 from normlab.runs.folder import RunFolder
@@ -20,7 +24,7 @@ def failed(folder: RunFolder, error: BaseException) -> UserError | RunError:
     reason = " ".join(str(told or _reason(error, folder)).split())
     with contextlib.suppress(DiskFullError, OSError, UserError):  # no room to say so, or no folder any more
         if folder.status()["status"] not in ("failed", "interrupted"):
-            folder.set_status("failed", error=reason)
+            folder.set_status("failed", error=reason, **_of_data(error, folder))
             if told is None:
                 write_text(folder.traceback, "".join(traceback.format_exception(error)))
     if told is not None:
@@ -28,6 +32,17 @@ def failed(folder: RunFolder, error: BaseException) -> UserError | RunError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(reason)
     return RunError(f"the run failed: {reason}; traceback: {folder.traceback}")
+
+
+def _of_data(error: BaseException, folder: RunFolder) -> dict[str, Any]:
+    """Which file is bad, and the digest of all others: once it is repaired, the run goes on."""
+    config = folder.config()
+    if not isinstance(error, SampleError) or config.data.get("root") is None:
+        return {}
+    path = error.folder / error.file
+    file = path if path.is_file() else error.folder / error.file.partition("[")[0]  # sample 10 of it: labels[10]
+    bad = os.path.relpath(file, config.data["root"])
+    return {"bad_file": bad, "other_inputs": inputs(config, without=bad)}
 
 
 def _reason(error: BaseException, folder: RunFolder) -> str:

@@ -71,7 +71,12 @@ class RunFolder:
             data = run["config"].get("data")
             return isinstance(data, dict) and data.get("root") == config.data.get("root")
         recorded = recorded_inputs(run)
-        return None in (recorded, read) or recorded == read
+        return None in (recorded, read) or recorded == read or self._is_repaired(config)
+
+    def _is_repaired(self, config: Config) -> bool:
+        """Whether a bad file stopped the run, which had not used it, and all other data are what they were."""
+        bad = self.status().get("bad_file", "")
+        return bad != "" and self.status().get("other_inputs") == inputs(config, without=bad)
 
     @classmethod
     def find(cls, name: str, out: Path, key: str = "out") -> "RunFolder":
