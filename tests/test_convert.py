@@ -343,3 +343,12 @@ def test_jit_trace_is_refused_in_a_line() -> None:
     layer = Normalizer(4, mean=["bn"], var=["bn"]).eval()
     with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot follow this layer; torch\.export\.export can"):
         torch.jit.trace(layer, torch.randn(2, 4, 5, 5))
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["alone", "in a network"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # scripting itself is old
+def test_jit_script_is_refused_in_a_line(deep: bool) -> None:
+    layer = Normalizer(4, mean=["bn"], var=["bn"])
+    said = r"^torch\.jit\.script cannot compile this layer; torch\.compile and torch\.export\.export can$"
+    with pytest.raises(RuntimeError, match=said):
+        torch.jit.script(nn.Sequential(nn.ReLU(), nn.Sequential(layer)) if deep else layer)
