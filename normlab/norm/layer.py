@@ -54,6 +54,9 @@ class ScopeError(UserError, ValueError):
 class Normalizer(nn.Module):
     """Normalize (N, C), (N, C, L), (N, C, H, W) or (N, C, T, H, W) input; output of the same shape and dtype.
 
+    It is no subclass of torch's layers, so torch.optim.swa_utils.update_bn passes it by without a word: after weights
+    were averaged (SWA, EMA), normlab.batch_average(model, loader) measures its statistics.
+
     Args:
         num_channels: C.
         mean: scopes that give the mean: in, ln, bn, gn, en; a number sets the groups of gn and en, as in "gn16".
