@@ -401,19 +401,3 @@ def test_what_is_standardized_already_stays(images=(1, 3, 32, 32)) -> None:
     expected = own.eval()(torch.ones(1, 3, 32, 32))
     assert convert(own, lambda channels: nn.GroupNorm(32, channels), weight_standardization).weights == ["head.fc"]
     assert convert(timm.create_model("nf_resnet26"), None, weight_standardization).weights == []
-
-
-def test_jit_trace_is_refused_in_a_line() -> None:
-    """It gave kernels tensors for sizes, and the process ended."""
-    layer = Normalizer(4, mean=["bn"], var=["bn"]).eval()
-    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot follow this layer; torch\.export\.export can"):
-        torch.jit.trace(layer, torch.randn(2, 4, 5, 5))
-
-
-@pytest.mark.parametrize("deep", [False, True], ids=["alone", "in a network"])
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # scripting itself is old
-def test_jit_script_is_refused_in_a_line(deep: bool) -> None:
-    layer = Normalizer(4, mean=["bn"], var=["bn"])
-    said = r"^torch\.jit\.script cannot compile this layer; torch\.compile and torch\.export\.export can$"
-    with pytest.raises(RuntimeError, match=said):
-        torch.jit.script(nn.Sequential(nn.ReLU(), nn.Sequential(layer)) if deep else layer)

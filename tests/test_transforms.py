@@ -1,4 +1,4 @@
-"""Derivatives of derivatives, forward mode and torch.func: against finite differences, loops and the ordinary path."""
+"""Derivatives of derivatives, forward mode, torch.func and torch.jit: exact, or refused in a line."""
 
 import copy
 from collections.abc import Callable
@@ -175,3 +175,19 @@ def test_statistics_of_several_ranks_are_refused_in_a_line(monkeypatch):
     layer = build("syncbn", C).double()
     with pytest.raises(RuntimeError, match=r"synchronized statistics over several ranks .* sync=False"):
         func.grad(lambda x: layer(x).sum())(images(4, C, 2, 3))
+
+
+def test_jit_trace_is_refused_in_a_line() -> None:
+    """It gave kernels tensors for sizes, and the process ended."""
+    layer = Normalizer(4, mean=["bn"], var=["bn"]).eval()
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot follow this layer; torch\.export\.export can"):
+        torch.jit.trace(layer, torch.randn(2, 4, 5, 5))
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["alone", "in a network"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # scripting itself is old
+def test_jit_script_is_refused_in_a_line(deep: bool) -> None:
+    layer = Normalizer(4, mean=["bn"], var=["bn"])
+    said = r"^torch\.jit\.script cannot compile this layer; torch\.compile and torch\.export\.export can$"
+    with pytest.raises(RuntimeError, match=said):
+        torch.jit.script(nn.Sequential(nn.ReLU(), nn.Sequential(layer)) if deep else layer)
