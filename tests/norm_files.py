@@ -32,6 +32,17 @@ def randomize(layer: nn.Module, seed: int = 0) -> nn.Module:
     return layer
 
 
+def choosing(mean: str | list[str], var: str | list[str], **options: Any) -> Normalizer:
+    """Hard SN of four channels that has chosen these scopes, one for each of its ratio groups."""
+    scopes = ["in", "ln", "bn"]
+    layer = randomize(Normalizer(4, mean=scopes, var=scopes, hard=True, **options))
+    with torch.no_grad():
+        for logits, chosen in ((layer.mean_logits, mean), (layer.var_logits, var)):
+            names = [chosen] * layer.ratio_groups if isinstance(chosen, str) else chosen
+            logits.copy_(torch.tensor([[scope == name for scope in scopes] for name in names]).view_as(logits))
+    return layer
+
+
 def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Random (N, C, ...) whose channels, and samples, differ in mean and deviation."""
     generator = torch.Generator().manual_seed(seed)

@@ -89,8 +89,13 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, blocks: list[int], *, wide: bool, v2: bool = False, conv=nn.Conv2d, norm=SwitchNorm) -> None:
+    """`sparse`: the stem of the sparse SN models, which pools without padding."""
+
+    def __init__(
+        self, blocks: list[int], *, wide: bool, v2: bool = False, sparse: bool = False, conv=nn.Conv2d, norm=SwitchNorm
+    ) -> None:
         super().__init__()
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if sparse else nn.MaxPool2d(3, 2, 1)
         self.conv1, self.sn1 = conv(3, 64, 7, 2, 3, bias=False), norm(64)
         width, self.v2 = 64, v2
         for stage, number in enumerate(blocks):
@@ -105,7 +110,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.max_pool2d(self.sn1(self.conv1(x)).relu(), 3, 2, 1)
+        x = self.pool(self.sn1(self.conv1(x)).relu())
         for stage in range(4):
             x = self.get_submodule(f"layer{stage + 1}")(x)
         x = self.sn_out(x).relu() if self.v2 else x

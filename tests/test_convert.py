@@ -1,6 +1,7 @@
 """Conversion: which layers are swapped, what they keep, and that the models still work."""
 
 import copy
+import warnings
 from functools import partial
 
 import pytest
@@ -10,8 +11,9 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
+from normlab.errors import UserError
 from normlab.models.library import timm_model, torchvision_model
-from normlab.norm.convert import NormAct, convert
+from normlab.norm.convert import NormAct, NothingReplacedWarning, convert
 from normlab.norm.layer import Normalizer
 from normlab.norm.weight import weight_normalization, weight_standardization
 
@@ -116,8 +118,71 @@ def test_every_kind_of_layer(layer, shape):
 @pytest.mark.parametrize("layer", [nn.LayerNorm(6), timm.layers.LayerNorm2d(6)])
 def test_layers_without_moments_to_choose_are_left_alone(layer):
     model = nn.Sequential(layer)
-    assert convert(model, SN).norms == []
+    with pytest.warns(NothingReplacedWarning, match=rf"no batch, .* \(1 {type(layer).__name__}\)$"):
+        assert convert(model, SN).norms == []
     assert model[0] is layer
+
+
+@pytest.mark.parametrize("build,said", [
+    (lambda: timm.create_model("vit_tiny_patch16_224", depth=2), "the model stays as it is (5 LayerNorm)"),
+    (lambda: timm.create_model("convnext_atto", depths=(1, 1, 1, 1)), "the model stays as it is (9 LayerNorm2d)"),
+    (lambda: converted(nn.Sequential(nn.BatchNorm2d(4)), BN), "the model stays as it is (1 Normalizer)"),
+    (lambda: nn.Sequential(nn.Linear(2, 2)), "the model stays as it is"),
+])  # fmt: skip
+def test_a_norm_that_replaces_nothing_says_so_once(build, said):
+    model = build()
+    with pytest.warns(NothingReplacedWarning) as warned:
+        convert(model, SN)
+    assert len(warned) == 1 and said in str(warned[0].message) and warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(model, None)  # nothing was asked for that is not so
+        convert(nn.Sequential(nn.BatchNorm2d(4), nn.LayerNorm(4)), SN)
+
+
+def converted(model: nn.Module, norm) -> nn.Module:
+    convert(model, norm)
+    return model
+
+
+SETTINGS = [
+    (nn.BatchNorm2d(6, eps=1e-3, momentum=0.03), (1e-3, 0.03), (1e-3, 0.03)),
+    (nn.BatchNorm2d(6, eps=1e-3, momentum=None), (1e-3, None), (1e-3, None)),
+    (timm.layers.BatchNormAct2d(6, eps=1e-4), (1e-4, 0.1), (1e-4, 0.1)),
+    (nn.GroupNorm(3, 6, eps=0.1), (0.1, None), (0.1, 0.2)),
+    (nn.InstanceNorm2d(6, eps=0.1, momentum=0.5), (0.1, None), (0.1, 0.2)),
+    (FrozenBatchNorm2d(6, eps=0.0), (0.0, None), (0.0, 0.2)),
+]
+
+
+@pytest.mark.parametrize("layer,theirs,kept", SETTINGS, ids=lambda value: type(value).__name__)
+def test_eps_and_momentum_are_reported_and_kept_where_asked(layer, theirs, kept):
+    norm = partial(SN, eps=1e-2, momentum=0.2)
+    for keep, ours in ((), (1e-2, 0.2)), (("eps", "momentum"), kept), (["eps"], (kept[0], 0.2)):
+        model = nn.Sequential(copy.deepcopy(layer))
+        conversion = convert(model, norm, keep=keep)
+        (name,) = conversion.norms
+        assert conversion.eps == {name: (theirs[0], ours[0])}
+        assert conversion.momentum == {name: (theirs[1], ours[1])}
+        new = model.get_submodule(name)
+        assert (new.eps, new.algebra.eps, new.momentum) == (ours[0], *ours)
+
+
+def test_with_both_kept_a_network_is_the_same_batch_by_batch():
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_b0", num_classes=4, drop_path_rate=0.0).double()  # 1e-3, not 1e-5
+    scramble(model)
+    twin = copy.deepcopy(model)
+    convert(twin, BN, keep=("eps", "momentum"))
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for mode in (True, False):
+        with torch.no_grad():
+            torch.testing.assert_close(twin.train(mode)(x), model.train(mode)(x), rtol=1e-8, atol=1e-8)
+
+
+def test_what_cannot_be_kept_is_named():
+    with pytest.raises(UserError, match=r"convert: keep 'epsilon' does not exist; .*eps"):
+        convert(nn.Sequential(nn.BatchNorm2d(4)), BN, keep=["epsilon"])
 
 
 def trained(layer: nn.Module) -> nn.Module:
@@ -336,10 +401,3 @@ def test_what_is_standardized_already_stays(images=(1, 3, 32, 32)) -> None:
     expected = own.eval()(torch.ones(1, 3, 32, 32))
     assert convert(own, lambda channels: nn.GroupNorm(32, channels), weight_standardization).weights == ["head.fc"]
     assert convert(timm.create_model("nf_resnet26"), None, weight_standardization).weights == []
-
-
-def test_jit_trace_is_refused_in_a_line() -> None:
-    """It gave kernels tensors for sizes, and the process ended."""
-    layer = Normalizer(4, mean=["bn"], var=["bn"]).eval()
-    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot follow this layer; torch\.export\.export can"):
-        torch.jit.trace(layer, torch.randn(2, 4, 5, 5))

@@ -233,3 +233,10 @@ def test_what_the_data_refuse_is_one_line_from_workers_too(tmp_path, workers):
     with pytest.raises(UserError) as error:
         run(settings)
     assert str(broken) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_part_whose_norm_replaces_nothing_is_named(tmp_path, caplog):
+    build(config(tmp_path, "parts.backbone=gn", "parts.head=none"))
+    assert not caplog.messages
+    build(config(tmp_path, "parts.head=gn"))
+    assert caplog.messages == ["parts.head.norm: the part has no batch, instance or group norm that it could replace"]

@@ -25,7 +25,16 @@ CASES = {
     "v1 of bottlenecks": (lambda: ResNet(DEEP, wide=True), "norm=sn", "model=resnet50"),
     "v1 of IN and LN": (lambda: ResNet(BASIC, wide=False, norm=partial(SwitchNorm, logits=2)), "norm=sn_in_ln", ""),
     "v2": (lambda: ResNet(DEEP, wide=True, v2=True), "norm=sn", "model=resnet50_v2"),
-    "sparse": (lambda: ResNet(BASIC, wide=False, norm=partial(SwitchNorm, sparse=True)), "norm=sn_hard", ""),
+    "sparse": (
+        lambda: ResNet(DEEP, wide=True, sparse=True, norm=partial(SwitchNorm, sparse=True)),
+        "norm=sn_hard",
+        "model=resnet50_ssn model.name=resnet50",
+    ),
+    "sparse, of 18 layers": (
+        lambda: ResNet(BASIC, wide=False, sparse=True, norm=partial(SwitchNorm, sparse=True)),
+        "norm=sn_hard",
+        "model=resnet50_ssn model.name=resnet18",
+    ),
     "ws": (
         lambda: ResNet(BASIC, wide=False, conv=released.StandardizedConv2d, norm=partial(nn.GroupNorm, 32)),
         "norm=gn weight=ws weight.profile=official",

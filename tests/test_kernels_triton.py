@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from norm_files import NORMS, build, gradients, images, learned, randomize
+from norm_files import NORMS, build, choosing, gradients, images, learned, randomize
 
 pytest.importorskip("triton", reason="Triton is on Linux alone")
 
@@ -222,6 +222,24 @@ def test_every_normalizer_is_as_with_torch_operations(name, serve):
         torch.testing.assert_close(
             run_layer(name, (4, 12, 5, 3), last, training, torch.float64), exact, rtol=1e-9, atol=1e-9
         )
+
+
+@pytest.mark.parametrize("mix", ["var", "std"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e19, 3e38])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter: values overflow, as they are to
+def test_what_a_hard_ratio_leaves_out_is_left_out(bad, mix, serve):
+    """The squares of the last values are beyond float32, and so are differences of the very last."""
+    for scopes, untouched in ((("in", "ln"), 4), (("ln", "in"), 4), ((["in", "bn"], ["in", "bn"]), 2)):
+        found = []
+        for backend in (TORCH, TRITON):
+            serve(backend)
+            layer = choosing(*scopes, mix=mix, ratio_groups=4 // untouched).to(DEVICE)
+            x = images(4, 4, 3, 5, dtype=torch.float32)
+            x[0] = x[0].sign() * bad
+            result = gradients(layer, x.to(DEVICE), learned(layer))
+            found.append([result[name][1:, :untouched] for name in ("y", "x")])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+        assert all(t.isfinite().all() for t in found[0])
 
 
 def test_a_compiled_layer_is_one_graph(serve):

@@ -10,11 +10,12 @@ import timm
 import torch
 import torchvision
 import yaml
+from norm_files import images
 from torch import nn
 
 from normlab.errors import UserError
 from normlab.models.classifier import find_classifier
-from normlab.models.library import timm_model, torchvision_model
+from normlab.models.library import resnet_ssn, timm_model, torchvision_model
 from normlab.models.mlp import mlp
 from normlab.models.names import check_model_name, model_names
 from normlab.models.resnet import (
@@ -167,6 +168,18 @@ def test_impossible_depths_are_refused():
         resnet_cifar((3, 32, 32), 10, depth=21)
     with pytest.raises(UserError, match=r"depth=19.*18, 34, 50.*nearest: 18"):
         resnet_small((3, 32, 32), 10, depth=19)
+
+
+def test_the_stem_of_sparse_sn_pools_other_pixels_of_maps_of_one_size():
+    torch.manual_seed(0)
+    theirs, ours = (build((3, 64, 60), 10, name="resnet18").eval() for build in (torchvision_model, resnet_ssn))
+    ours.load_state_dict(theirs.state_dict())
+    x = images(2, 3, 64, 60, dtype=torch.float32)
+    for model, pool in ((theirs, nn.MaxPool2d(3, 2, 1)), (ours, nn.MaxPool2d(3, 2, ceil_mode=True))):
+        stem = nn.Sequential(model.conv1, model.bn1, model.relu)
+        assert torch.equal(model.maxpool(stem(x)), pool(stem(x))) and model.maxpool(stem(x)).shape[2:] == (16, 15)
+    with pytest.raises(UserError, match=r"model\.name=densenet121 is no ResNet; allowed: resnet50"):
+        resnet_ssn((3, 64, 64), 10, name="densenet121")
 
 
 def test_mlp_is_four_layers_of_128():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from norm_files import NORMS, build, gradients, images, learned, randomize
+from norm_files import NORMS, build, choosing, gradients, images, learned, randomize
 from torch import nn
 
 from normlab.norm.layer import Normalizer, ScopeError
@@ -162,3 +162,66 @@ def test_in_place_activations_after_the_layer_are_safe():
     x = images(4, 6, 3, 3)
     in_place = gradients(nn.Sequential(layer, nn.ReLU(inplace=True)), x, learned(layer))
     torch.testing.assert_close(in_place, gradients(nn.Sequential(layer, nn.ReLU()), x, learned(layer)))
+
+
+# ---- what a hard ratio leaves out ------------------------------------------------------------------------------------
+
+BAD = [float("nan"), float("inf"), 3e19]  # the square of the last is beyond float32
+
+
+@pytest.mark.parametrize("options", [{}, {"mix": "std"}, {"ratio_groups": 2}, {"profile": "official"}], ids=str)
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("scope", ["in", "ln"])
+def test_a_scope_that_is_not_chosen_does_not_reach_other_samples(scope, bad, options):
+    """BN is one of three: nothing of a bad sample comes out in the others, forward or backward."""
+    layer, alone = choosing(scope, scope, **options), choosing(scope, scope, **options)
+    x = images(4, 4, 3, 5, dtype=torch.float32)
+    clean = x.clone()
+    x[1] += bad
+    dy = images(4, 4, 3, 5, seed=1, dtype=torch.float32)
+    others = [0, 2, 3]
+    outputs = []
+    for norm, given in ((layer, x), (alone, clean)):
+        leaf = given.requires_grad_()
+        y = norm(leaf)
+        ways = [torch.autograd.grad(y, leaf, dy, create_graph=again, retain_graph=True) for again in (False, True)]
+        outputs.append([y[others], *(dx[others] for (dx,) in ways)])
+    torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("profile", ["paper", "official"])
+@pytest.mark.parametrize("mix", ["var", "std"])
+def test_a_scope_that_is_not_chosen_does_not_reach_other_channels(mix, profile):
+    """The variance of LN overflows in a sample whose channels are far apart, and IN has been chosen."""
+    layer = choosing("in", "in", mix=mix, profile=profile)
+    x = images(4, 4, 3, 5, dtype=torch.float32)
+    x[1, 2] = 3e19
+    found = gradients(layer, x, learned(layer))
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("profile", ["paper", "official"])
+def test_stored_statistics_that_are_not_chosen_do_not_count(profile):
+    layer = choosing("in", "ln", profile=profile).eval()
+    x = images(4, 4, 3, 5, dtype=torch.float32)
+    expected = gradients(layer, x, learned(layer))
+    layer.running_mean.fill_(torch.nan), layer.running_var.fill_(torch.inf)
+    torch.testing.assert_close(gradients(layer, x, learned(layer)), expected)
+
+
+def test_groups_of_channels_choose_for_themselves():
+    layer = choosing(["in", "bn"], ["in", "bn"], ratio_groups=2)
+    x = images(4, 4, 3, 5, dtype=torch.float32)
+    x[1] += torch.nan
+    leaf = x.requires_grad_()
+    y = layer(leaf)
+    (dx,) = torch.autograd.grad(y.sum(), leaf)
+    for t in (y, dx):
+        assert t[[0, 2, 3], :2].isfinite().all() and t[:, 2:].isnan().all()
+
+
+def test_a_scope_that_is_chosen_still_counts():
+    x = images(4, 4, 3, 5, dtype=torch.float32)
+    x[1] += torch.nan
+    assert not choosing("bn", "in")(x).isfinite().any()
+    assert not choosing("in", "bn")(x).isfinite().any()

@@ -94,3 +94,18 @@ def test_a_constant_input_keeps_only_the_shift():
 def test_bounds_without_meaning_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         BatchRenorm(C, **options)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_it_is_compiled_in_one_graph_with_its_warmup(training, momentum):
+    """Which ends after the second of four steps, without compiling anew."""
+    layer, twin = (random_layer(warmup=2, momentum=momentum).train(training) for _ in range(2))
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(4):
+            x = images(4, C, 3, 2, seed=step)
+            found, expected = (gradients(f, x, learned(of)) for f, of in ((compiled, layer), (twin, twin)))
+            torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())

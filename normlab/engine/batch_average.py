@@ -6,7 +6,7 @@ synchronized scopes see what they saw there.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from normlab.engine.loader import batches
 from normlab.engine.session import Session
+from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
 from normlab.processes import devices
 from normlab.replicas import Pass, passes, set_replicas
@@ -84,7 +85,7 @@ def estimate(
         for name, layer in layers.items()
         for buffer, (scope, _) in layer.stored_names().items()
     }
-    was_training = model.training
+    was_training = {module: module.training for module in model.modules()}
     collected_elsewhere = {name: layer.calls for name, layer in layers.items()}
     model.train()
     try:
@@ -97,7 +98,8 @@ def estimate(
                     for scope, statistics in call.items():
                         averages[name, scope].add_rows(statistics.mean_RW, statistics.var_RW)
     finally:
-        model.train(was_training)
+        for module, training in was_training.items():
+            module.training = training
         for name, layer in layers.items():
             layer.calls = collected_elsewhere[name]
     averages = {key: average.over_ranks() for key, average in averages.items()}
@@ -111,8 +113,46 @@ def estimate(
             if what == "var" and variance == "population":
                 value = average.var_W + average.scatter_W
             own = layer.get_buffer(buffer)
-            state[f"{name}.{buffer}"] = value.to(own.device, own.dtype)
+            state[f"{name}.{buffer}".lstrip(".")] = value.to(own.device, own.dtype)
     return state
+
+
+def batch_average(
+    model: nn.Module,
+    loader: Iterable[Any],
+    forward: Callable[[Any], object] | None = None,
+    *,
+    variance: Literal["mean", "population"] = "mean",
+) -> None:
+    """Measure the statistics of normlab's layers over the batches of a loader, and put them into the layers.
+
+    For weights that no training pass has run with: averaged ones (SWA, EMA), edited or merged ones. It is to these
+    layers what torch.optim.swa_utils.update_bn is to torch's own, which knows no others and says nothing of them; a
+    model that has both needs both. Every batch counts alike. A model without layers that keep statistics is not run.
+    Where there are several ranks, all call it, each with batches of its own.
+
+    Args:
+        model: holds the layers; all else in it is left as it was, except what others count in training mode.
+        loader: gives batches: tensors, or lists and tuples whose first item is the input.
+        forward: runs a batch through the model, where `model(input)` on the device of its layers does not.
+        variance: as in `estimate`.
+
+    Raises:
+        UserError: no layer saw a batch.
+    """
+    layers = [m for m in model.modules() if isinstance(m, Normalizer) and m.tracks_statistics]
+    if not layers:
+        return
+    device = next(layers[0].buffers()).device
+
+    def run(batch: Any) -> object:
+        first = batch[0] if isinstance(batch, (list, tuple)) else batch
+        return model(first.to(device) if isinstance(first, Tensor) else first)
+
+    state = estimate(model, loader, forward or run, variance)
+    if not state:
+        raise UserError("batch_average: no layer that keeps statistics saw a batch; the loader may be empty")
+    model.load_state_dict(state, strict=False)
 
 
 def measure(session: Session) -> State:

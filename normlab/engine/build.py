@@ -1,6 +1,7 @@
 """From a config to a task and its model, with the declared normalizer and weight in each part."""
 
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from normlab.dynamics.receptive_field import NormSite
 from normlab.engine.check import check_task
 from normlab.engine.initialize import initialize
 from normlab.errors import UserError
-from normlab.norm.convert import convert
+from normlab.norm.convert import NothingReplacedWarning, convert
 from normlab.norm.layer import Normalizer
 from normlab.replicas import seed_dropout
 from normlab.schema import bind, signature
@@ -88,7 +89,7 @@ def _convert(model: nn.Module, parts: Parts, config: Config) -> None:
     """Give each part its normalizer and weight; layers that the task built with its norm already stay."""
     order = {part: k for k, part in enumerate(parts.prefixes)}
     chains = {parts.chain(name) for name, _ in model.named_modules()} - {()}
-    asked, found = False, False
+    asked, found = False, set[str]()  # parts with normalizers
     for chain in sorted(chains, key=lambda chain: order[chain[-1]]):
         declared = _declaration(parts.merged(chain), config)
         asked = asked or declared.norm is not None
@@ -96,18 +97,24 @@ def _convert(model: nn.Module, parts: Parts, config: Config) -> None:
         def inside(name: str, chain: tuple[str, ...] = chain) -> bool:
             return parts.chain(name) == chain
 
-        converted = convert(model, declared.norm, declared.weight, select=inside).norms
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingReplacedWarning)  # said below, of all parts together
+            converted = convert(model, declared.norm, declared.weight, select=inside).norms
         built = [name for name, module in model.named_modules() if isinstance(module, Normalizer) and inside(name)]
         if config.norm_dropout and declared.norm is not None:
             for name in dict.fromkeys([*converted, *built]):
                 layer = OrderedDict(norm=model.get_submodule(name), dropout=nn.Dropout(config.norm_dropout))
                 model.set_submodule(name, nn.Sequential(layer))
-        found = found or (declared.norm is not None and bool(converted or built))
+        if declared.norm is not None and (converted or built):
+            found |= set(chain)
     if asked and not found:  # as of a vision transformer: the run would be called norm=sn and have none
         raise UserError(
             f"norm={config.choices['norm']}: the model has no batch, instance or group norm that it could replace; "
             "norm=none leaves the model as it is"
         )
+    for part, own in config.parts.items():
+        if own.get("norm") and part not in found:
+            _log.warning("parts.%s.norm: the part has no batch, instance or group norm that it could replace", part)
 
 
 def _sites(task: Task, model: nn.Module) -> list[NormSite]:

@@ -127,7 +127,8 @@ def _exported(model: nn.Module, given: _Inputs) -> bytes:
     """The network as torch.export writes it, for batches of any size."""
     buffer = io.BytesIO()
     try:
-        program = torch.export.export(model, given.inputs, dynamic_shapes=given.dynamic)
+        with torch.no_grad():  # what gradients alone need stays out
+            program = torch.export.export(model, given.inputs, dynamic_shapes=given.dynamic)
         torch.export.save(program, buffer)
     except Exception as error:  # torch raises many kinds on what it cannot trace
         reason = str(error).strip().partition("\n")[0]

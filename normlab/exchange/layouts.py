@@ -128,18 +128,18 @@ def _words(layout: str, tensors: Tensors) -> list[str]:
         words = ["norm=sn_hard" if layout == "ssn" else f"norm={_POOLS.get(logits, 'sn')}", "norm.profile=official"]
         if layout == "ssn" and logits == 2:
             words += ["norm.mean=[in,ln]", "norm.var=[in,ln]"]
-    return words + _model_words(tensors)
+    return words + _model_words(tensors, sparse=layout == "ssn")
 
 
-def _model_words(tensors: Tensors) -> list[str]:
+def _model_words(tensors: Tensors, sparse: bool) -> list[str]:
     blocks = len({name.split(".")[1] for name in tensors if name.startswith("layer3.")})
     depths = _DEPTHS if "layer1.0.conv3.weight" in tensors else _BASIC_DEPTHS
     depth = depths.get(blocks, 50)
     middle = tensors.get("layer1.0.conv2.weight", torch.empty(0))
     if "bn_out.weight" in tensors:
         return ["model=resnet50_v2", f"model.depth={depth}"]
-    if middle.ndim == 4 and middle.shape[1] < middle.shape[0]:
-        return [f"model=resnext{depth}_32x4d"]
-    if f"resnet{depth}" in choices("model"):
-        return [f"model=resnet{depth}"]
-    return ["model=torchvision", f"model.name=resnet{depth}"]
+    grouped = middle.ndim == 4 and middle.shape[1] < middle.shape[0]
+    name = f"resnext{depth}_32x4d" if grouped else f"resnet{depth}"
+    if not sparse and name in choices("model"):
+        return [f"model={name}"]
+    return ["model=resnet50_ssn" if sparse else "model=torchvision", f"model.name={name}"]

@@ -65,6 +65,23 @@ def torchvision_model(
     return _checked(build, name, shape)
 
 
+def resnet_ssn(shape: tuple[int, int, int], num_classes: int, *, name: str = "resnet50") -> nn.Module:
+    """A ResNet or ResNeXt of torchvision as the released sparse SN has it: the stem pools without padding, rounding up.
+
+    Of images whose sides are multiples of 4, maps have the size of torchvision's and see other pixels. Raises UserError
+    if torchvision's `name` is none of these.
+    """
+    from torchvision.models import ResNet
+
+    model = torchvision_model(shape, num_classes, name=name)
+    if not isinstance(model, ResNet):
+        raise UserError(
+            f"model.name={name} is no ResNet; allowed: resnet50, resnext50_32x4d and others of torchvision's"
+        )
+    model.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    return model
+
+
 def _start_gammas_at_one(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (_BatchNorm, nn.GroupNorm)) and module.affine:

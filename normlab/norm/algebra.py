@@ -30,7 +30,8 @@ class Algebra(NamedTuple):
         widths: for each scope, its sets in a row: C (in, bn), 1 (ln), or the number of groups (gn, en).
         mean, var: the scopes, by number, that are mixed for the mean and for the variance.
         std: mix standard deviations, not variances.
-        hard: the ratio of the largest logit is 1, and the logits are constants.
+        hard: the ratio of the largest logit is 1, and the logits are constants; scopes of ratio 0 have no part in what
+            the others give, be they infinite or NaN.
         eps: added to the variance.
     """
 
@@ -125,15 +126,17 @@ def mix(
     rows, C = mean_NC.shape
     m, v = (t.view(replicas, -1, C) for t in (mean_NC, var_NC))
     own = iter(stored.split(_stored_sizes(algebra)) if stored is not None else ())
+    a_SC, b_SC = (_per_channel(ratios(t, algebra.hard), C) for t in (mean_logits, var_logits))
     pairs: list[Pair] = []
-    for across, width in zip(algebra.across, algebra.widths, strict=True):
+    for k, (across, width) in enumerate(zip(algebra.across, algebra.widths, strict=True)):
         if across and stored is not None:
             pairs.append((next(own).view(1, 1, width), next(own).view(1, 1, width)))
+        elif algebra.hard and torch.is_grad_enabled():
+            pairs.append(_statistics_of_chosen(m, v, across, width, sync, _chosen(algebra, k, a_SC, b_SC, m)))
         else:
             pairs.append(statistics(m, v, across, width, sync))
-    a_SC, b_SC = (_per_channel(ratios(t, algebra.hard), C) for t in (mean_logits, var_logits))
-    means = [spread(pairs[k][0], C) for k in algebra.mean]
-    variances = [spread(pairs[k][1], C) for k in algebra.var]
+    means = _kept([spread(pairs[k][0], C) for k in algebra.mean], a_SC, algebra.hard)
+    variances = _kept([spread(pairs[k][1], C) for k in algebra.var], b_SC, algebra.hard)
     # The ratios sum to 1, so a constant can be taken out: what is left keeps the digits in which means differ.
     mu = means[0] if a_SC is None else means[0] + _weighted([t - means[0] for t in means], a_SC)
     if algebra.std:
@@ -186,12 +189,12 @@ def mix_backward(
     dbias = none if bias is None else _like(dshift.sum(1), bias)
     drstd = total if weight is None else total * weight.view(-1, 1, C)
     dmu = -dshift * scale
-    dmeans = [dmu if a_SC is None else a_SC[k] * dmu for k in range(len(algebra.mean))]
-    variances = [spread(pairs[k][1], C) for k in algebra.var]
+    dmeans = _shares(dmu, a_SC, algebra.hard)
+    variances = _kept([spread(pairs[k][1], C) for k in algebra.var], b_SC, algebra.hard)
     # Of the variance, or with `std` of the mixed deviation, whose terms are sqrt(var_k + eps).
     dmixed = -drstd * rstd.square() if algebra.std else -0.5 * drstd * rstd**3
     terms = [torch.sqrt(t + algebra.eps) for t in variances] if algebra.std else variances
-    dvars = [dmixed if b_SC is None else b_SC[k] * dmixed for k in range(len(algebra.var))]
+    dvars = _shares(dmixed, b_SC, algebra.hard)
     if algebra.std:
         dvars = [d / (2 * t) for d, t in zip(dvars, terms, strict=True)]
 
@@ -204,7 +207,8 @@ def mix_backward(
         if k in algebra.var:
             pooled = spread(pool(dvars[algebra.var.index(k)], across, width, sync), C)
             dv = dv + pooled
-            dm = dm + 2 * (m - spread(pairs[k][0], C)) * pooled
+            (distance,) = _kept([m - spread(pairs[k][0], C)], pooled[None], algebra.hard)
+            dm = dm + 2 * distance * pooled
     means = [spread(pairs[k][0], C) for k in algebra.mean]
     return Gradients(
         dm.reshape(mean_NC.shape),
@@ -233,6 +237,41 @@ def _weighted(terms: list[Tensor], ratio_SC: Tensor | None) -> Tensor:
     for k, term in enumerate(terms[1:], start=1):
         total = total + ratio_SC[k] * term
     return total
+
+
+def _kept(terms: list[Tensor], share_SC: Tensor | None, hard: bool) -> list[Tensor]:
+    """Each term where it has a share; with hard ratios 0 elsewhere, as 0 times infinity or NaN is not."""
+    if share_SC is None or not hard:
+        return terms
+    return [torch.where(share == 0, 0, term) for share, term in zip(share_SC, terms, strict=True)]
+
+
+def _shares(d: Tensor, ratio_SC: Tensor | None, hard: bool) -> list[Tensor]:
+    """What of a gradient reaches each scope."""
+    if ratio_SC is None:
+        return [d]
+    kept = _kept([d] * len(ratio_SC), ratio_SC, hard)
+    return [ratio * t for ratio, t in zip(ratio_SC, kept, strict=True)]
+
+
+def _chosen(algebra: Algebra, k: int, a_SC: Tensor | None, b_SC: Tensor | None, like_RNC: Tensor) -> Tensor:
+    """Which channels choose scope k, for mean or variance: (1 or C,) of 0 and 1."""
+    none = like_RNC.new_zeros(1)
+    shares = [
+        none if k not in mixed else none + 1 if ratio_SC is None else ratio_SC[mixed.index(k)]
+        for mixed, ratio_SC in ((algebra.mean, a_SC), (algebra.var, b_SC))
+    ]
+    return torch.maximum(*shares)
+
+
+def _statistics_of_chosen(m: Tensor, v: Tensor, across: bool, width: int, sync: bool, chosen_C: Tensor) -> Pair:
+    """`statistics`, whose gradient leaves out the sets that no channel chose: 0 times infinity or NaN is not 0."""
+    C = m.shape[-1]
+    set_W = pool(chosen_C.expand(1, 1, C), False, width) > 0
+    left_out_C = ~spread(set_W, C)
+    kept = statistics(m.masked_fill(left_out_C, 0), v.masked_fill(left_out_C, 0), across, width, sync)
+    constant = statistics(m.detach(), v.detach(), across, width, sync)
+    return torch.where(set_W, kept[0], constant[0]), torch.where(set_W, kept[1], constant[1])
 
 
 def _like(sum_RC: Tensor, parameter: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """Swap the normalizers of any model, and reparametrize its convolutions."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import re
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
+from normlab.errors import unknown
 from normlab.norm.weight import Convolution, WeightStandardization
 
 # Their subclasses too: SyncBatchNorm, and timm's layers with an activation inside. A LayerNorm over the last axis
@@ -20,12 +24,34 @@ _NORMS = _BatchNorm | _InstanceNorm | nn.GroupNorm
 _FROZEN = {"FrozenBatchNorm2d", "FrozenBatchNormAct2d"}
 
 
+_SETTINGS = ("eps", "momentum")
+
+
+class NothingReplacedWarning(UserWarning):
+    """A norm was given, and the model has none that it could replace: it is what it was."""
+
+
+class Change(NamedTuple):
+    """A setting of a layer; None where it has no such setting, and for the momentum of an average over all steps."""
+
+    old: float | None
+    new: float | None
+
+
 @dataclass
 class Conversion:
-    """What `convert` did: names in the converted model, in module order."""
+    """What `convert` did: names in the converted model, in module order.
 
-    norms: list[str] = field(default_factory=list)  # the layers that took the place of the old normalizers
-    weights: list[str] = field(default_factory=list)  # the convolutions whose weight is now parametrized
+    Attributes:
+        norms: the layers that took the place of the old normalizers.
+        weights: the convolutions whose weight is now parametrized.
+        eps, momentum: of each of the norms, what the old layer had and what the new one has.
+    """
+
+    norms: list[str] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+    eps: dict[str, Change] = field(default_factory=dict)
+    momentum: dict[str, Change] = field(default_factory=dict)
 
 
 class NormAct(nn.Sequential):
@@ -37,30 +63,47 @@ class NormAct(nn.Sequential):
 
 def convert(
     model: nn.Module,
-    norm: Callable[[int], nn.Module] | None,
+    norm: Callable[..., nn.Module] | None,
     weight: Callable[[Convolution], None] | None = None,
     *,
     select: Callable[[str], bool] = lambda name: True,
+    keep: Collection[Literal["eps", "momentum"]] = (),
 ) -> Conversion:
     """Replace, in place, every batch, instance and group norm of `model` by `norm(channels)`; None removes them.
 
     Frozen batch norms (FrozenBatchNorm2d of torchvision and others, timm's FrozenBatchNormAct2d) are batch norms too.
     The new layer keeps the old one's gamma, beta and running statistics where it has a tensor that means the same,
-    and its device, dtype, training flag and requires_grad; eps, momentum and affine are its own, and so is whether
-    gamma and beta are parameters. A layer that appears in several places is replaced by one layer. The activation
-    inside timm's fused layers stays.
+    and its device, dtype, training flag and requires_grad; affine is its own, and so is whether gamma and beta are
+    parameters. So are eps and momentum, unless `keep` names them: then it is built with those of the old layer, as far
+    as that has them, `norm(channels, eps=..., momentum=...)`. What is returned has both, old and new. A layer that
+    appears in several places is replaced by one layer. The activation inside timm's fused layers stays.
     `weight` then parametrizes each convolution (normlab.norm.weight), but those that standardize their weight already;
     None leaves the weights alone.
     `select` limits both to modules whose name, in `model`, it accepts.
+
+    Warns NothingReplacedWarning where a norm is given and there is none to replace, as in most transformers. Raises
+    UserError if `keep` names anything else.
     """
+    for setting in keep:
+        if setting not in _SETTINGS:
+            raise unknown("convert: keep", setting, _SETTINGS)
     norms: dict[nn.Module, nn.Module] = {}  # old layer -> what stands in its place
     conversion = Conversion()
     for name, old in list(model.named_modules(remove_duplicate=False)):
         if _is_norm(old) and select(name):
             if old not in norms:
-                norms[old] = _replacement(old, norm, model)
+                norms[old] = _replacement(old, norm, model, keep)
                 conversion.norms.append(f"{name}.norm" if isinstance(norms[old], NormAct) else name)
+                _note_settings(conversion, old, norms[old])
             model.set_submodule(name, norms[old])
+    if norm is not None and not norms:
+        others = Counter(type(m).__name__ for name, m in model.named_modules() if _is_like_a_norm(m) and select(name))
+        there = ", ".join(f"{number} {kind}" for kind, number in others.most_common())
+        warnings.warn(
+            f"no batch, instance or group norm to replace: the model stays as it is{f' ({there})' if there else ''}",
+            NothingReplacedWarning,
+            stacklevel=2,
+        )
     if weight is not None:
         for name, module in list(model.named_modules()):
             if isinstance(module, Convolution) and select(name) and not _is_standardized(module):
@@ -71,6 +114,12 @@ def convert(
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NORMS) or _is_frozen(module)
+
+
+def _is_like_a_norm(module: nn.Module) -> bool:
+    """By its name: whatever normalizes in another way."""
+    is_named_so = re.search(r"Norm(Act|alizer)?(\dd)?$", type(module).__name__)
+    return bool(is_named_so) and not isinstance(module, NormAct)
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -95,11 +144,26 @@ def _is_standardized(conv: nn.Module) -> bool:
     return own or any("StdConv" in kind.__name__ for kind in type(conv).__mro__)
 
 
-def _replacement(old: nn.Module, norm: Callable[[int], nn.Module] | None, model: nn.Module) -> nn.Module:
+def _settings(layer: nn.Module) -> dict[str, float | None]:
+    """Those that the layer has. The momentum of an instance norm is there, but means nothing: it averages nothing."""
+    own = _SETTINGS[:1] if isinstance(layer, _InstanceNorm) else _SETTINGS
+    return {setting: getattr(layer, setting) for setting in own if hasattr(layer, setting)}
+
+
+def _note_settings(conversion: Conversion, old: nn.Module, replacement: nn.Module) -> None:
+    new = replacement.get_submodule("norm") if isinstance(replacement, NormAct) else replacement
+    theirs, ours = _settings(old), _settings(new)
+    for setting, noted in zip(_SETTINGS, (conversion.eps, conversion.momentum), strict=True):
+        noted[conversion.norms[-1]] = Change(theirs.get(setting), ours.get(setting))
+
+
+def _replacement(
+    old: nn.Module, norm: Callable[..., nn.Module] | None, model: nn.Module, keep: Collection[str]
+) -> nn.Module:
     if norm is None:
         new: nn.Module = nn.Identity()
     else:
-        new = norm(_num_channels(old))
+        new = norm(_num_channels(old), **{s: value for s, value in _settings(old).items() if s in keep})
         stored = chain(old.parameters(), old.buffers(), model.parameters())
         stored_like = next((tensor for tensor in stored if tensor.is_floating_point()), torch.empty(0))
         new.to(stored_like.device, stored_like.dtype)

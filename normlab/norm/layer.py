@@ -11,7 +11,7 @@ a scope's compact statistics (see scopes.py).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from normlab.errors import UserError
 from normlab.norm import official
 from normlab.norm.algebra import Algebra, ratios
-from normlab.norm.normalize import normalize
+from normlab.norm.kernels import in_transform
+from normlab.norm.normalize import normalize, plain
 from normlab.norm.ops import accumulation_dtype, advance
 from normlab.norm.pooling import num_ranks
 from normlab.norm.scopes import Scope, check_declaration, check_profile
@@ -53,6 +54,9 @@ class ScopeError(UserError, ValueError):
 class Normalizer(nn.Module):
     """Normalize (N, C), (N, C, L), (N, C, H, W) or (N, C, T, H, W) input; output of the same shape and dtype.
 
+    It is no subclass of torch's layers, so torch.optim.swa_utils.update_bn passes it by without a word: after weights
+    were averaged (SWA, EMA), normlab.batch_average(model, loader) measures its statistics.
+
     Args:
         num_channels: C.
         mean: scopes that give the mean: in, ln, bn, gn, en; a number sets the groups of gn and en, as in "gn16".
@@ -81,7 +85,8 @@ class Normalizer(nn.Module):
             training call appends what it measured, scope name -> BatchStatistics, and leaves the running statistics
             alone; whoever collects takes the items out and calls update_running. A layer that runs twice in a pass
             appends twice. Two kinds of call measure nothing: one of no rows, and one inside a backward pass, where
-            activation checkpointing computes activations again (torch's layers count those twice).
+            activation checkpointing computes activations again (torch's layers count those twice). In a transform of
+            torch.func nothing is appended, since its tensors end with it.
         mean_scopes, var_scopes: the scopes' names, as declared.
     """
 
@@ -193,6 +198,10 @@ class Normalizer(nn.Module):
             return x + sum(parameter.sum() for parameter in self.parameters())
         return self._normalize(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 2 else self._normalize(x)
 
+    def __prepare_scriptable__(self) -> "Normalizer":
+        """What torch.jit.script asks of every module ahead of its own work, whose errors tell of this file's inside."""
+        raise RuntimeError("torch.jit.script cannot compile this layer; torch.compile and torch.export.export can")
+
     def _normalize(self, x: Tensor) -> Tensor:
         measures_batch = self.training and not self.frozen
         rows, C = x.shape[:2]
@@ -219,7 +228,7 @@ class Normalizer(nn.Module):
             var_logits = self.mean_logits.view_as(self.mean_logits)
         parameters = (gain, offset, self.mean_logits, var_logits)
         wide = [t if t is None or t.dtype == dtype else t.to(dtype) for t in parameters]
-        apply: Callable[..., tuple[Tensor, Tensor]] = official.normalize if self.profile == "official" else normalize
+        apply = plain if self.profile == "official" else normalize
         y, statistics = apply(x, mean_NC, var_NC, wide, self.algebra, joined, stored, self.sync)
         if measures_batch and self._batch_scopes and not within_backward():
             self._observe(statistics, joined, rows, num_positions)
@@ -274,9 +283,20 @@ class Normalizer(nn.Module):
                     self._size(scope, rows // self.replicas, num_positions),
                 )
         if self.calls is None:
-            self.update_running(measured)
-        else:
+            self._update_within_call(measured)
+        elif not in_transform():
             self.calls.append(measured)
+
+    def _update_within_call(self, measured: Mapping[str, BatchStatistics]) -> None:
+        try:
+            self.update_running(measured)
+        except RuntimeError as error:
+            if not in_transform():
+                raise
+            raise RuntimeError(
+                "a transform of torch.func cannot advance running statistics that are not among its inputs: pass them, "
+                "torch.func.functional_call(model, (parameters, buffers), x), or use model.eval()"
+            ) from error
 
     @torch.no_grad()
     def update_running(self, batch: Mapping[str, BatchStatistics]) -> None:
@@ -285,14 +305,18 @@ class Normalizer(nn.Module):
         As in torch, the running variance takes the unbiased estimate; in the official profile, what was measured.
         """
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)  # += would go through Module.__setattr__, which takes longer than adding
-        weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         for scope in self._batch_scopes:
             mean_RW, var_RW, size = batch[scope.name]
             for buffer, measured_RW, factor in (("mean", mean_RW, 1), ("var", var_RW, self.correction(size))):
                 running = self._buffers.get(_buffer(buffer, scope))
                 if running is not None:
-                    advance(running, measured_RW, weight, factor)
+                    advance(running, measured_RW, self._weight_of_step(running.dtype), factor)
+        self.num_batches_tracked.add_(1)  # += would go through Module.__setattr__, which takes longer than adding
+
+    def _weight_of_step(self, dtype: torch.dtype) -> float | Tensor:
+        """A tensor where it depends on the count, which torch.compile and transforms have no value of."""
+        assert self.num_batches_tracked is not None
+        return (self.num_batches_tracked + 1).to(dtype).reciprocal() if self.momentum is None else self.momentum
 
     def correction(self, size: int) -> float:
         """What the running variance takes of a measured one, as a factor; `size` values are in a pixel set."""

@@ -9,13 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from normlab.norm import algebra as definition
-from normlab.norm import (
-    kernels,
-    ops,  # noqa: F401  registers torch.ops.normlab
-)
+from normlab.norm import kernels, ops
 from normlab.norm.algebra import Algebra, Mixed
 from normlab.norm.pooling import num_ranks
 
@@ -26,7 +22,7 @@ class _Normalize(Function):
     @staticmethod
     def forward(ctx: Any, x, mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored, algebra, replicas, sync):
         parameters = (weight, bias, mean_logits, var_logits)
-        ctx.settings = (algebra, replicas, sync, stored is not None)
+        ctx.settings = (algebra, replicas, sync)
         kernel = None if sync else kernels.direct("forward", x)
         result = (
             NotImplemented if kernel is None else kernel(x, mean_NC, var_NC, *parameters, stored, algebra, replicas)
@@ -45,18 +41,21 @@ class _Normalize(Function):
             y = _ops.affine(x, mean_NC, mixed.scale_NC, mixed.shift_NC)
             statistics = mixed.statistics
             kept = [mean_NC, var_NC, mixed.scale_NC, mixed.mu_NC, mixed.rstd_NC, statistics]
-        ctx.save_for_backward(x, *kept, *parameters)
+        ctx.save_for_backward(x, *kept, *parameters, stored)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         return y, statistics
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, _: None):
         if dy is None:
             return (None,) * 11
-        x, mean_NC, var_NC, scale, mu, rstd, statistics, *parameters = ctx.saved_tensors
-        algebra, replicas, sync, stored = ctx.settings
+        create_graph = torch.is_grad_enabled()
+        if not torch.compiler.is_compiling() and (create_graph or kernels.needs_operations(dy)):
+            return _backward_of_plain(ctx, dy)
+        x, mean_NC, var_NC, scale, mu, rstd, statistics, *parameters, stored_values = ctx.saved_tensors
+        algebra, replicas, sync = ctx.settings
+        stored = stored_values is not None
         needed = ctx.needs_input_grad
         if ctx.fused:
             kernel = kernels.backend(x.device.type).kernels["backward"]
@@ -80,12 +79,34 @@ class _Normalize(Function):
         return dx, None, None, *wanted, None, None, None, None
 
 
+def _backward_of_plain(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """The same gradients by way of `plain`, computed anew: derivatives of them exist."""
+    x, mean_NC, var_NC, *_, weight, bias, mean_logits, var_logits, stored = ctx.saved_tensors
+    algebra, replicas, sync = ctx.settings
+    if stored is None or not all(algebra.across):
+        mean_NC = var_NC = None  # functions of x, to be computed anew; else an anchor alone
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, since one input may be a function of another, which is not this step's to go through.
+        inputs = {
+            k: t.view_as(t)
+            for k, t in {0: x, 3: weight, 4: bias, 5: mean_logits, 6: var_logits}.items()
+            if t is not None
+        }
+        y, _ = plain(inputs[0], mean_NC, var_NC, [inputs.get(k) for k in range(3, 7)], algebra, replicas, stored, sync)
+        asked = [k for k in inputs if ctx.needs_input_grad[k]]
+        found = torch.autograd.grad(y, [inputs[k] for k in asked], dy, create_graph=create_graph, allow_unused=True)
+    gradients = dict(zip(asked, found, strict=True))
+    return tuple(gradients.get(k) for k in range(11))
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the positions: x (N, C, *L) -> mean_NC, var_NC in the accumulation dtype.
 
-    Constants: what x receives through them is part of the backward pass of `normalize`.
+    For `normalize`, whose backward pass has what x receives through them: constants, but where derivatives come of
+    torch's operations.
     """
-    return _ops.moments(x.detach())
+    return ops.moments(x) if kernels.needs_operations() else _ops.moments(x.detach())
 
 
 def normalize(
@@ -107,4 +128,32 @@ def normalize(
     Returns:
         y, in x's dtype and layout, and the flat statistics (Algebra.layout), which are constants.
     """
+    if kernels.needs_operations():
+        return plain(x, mean_NC, var_NC, parameters, algebra, replicas, stored, sync)
     return _Normalize.apply(x, mean_NC, var_NC, *parameters, stored, algebra, replicas, sync and num_ranks() > 1)
+
+
+def plain(
+    x: Tensor,
+    mean_NC: Tensor | None,
+    var_NC: Tensor | None,
+    parameters: Sequence[Tensor | None],
+    algebra: Algebra,
+    replicas: int,
+    stored: Tensor | None = None,
+    sync: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`normalize` by its definition in torch operations: they have all derivatives, and torch.func transforms them.
+
+    Slower, and it keeps more. Moments that are given are functions of x, unless all statistics are stored.
+
+    Raises:
+        RuntimeError: statistics of other ranks would have to be differentiated.
+    """
+    if sync and num_ranks() > 1:
+        raise RuntimeError("synchronized statistics over several ranks have first derivatives alone; use sync=False")
+    if mean_NC is None or var_NC is None:
+        mean_NC, var_NC = ops.moments(x)
+    weight, bias, mean_logits, var_logits = parameters
+    mixed = definition.mix(algebra, replicas, mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored)
+    return ops.affine(x, mean_NC, mixed.scale_NC, mixed.shift_NC), mixed.statistics.detach()

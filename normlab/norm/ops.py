@@ -58,7 +58,7 @@ def _over(x: Tensor, t_NC: Tensor) -> Tensor:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     acc = x.to(accumulation_dtype(x))
     mean_NC = acc.mean(_positions(x))
-    return mean_NC, (acc - _over(x, mean_NC)).square_().mean(_positions(x))
+    return mean_NC, (acc - _over(x, mean_NC)).square().mean(_positions(x))
 
 
 def affine(x: Tensor, anchor: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -111,11 +111,12 @@ def _algebra(across, widths, mean, var, std, hard, eps) -> Algebra:
     return Algebra(tuple(across), tuple(widths), tuple(mean), tuple(var), std, hard, eps)
 
 
-def advance(running_W: Tensor, measured_RW: Tensor, weight: float, factor: float) -> None:
+def advance(running_W: Tensor, measured_RW: Tensor, weight: float | Tensor, factor: float) -> None:
     """One step of a moving average: running += weight * (factor * mean over R - running). No custom operator."""
     kernel = kernels.direct("advance", running_W)
     if kernel is None or kernel(running_W, measured_RW, weight, factor) is NotImplemented:
-        running_W.lerp_((measured_RW.mean(0) * factor).to(running_W.dtype), weight)
+        measured_W = (measured_RW.mean(0) * factor).to(running_W.dtype)
+        running_W.copy_(running_W.lerp(measured_W, weight))  # torch.vmap has no rule of its own for lerp_
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------

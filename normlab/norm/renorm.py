@@ -32,6 +32,7 @@ class BatchRenorm(Normalizer):
 
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(
         self,
@@ -58,15 +59,15 @@ class BatchRenorm(Normalizer):
         self, mean_NC: Tensor | None, var_NC: Tensor | None, replicas: int
     ) -> tuple[Tensor | None, Tensor | None]:
         assert mean_NC is not None and var_NC is not None
-        if self.num_batches_tracked is not None and self.num_batches_tracked < self.warmup:
-            return self.weight, self.bias
-        mean_RNC, var_RNC = (t_NC.view(replicas, -1, self.num_channels) for t_NC in (mean_NC, var_NC))
-        with torch.no_grad():
-            pooled = statistics(mean_RNC, var_RNC, across=True, width=self.num_channels)
-            mean_RC, var_RC = (t.squeeze(1) for t in pooled)
-            running_rstd_C = torch.rsqrt(self.running_var.to(var_RC.dtype) + self.eps)
-            r_RC = (torch.sqrt(var_RC + self.eps) * running_rstd_C).clamp(1 / self.r_max, self.r_max)
-            d_RC = ((mean_RC - self.running_mean) * running_rstd_C).clamp(-self.d_max, self.d_max)
+        mean_RNC, var_RNC = (t_NC.detach().view(replicas, -1, self.num_channels) for t_NC in (mean_NC, var_NC))
+        pooled = statistics(mean_RNC, var_RNC, across=True, width=self.num_channels)
+        mean_RC, var_RC = (t.squeeze(1) for t in pooled)
+        running_rstd_C = torch.rsqrt(self.running_var.to(var_RC.dtype) + self.eps)
+        r_RC = (torch.sqrt(var_RC + self.eps) * running_rstd_C).clamp(1 / self.r_max, self.r_max)
+        d_RC = ((mean_RC - self.running_mean) * running_rstd_C).clamp(-self.d_max, self.d_max)
+        if self.warmup:  # as values, not as a branch, which torch.compile would have to leave its graph for
+            settled = self.num_batches_tracked >= self.warmup
+            r_RC, d_RC = torch.where(settled, r_RC, 1), torch.where(settled, d_RC, 0)
         if self.weight is None or self.bias is None:
             return r_RC, d_RC
         return self.weight * r_RC, self.bias + self.weight * d_RC

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -57,13 +58,27 @@ def backend(device: str) -> Backend:
         return Backend(f"{_TORCH}: {error}", {})
 
 
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work: grad, vmap, jvp, ... Its tensors have no memory of their own."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def needs_operations(*tensors: Tensor) -> bool:
+    """Whether derivatives come of torch's own operations alone: transforms, forward-mode AD, batched gradients."""
+    if in_transform() or forward_ad._current_level >= 0:
+        return True
+    return any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
+
+
 def direct(name: str, x: Tensor) -> Callable[..., Any] | None:
     """A kernel for x that is called past torch's dispatcher, which costs more than the work on a small activation.
 
-    None where there is none, and where torch has to see the operators: under torch.compile, in a mode, on a tensor that
-    is no plain one.
+    None where there is none, and where torch has to see the operators: under torch.compile, in a mode, in a transform,
+    on a tensor that is no plain one.
     """
     if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode():
+        return None
+    if in_transform():
         return None
     return backend(x.device.type).kernels.get(name)
 

@@ -340,13 +340,14 @@ class _Kernels:
         _call(self._functions["backward"], *numbers, *given, dx, *gradients)
         return dx, *gradients
 
-    def advance(self, running_W: Tensor, measured_RW: Tensor, weight: float, factor: float) -> Any:
+    def advance(self, running_W: Tensor, measured_RW: Tensor, weight: float | Tensor, factor: float) -> Any:
         dtype = running_W.dtype
         if dtype not in (torch.float32, torch.float64) or measured_RW.dtype != dtype:
             return NotImplemented
         if not (running_W.is_contiguous() and measured_RW.is_contiguous()):
             return NotImplemented
-        _call(self._functions["advance"], _TYPES[dtype], *measured_RW.shape, weight, factor, measured_RW, running_W)
+        numbers = (_TYPES[dtype], *measured_RW.shape, float(weight), factor)
+        _call(self._functions["advance"], *numbers, measured_RW, running_W)
         return running_W
 
 

@@ -102,6 +102,15 @@ template <class A> std::vector<A> ratios(const A* logits, Index groups, Index S,
   return out;
 }
 
+// f(c, share) for each channel; with hard ratios not for shares of 0, whatever a scope left out holds: infinity, NaN.
+template <class A, class F> void each_share(bool hard, Index C, const A* share, F f) {
+  if (!hard)
+    for (Index c = 0; c < C; ++c) f(c, share[c]);
+  else
+    for (Index c = 0; c < C; ++c)
+      if (share[c] != 0) f(c, share[c]);
+}
+
 // The algebra of all replicas: drive(replica) calls replica(r) for each of them, in any order and from any thread.
 template <class A, class D>
 void mix_of(D drive, const Algebra& g, double eps, const A* mean, const A* var, const A* weight, const A* bias,
@@ -146,22 +155,26 @@ void mix_of(D drive, const Algebra& g, double eps, const A* mean, const A* var, 
       };
       A *mu_ = mu + at, *rstd_ = rstd + at;
       const A* first = statistic(g.means[0], false, base.data());
+      if (g.mean_groups && g.hard) {
+        std::fill(base.begin(), base.end(), A(0));  // it may be a scope that is not chosen
+        first = base.data();
+      }
       std::copy_n(first, C, mu_);
       if (g.mean_groups) {
         std::fill(mixed.begin(), mixed.end(), A(0));
         for (size_t k = 0; k < g.means.size(); ++k) {
-          const A *p = statistic(g.means[k], false, buffer.data()), *ratio = &a[k * C];
-          for (Index c = 0; c < C; ++c) mixed[c] += ratio[c] * (p[c] - first[c]);
+          const A* p = statistic(g.means[k], false, buffer.data());
+          each_share(g.hard, C, &a[k * C], [&](Index c, A ratio) { mixed[c] += ratio * (p[c] - first[c]); });
         }
         for (Index c = 0; c < C; ++c) mu_[c] += mixed[c];
       }
       std::fill(mixed.begin(), mixed.end(), A(0));
       for (size_t k = 0; k < g.vars.size(); ++k) {
-        const A *p = statistic(g.vars[k], true, buffer.data()), *ratio = &b[k * C];
+        const A *p = statistic(g.vars[k], true, buffer.data()), *shares = &b[k * C];
         if (g.std)
-          for (Index c = 0; c < C; ++c) mixed[c] += ratio[c] * std::sqrt(p[c] + A(eps));
+          each_share(g.hard, C, shares, [&](Index c, A ratio) { mixed[c] += ratio * std::sqrt(p[c] + A(eps)); });
         else
-          for (Index c = 0; c < C; ++c) mixed[c] += ratio[c] * p[c];
+          each_share(g.hard, C, shares, [&](Index c, A ratio) { mixed[c] += ratio * p[c]; });
       }
       for (Index c = 0; c < C; ++c) {
         A inverse = g.std ? A(1) / mixed[c] : A(1) / std::sqrt(mixed[c] + A(eps));
@@ -223,32 +236,33 @@ void mix_backward_of(D drive, const Algebra& g, double eps, const A* dscale, con
       const A* first = M > 1 ? statistic(g.means[0], false, n, base.data()) : nullptr;
       for (Index k = 0; k < M; ++k) {
         const Scope& scope = g.scopes[g.means[k]];
-        const A* ratio = &a[k * C];
-        if (M > 1) {
+        if (M > 1 && !g.hard) {
           const A* p = statistic(g.means[k], false, n, buffer.data());
           auto value = [&](auto lane, Index c) { return lane.load(p + c) - lane.load(first + c); };
           add_terms(dmu, value, g.mean_groups, M, &mean_terms[r * g.mean_groups * M + k]);
         }
         if (scope.identity || g.given(scope)) continue;
-        for (Index c = 0; c < C; ++c) row[c] = ratio[c] * dmu[c];
+        if (g.hard) std::fill(row.begin(), row.end(), A(0));
+        each_share(g.hard, C, &a[k * C], [&](Index c, A ratio) { row[c] = ratio * dmu[c]; });
         mean_pools[k].add(n, row.data());
       }
       for (Index k = 0; k < V; ++k) {
         const Scope& scope = g.scopes[g.vars[k]];
-        const A *ratio = &b[k * C], *p = statistic(g.vars[k], true, n, buffer.data());
+        const A *shares = &b[k * C], *p = statistic(g.vars[k], true, n, buffer.data());
         if (g.std) {
           for (Index c = 0; c < C; ++c) deviation[c] = std::sqrt(p[c] + A(eps));
           p = deviation.data();
         }
-        if (V > 1) {
+        if (V > 1 && !g.hard) {
           auto value = [&](auto lane, Index c) { return lane.load(p + c); };
           add_terms(dmixed, value, g.var_groups, V, &var_terms[r * g.var_groups * V + k]);
         }
         if (scope.identity || g.given(scope)) continue;
+        if (g.hard) std::fill(row.begin(), row.end(), A(0));
         if (g.std)
-          for (Index c = 0; c < C; ++c) row[c] = ratio[c] * dmixed[c] / (A(2) * p[c]);
+          each_share(g.hard, C, shares, [&](Index c, A ratio) { row[c] = ratio * dmixed[c] / (A(2) * p[c]); });
         else
-          for (Index c = 0; c < C; ++c) row[c] = ratio[c] * dmixed[c];
+          each_share(g.hard, C, shares, [&](Index c, A ratio) { row[c] = ratio * dmixed[c]; });
         var_pools[k].add(n, row.data());
       }
     }
@@ -262,10 +276,9 @@ void mix_backward_of(D drive, const Algebra& g, double eps, const A* dscale, con
       std::fill(dv.begin(), dv.end(), A(0));
       for (Index k = 0; k < M; ++k) {
         const Scope& scope = g.scopes[g.means[k]];
-        const A* ratio = &a[k * C];
         if (g.given(scope)) continue;
         if (scope.identity) {
-          for (Index c = 0; c < C; ++c) dm[c] += ratio[c] * dmean[at + c];
+          each_share(g.hard, C, &a[k * C], [&](Index c, A ratio) { dm[c] += ratio * dmean[at + c]; });
           continue;
         }
         const A* p = spread(g, scope, (const A*)mean_averages[k].data(), n, buffer.data());
@@ -273,19 +286,18 @@ void mix_backward_of(D drive, const Algebra& g, double eps, const A* dscale, con
       }
       for (Index k = 0; k < V; ++k) {
         const Scope& scope = g.scopes[g.vars[k]];
-        const A* ratio = &b[k * C];
         if (g.given(scope)) continue;
         if (scope.identity) {
-          for (Index c = 0; c < C; ++c) {
-            A d = ratio[c] * dvar[at + c];
+          each_share(g.hard, C, &b[k * C], [&](Index c, A ratio) {
+            A d = ratio * dvar[at + c];
             dv[c] += g.std ? d / (A(2) * std::sqrt(v[n * C + c] + A(eps))) : d;
-          }
+          });
           continue;
         }
         const A* p = spread(g, scope, (const A*)var_averages[k].data(), n, buffer.data());
         for (Index c = 0; c < C; ++c) dv[c] += p[c];
         const A* centre = statistic(g.vars[k], false, n, deviation.data());
-        for (Index c = 0; c < C; ++c) dm[c] += A(2) * (m[n * C + c] - centre[c]) * p[c];
+        each_share(g.hard, C, p, [&](Index c, A pooled) { dm[c] += A(2) * (m[n * C + c] - centre[c]) * pooled; });
       }
       std::copy_n(dm.data(), C, dmean + at);
       std::copy_n(dv.data(), C, dvar + at);

@@ -8,7 +8,15 @@ mix_columns   a program for some channels of a replica: pools over its rows for 
 import triton
 import triton.language as tl
 
-from normlab.norm.kernels.triton_scopes import SIZES, layout, pooled_in_rows, pooled_start, ratio_at, statistic
+from normlab.norm.kernels.triton_scopes import (
+    SIZES,
+    layout,
+    pooled_in_rows,
+    pooled_start,
+    ratio_at,
+    share_of,
+    statistic,
+)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -172,11 +180,11 @@ def mix_columns(
             tl.store(out_ptr + num_stats, var, first_of_set)
             if MEAN_AT[k] >= 0:
                 ratio = ratio_at(mean_logits_ptr, MEAN_AT[k], channels, num_channels, ratio_groups, NUM_MEAN, HARD)
-                across_distance += ratio * (mean - anchor)
+                across_distance += share_of(mean - anchor, ratio, HARD)
                 across_share += ratio
             if VAR_AT[k] >= 0:
                 ratio = ratio_at(var_logits_ptr, VAR_AT[k], channels, num_channels, ratio_groups, NUM_VAR, HARD)
-                across_var += ratio * (tl.sqrt(var + EPS) if STD else var)
+                across_var += share_of(tl.sqrt(var + EPS) if STD else var, ratio, HARD)
 
     weight = tl.full([COLS], 1, ACC)
     bias = tl.zeros([COLS], ACC)
@@ -191,7 +199,7 @@ def mix_columns(
         mask = (sample < samples) & inside[None, :]
         index = row * num_channels + columns
         own = tl.load(mean_ptr + index, mask, 0)
-        distance = across_distance[None, :] + across_share[None, :] * (anchor[None, :] - own)
+        distance = across_distance[None, :] + share_of(anchor[None, :] - own, across_share[None, :], HARD)
         mixed = across_var[None, :] + tl.zeros([ROWS, COLS], ACC)
         for k in tl.static_range(len(ACROSS)):
             if MEAN_AT[k] >= 0 and not ACROSS[k]:
@@ -200,14 +208,14 @@ def mix_columns(
                     *(statistics_ptr, mean_ptr, False, k, row, columns, mask, replicas, samples, num_channels),
                     *(ACROSS, GROUPS),
                 )
-                distance += share * (row_mean - own)
+                distance += share_of(row_mean - own, share, HARD)
             if VAR_AT[k] >= 0 and not ACROSS[k]:
                 share = ratio_at(var_logits_ptr, VAR_AT[k], columns, num_channels, ratio_groups, NUM_VAR, HARD)
                 row_var = statistic(
                     *(statistics_ptr, var_ptr, True, k, row, columns, mask, replicas, samples, num_channels),
                     *(ACROSS, GROUPS),
                 )
-                mixed += share * (tl.sqrt(row_var + EPS) if STD else row_var)
+                mixed += share_of(tl.sqrt(row_var + EPS) if STD else row_var, share, HARD)
         rstd = 1 / (mixed if STD else tl.sqrt(mixed + EPS))
         scale = rstd * weight[None, :]
         tl.store(scale_ptr + index, scale, mask)

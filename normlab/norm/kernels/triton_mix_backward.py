@@ -9,7 +9,7 @@ Gradients are pooled by the averages that pooled the statistics. The order of ev
 import triton
 import triton.language as tl
 
-from normlab.norm.kernels.triton_scopes import SIZES, pooled_in_rows, pooled_start, ratio_at, statistic
+from normlab.norm.kernels.triton_scopes import SIZES, pooled_in_rows, pooled_start, ratio_at, share_of, statistic
 
 
 @triton.jit
@@ -70,15 +70,17 @@ def _of_scope(
     dmean, dvar = tl.zeros_like(dmu), tl.zeros_like(dmu)
     if MEAN_AT[k] >= 0:
         ratio = ratio_at(mean_logits_ptr, MEAN_AT[k], channels, num_channels, ratio_groups, NUM_MEAN, HARD)
-        dmean = tl.where(mask, dmu * ratio, 0)
+        dmean = tl.where(mask, share_of(dmu, ratio, HARD), 0)
     if VAR_AT[k] >= 0:
         ratio = ratio_at(var_logits_ptr, VAR_AT[k], channels, num_channels, ratio_groups, NUM_VAR, HARD)
-        dvar = dmixed * ratio
+        dvar = share_of(dmixed, ratio, HARD)
         if STD:
             var = statistic(
                 *(statistics_ptr, var_ptr, True, k, row, channels, mask, replicas, samples, num_channels),
                 *(ACROSS, GROUPS),
             )
+            if HARD:
+                var = tl.where(ratio == 0.0, 0.0, var)
             dvar = dvar / (2 * tl.sqrt(var + EPS))
         dvar = tl.where(mask, dvar, 0)
     return dmean, dvar
@@ -296,14 +298,15 @@ def gradient_columns(
                 )
                 pooled_dvar = tl.sum(dvar_total, 0) / samples.to(ACC)
                 across_dvar += pooled_dvar
-                across_dmean += tl.sum(dmean_total, 0) / samples.to(ACC) + 2 * (anchor - across_mean) * pooled_dvar
+                by_var = share_of(2 * (anchor - across_mean), pooled_dvar, HARD)
+                across_dmean += tl.sum(dmean_total, 0) / samples.to(ACC) + by_var
         for start in range(0, samples, ROWS):
             sample = start + tl.arange(0, ROWS)[:, None]
             row = first_row + sample
             mask = (sample < samples) & inside[None, :]
             index = row * num_channels + columns
             own = tl.load(mean_ptr + index, mask, 0)
-            dmean_total = across_dmean[None, :] + 2 * (own - anchor[None, :]) * across_dvar[None, :]
+            dmean_total = across_dmean[None, :] + share_of(2 * (own - anchor[None, :]), across_dvar[None, :], HARD)
             dvar_total = across_dvar[None, :] + tl.zeros([ROWS, COLS], ACC)
             for k in tl.static_range(len(ACROSS)):
                 if GROUPS[k] > 0 and not ACROSS[k]:
@@ -314,7 +317,7 @@ def gradient_columns(
                         *(statistics_ptr, mean_ptr, False, k, row, columns, mask, replicas, samples, num_channels),
                         *(ACROSS, GROUPS),
                     )
-                    dmean_total += dmean + 2 * (own - mean) * dvar
+                    dmean_total += dmean + share_of(2 * (own - mean), dvar, HARD)
                     dvar_total += dvar
                 elif not ACROSS[k]:
                     dmu, dmixed = _upstream(

@@ -95,3 +95,12 @@ def ratio_at(logits_ptr, at: tl.constexpr, channels, num_channels, ratio_groups,
             for j in tl.static_range(NUM):
                 total += tl.exp(tl.load(ptr + j, inside, 0) - best)
             return tl.exp(tl.load(ptr + at, inside, 0) - best) / total
+
+
+@triton.jit
+def share_of(value, share, HARD: tl.constexpr):
+    """share * value; with hard ratios 0 where the share is 0, which 0 times infinity or NaN would not be."""
+    if HARD:
+        return tl.where(share == 0.0, 0.0, share * value)
+    else:
+        return share * value
