@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from normlab.engine.batch_average import measure
+from normlab.engine.build import build
 from normlab.engine.evaluate import check_splits, evaluate, statistics
 from normlab.engine.journal import Journal
 from normlab.engine.length import Length
@@ -164,6 +165,8 @@ class Loop:
             self.updates, self.seconds = state["updates"], state["seconds"]
             self.journal.epoch_sums = state["epoch_sums"]
             torch.set_rng_state(state["rng"])
+        elif self.session.experiment.weights_follow:  # but none did: all checkpoints were damaged
+            self.session.experiment.model.load_state_dict(build(self.config).model.state_dict())
         if self.session.is_first:
             resumption.take_back(folder, state, self.config.checkpoint.keep)
             for share in self.config.snapshots:
