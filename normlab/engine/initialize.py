@@ -28,7 +28,8 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
 
     A tensor fits by its own name, or by that within its part: a classifier's `conv1` is a detector's
     `backbone.body.conv1` where both call it backbone. What DDP and torch.compile add to names does not count. So
-    weights go from one normalizer to another (SN to SyncSN, BN to frozen BN), and what only one of them has stays behind.
+    weights go from one normalizer to another (SN to SyncSN, BN to frozen BN), and what only one of them has stays
+    behind.
 
     Raises UserError if there are no such weights, if none fits, or if a layer with hard ratios gets no logits: what it
     would choose then, nothing has learned.
