@@ -7,12 +7,14 @@ Every error is a UserError of one line that names the file and what is wrong wit
 """
 
 import json
+import math
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Le
 
 from normlab import schema
 from normlab.errors import UserError
@@ -22,7 +24,9 @@ Fields = Mapping[str, Parameter]
 
 _ANY: Fields = {}
 _LONGEST_ROW = 4096  # bytes, of metrics.jsonl
+_LONGEST_NUMBER = 20  # digits of a whole number and its sign: seeds have 64 bits
 _Ratios = Mapping[str, Mapping[str, Real]]
+_Ratio = Annotated[float, Ge(0), Le(1)]
 
 RUN: Fields = {"id": Parameter(str), "name": Parameter(str), "config": Parameter(Mapping[str, Any])}
 STATUS: Fields = {
@@ -46,11 +50,22 @@ SUMMARY: Fields = {
     "diverged_at": Parameter(int | None, None),
     "data_errors": Parameter(Mapping[str, Any], {}),
 }
+LAYER: Fields = {  # of a record
+    "layer": Parameter(str, ""),
+    "part": Parameter(str | None, None),
+    "receptive_field": Parameter(int | None, None),
+    "mean": Parameter(Mapping[str, _Ratio]),
+    "var": Parameter(Mapping[str, _Ratio]),
+}
 RECORD: Fields = {  # of a table; see report/records.py
     **SUMMARY,
+    "seed": Parameter(Annotated[int, Ge(0)]),
+    "updates": Parameter(Annotated[int, Ge(0)]),
+    "seconds": Parameter(Annotated[float, Ge(0), Le(10**12)]),
+    "ratios": Parameter(Mapping[str, Mapping[str, _Ratio]] | None),
     **{key: Parameter(str) for key in ("id", "row", "column", "finished")},
     "layers": Parameter(list[Mapping[str, Any]]),
-    "choices": Parameter(Mapping[str, list[list[str]]], {}),
+    "choices": Parameter(Mapping[str, list[tuple[str, str]]], {}),
     "epochs_of": Parameter(Mapping[str, list[Real]], {}),
     "fluctuations": Parameter(Mapping[str, list[Real]], {}),
     "taken": Parameter(Mapping[str, Real], {}),
@@ -65,6 +80,7 @@ ESTIMATE: Fields = {  # of a run's estimates.jsonl; see engine/saved.py
     "augment": Parameter(bool),
 }
 STEP: Fields = {"step": Parameter(int)}
+EPOCH: Fields = {**STEP, "epoch": Parameter(float)}
 
 
 def read_json(path: Path, fields: Fields = _ANY) -> dict[str, Any]:
@@ -72,12 +88,20 @@ def read_json(path: Path, fields: Fields = _ANY) -> dict[str, Any]:
     return _check(_parse(_text(path), path), fields, path)
 
 
-def read_jsonl(path: Path, fields: Fields = _ANY) -> list[dict[str, Any]]:
-    """A JSON object in each whole line (a kill may have cut the last one); none where there is no file."""
+def read_jsonl(path: Path, fields: Fields = _ANY, others: Any = Any) -> list[dict[str, Any]]:
+    """A JSON object in each whole line (a kill may have cut the last one); none where there is no file.
+
+    What it has beyond the fields is of the type `others`.
+    """
     if not path.is_file():
         return []
-    lines = _text(path).split("\n")[:-1]
-    return [_check(_parse(line, f"{path}, line {i}"), fields, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
+    lines = [(f"{path}, line {i}", line) for i, line in enumerate(_text(path).split("\n")[:-1], 1)]
+    return [_check(_parse(line, where), fields, where, others) for where, line in lines]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl: step and epoch, and numbers by name."""
+    return read_jsonl(path, EPOCH, Real | None)
 
 
 def read_yaml(path: Path) -> Any:
@@ -106,16 +130,36 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: this is no text; the file is damaged, or none of normlab's") from None
 
 
+class _NumberError(ValueError):
+    """A number that is larger than any can be."""
+
+
+def _whole(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER:
+        raise _NumberError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _broken(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise _NumberError(f"{text[:_LONGEST_NUMBER]} is too large for a number")
+    return value
+
+
 def _parse(text: str, where: Path | str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole, parse_float=_broken)
+    except _NumberError as error:
+        raise UserError(f"{where}: {error}; the file is damaged, or none of normlab's") from None
     except (ValueError, RecursionError):
         raise UserError(f"{where}: this is no JSON; the file is damaged, or none of normlab's") from None
 
 
-def _check(value: Any, fields: Fields, where: Path | str) -> dict[str, Any]:
+def _check(value: Any, fields: Fields, where: Path | str, others: Any = Any) -> dict[str, Any]:
     try:
         schema.coerce(value, Mapping[str, Any], "all of it")
+        for key in value.keys() - fields.keys() if others is not Any else ():
+            schema.coerce(value[key], others, key)
         known = {key: value[key] for key in fields if key in value}
         checked = schema.check(known, fields)
         if "headline" in fields:

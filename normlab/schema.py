@@ -332,7 +332,7 @@ def _coerce(value: Any, hint: Any) -> Any:
     elif origin in (Mapping, dict):
         if isinstance(value, Mapping):
             return {str(k): _coerce(v, arguments[1]) for k, v in value.items()}
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif isinstance(value, hint) and not (hint in (int, Real) and isinstance(value, bool)):
         return value
     raise TypeError
 
@@ -360,7 +360,7 @@ def describe(hint: Any, ranges: bool = True) -> str:
     if origin in (Sequence, list, tuple):
         return f"a list, each {describe(arguments[0], ranges)}"
     if origin in (Mapping, dict):
-        return "settings with names"
+        return "settings with names" + (f", each {describe(arguments[1], ranges)}" if arguments[1] is not Any else "")
     return getattr(hint, "__name__", str(hint))
 
 

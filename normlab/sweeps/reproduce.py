@@ -9,9 +9,8 @@ from rich.console import Console
 from normlab.config import Config
 from normlab.console import PlainConsole
 from normlab.engine.saved import estimate_run
-from normlab.reading import RECORD, read_jsonl
 from normlab.report.printed import printed
-from normlab.report.records import check_changed, collect, estimate_of
+from normlab.report.records import check_changed, collect, estimate_of, recorded
 from normlab.report.render import report
 from normlab.report.runs import Plan, plan
 from normlab.report.table import Table
@@ -49,7 +48,7 @@ def reproduce(
         printed(table)  # a wrong reference to a paper shows now, not after the runs
     plans = [plan(t, scale, range(seeds or len(t.seeds)), ["tracker=none", *extra], results) for t in tables]
     for one in plans:
-        check_changed(one.folder, one.changed)
+        check_changed(one.table, one.folder, one.changed)
     shared = _shared(plans)
     _print_plan(plans, shared, jobs, console)
     if dry:
@@ -134,7 +133,7 @@ def _recorded_seconds(plans: Sequence[Plan]) -> dict[str, float]:
     found: dict[str, float] = {}
     for one in plans:
         seconds: dict[tuple[str, str], list[float]] = {}
-        for record in read_jsonl(one.folder / "records.jsonl", RECORD):
+        for record in recorded(one.table, one.folder):
             seconds.setdefault((record["row"], record["column"]), []).append(record["seconds"])
         for (row, column, _), run_id in one.ids.items():
             if (row, column) in seconds:
