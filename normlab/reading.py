@@ -8,7 +8,8 @@ Every error is a UserError of one line that names the file and what is wrong wit
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,6 +103,25 @@ def read_jsonl(path: Path, fields: Fields = _ANY, others: Any = Any) -> list[dic
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl: step and epoch, and numbers by name."""
     return read_jsonl(path, EPOCH, Real | None)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """An error inside is one of this file, and says so."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file of settings with names; an empty file has none."""
+    found = read_yaml(path)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UserError(f"{path}: {schema.shown(found)}: expected settings with names, as name: value")
+    return found
 
 
 def read_yaml(path: Path) -> Any:

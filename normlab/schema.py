@@ -131,7 +131,7 @@ def _definition(target: str, follow: bool = False) -> _Definition:
         return _Definition(definitions[name], module, names)
     imported = names.get(name) if follow else None
     if imported is None or imported == target:
-        raise unknown(f"_target_={target}:", name, definitions)
+        raise unknown(f"_target_={target}:", name, [known for known in definitions if not known.startswith("_")])
     return _definition(imported, follow)
 
 

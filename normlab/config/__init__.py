@@ -8,7 +8,7 @@ initial.py    what `init` names
 """
 
 from normlab.config.compose import check_hydra, load, parse, recorded
-from normlab.config.files import choices, conf_dir, default_choice, kinds_of, target_of
+from normlab.config.files import choices, conf_dir, default_choice, file_of, kinds_of, node_of, target_of
 from normlab.config.settings import (
     EXECUTION,
     GROUPS,
@@ -35,9 +35,11 @@ __all__ = [
     "choices",
     "conf_dir",
     "default_choice",
+    "file_of",
     "identity",
     "kinds_of",
     "load",
+    "node_of",
     "parse",
     "recorded",
     "run_name",
