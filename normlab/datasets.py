@@ -6,10 +6,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from normlab.config import choices, conf_dir
+from normlab import schema
+from normlab.config import choices, file_of, node_of
 from normlab.data.download import one_line
 from normlab.errors import UserError, unknown
-from normlab.reading import read_yaml
+from normlab.reading import naming
 from normlab.schema import named
 
 
@@ -54,12 +55,23 @@ def _locate(name: str, root: Path | None) -> tuple[Any, Path | None]:
     """The class of a dataset, and its folder unless the data come with the program."""
     if name not in choices("data"):
         raise unknown("dataset", name, choices("data"))
-    node = OmegaConf.create(read_yaml(conf_dir() / "data" / f"{name}.yaml"))  # root may say ${oc.env:NORMLAB_DATA}
+    node, file = node_of("data", name), file_of("data", name)
+    with naming(file):
+        schema.signature(str(node["_target_"]))
+        dataset, default = named(node["_target_"]), default_root(name)
+        if default is not None and not (hasattr(dataset, "prepare") and hasattr(dataset, "verify")):
+            raise UserError(f"_target_={node['_target_']}: expected a dataset with `prepare` and `verify`")
+    return dataset, None if default is None else Path(root or default)
+
+
+def default_root(name: str) -> str | None:
+    """Where a dataset lies, as its file says; None where it comes with the program. Raises UserError."""
     try:
-        default = OmegaConf.select(node, "root")
-    except OmegaConfBaseException as error:
-        raise UserError(f"data={name}: root: {str(error).partition(chr(10))[0]}") from None
-    return named(node["_target_"]), None if default is None else Path(root or default)
+        node = OmegaConf.create({"root": node_of("data", name).get("root")})  # which may say ${oc.env:NORMLAB_DATA}
+        found = OmegaConf.to_container(node, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"root: {str(error).partition(chr(10))[0]}") from None
+    return schema.check(found, {"root": schema.Parameter(str | None)})["root"]  # type: ignore[arg-type]
 
 
 def _sizes(dataset: Any, **options: str) -> str:

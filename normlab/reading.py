@@ -10,13 +10,16 @@ Every error is a UserError of one line that names the file and what is wrong wit
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Le
 
 from normlab import schema
 from normlab.errors import UserError
@@ -28,7 +31,9 @@ Fields = Mapping[str, Parameter]
 _ANY: Fields = {}
 _A_ROW = 4096  # bytes: most rows of metrics.jsonl are shorter
 _SEALED = re.compile(rf'\{{\s*"{SEAL}": "([^"]*)",')
+_LONGEST_NUMBER = 20  # digits of a whole number and its sign: seeds have 64 bits
 _Ratios = Mapping[str, Mapping[str, Real]]
+_Ratio = Annotated[float, Ge(0), Le(1)]
 
 RUN: Fields = {"id": Parameter(str), "name": Parameter(str), "config": Parameter(Mapping[str, Any])}
 STATUS: Fields = {
@@ -57,11 +62,22 @@ SUMMARY: Fields = {
     "made_by": Parameter(list[str], []),
     "inputs": Parameter(str | None, None),
 }
+LAYER: Fields = {  # of a record
+    "layer": Parameter(str, ""),
+    "part": Parameter(str | None, None),
+    "receptive_field": Parameter(int | None, None),
+    "mean": Parameter(Mapping[str, _Ratio]),
+    "var": Parameter(Mapping[str, _Ratio]),
+}
 RECORD: Fields = {  # of a table; see report/records.py
     **SUMMARY,
+    "seed": Parameter(Annotated[int, Ge(0)]),
+    "updates": Parameter(Annotated[int, Ge(0)]),
+    "seconds": Parameter(Annotated[float, Ge(0), Le(10**12)]),
+    "ratios": Parameter(Mapping[str, Mapping[str, _Ratio]] | None),
     **{key: Parameter(str) for key in ("id", "row", "column", "finished")},
     "layers": Parameter(list[Mapping[str, Any]]),
-    "choices": Parameter(Mapping[str, list[list[str]]], {}),
+    "choices": Parameter(Mapping[str, list[tuple[str, str]]], {}),
     "epochs_of": Parameter(Mapping[str, list[Real]], {}),
     "fluctuations": Parameter(Mapping[str, list[Real]], {}),
     "taken": Parameter(Mapping[str, Real], {}),
@@ -76,6 +92,7 @@ ESTIMATE: Fields = {  # of a run's estimates.jsonl; see engine/saved.py
     "augment": Parameter(bool),
 }
 STEP: Fields = {"step": Parameter(int)}
+EPOCH: Fields = {**STEP, "epoch": Parameter(float)}
 
 
 def read_json(path: Path, fields: Fields = _ANY) -> dict[str, Any]:
@@ -83,10 +100,11 @@ def read_json(path: Path, fields: Fields = _ANY) -> dict[str, Any]:
     return _check(_parse(_text(path), path), fields, path)
 
 
-def read_jsonl(path: Path, fields: Fields = _ANY, holding: str = "") -> list[dict[str, Any]]:
+def read_jsonl(path: Path, fields: Fields = _ANY, others: Any = Any, holding: str = "") -> list[dict[str, Any]]:
     """A JSON object in each whole line (a kill may have cut the last one); none where there is no file.
 
-    Lines without the text `holding` are left out unread: most of a long run's are of no use to a figure.
+    What it has beyond the fields is of the type `others`. Lines without the text `holding` are left out unread: most of
+    a long run's are of no use to a figure.
     """
     if not path.is_file():
         return []
@@ -95,7 +113,31 @@ def read_jsonl(path: Path, fields: Fields = _ANY, holding: str = "") -> list[dic
         for number, line in enumerate(file, 1):
             if wanted in line and line.endswith(b"\n"):
                 where = f"{path}, line {number}"
-                found.append(_check(_parse(_decoded(line, path), where), fields, where))
+                found.append(_check(_parse(_decoded(line, path), where), fields, where, others))
+    return found
+
+
+def read_metrics(path: Path, holding: str = "") -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl: step and epoch, and numbers by name."""
+    return read_jsonl(path, EPOCH, Real | None, holding)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """An error inside is one of this file, and says so."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file of settings with names; an empty file has none."""
+    found = read_yaml(path)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UserError(f"{path}: {schema.shown(found)}: expected settings with names, as name: value")
     return found
 
 
@@ -134,9 +176,27 @@ def _decoded(data: bytes, path: Path) -> str:
         raise UserError(f"{path}: this is no text; the file is damaged, or none of normlab's") from None
 
 
+class _NumberError(ValueError):
+    """A number that is larger than any can be."""
+
+
+def _whole(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER:
+        raise _NumberError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _broken(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise _NumberError(f"{text[:_LONGEST_NUMBER]} is too large for a number")
+    return value
+
+
 def _parse(text: str, where: Path | str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_whole, parse_float=_broken)
+    except _NumberError as error:
+        raise UserError(f"{where}: {error}; the file is damaged, or none of normlab's") from None
     except (ValueError, RecursionError):
         raise UserError(f"{where}: this is no JSON; the file is damaged, or none of normlab's") from None
     sealed = _SEALED.match(text)
@@ -147,9 +207,11 @@ def _parse(text: str, where: Path | str) -> Any:
     return value
 
 
-def _check(value: Any, fields: Fields, where: Path | str) -> dict[str, Any]:
+def _check(value: Any, fields: Fields, where: Path | str, others: Any = Any) -> dict[str, Any]:
     try:
         schema.coerce(value, Mapping[str, Any], "all of it")
+        for key in value.keys() - fields.keys() if others is not Any else ():
+            schema.coerce(value[key], others, key)
         known = {key: value[key] for key in fields if key in value}
         checked = schema.check(known, fields)
         if "headline" in fields:

@@ -135,7 +135,7 @@ def _definition(target: str, follow: bool = False) -> _Definition:
         return _Definition(definitions[name], module, names)
     imported = names.get(name) if follow else None
     if imported is None or imported == target:
-        raise unknown(f"_target_={target}:", name, definitions)
+        raise unknown(f"_target_={target}:", name, [known for known in definitions if not known.startswith("_")])
     return _definition(imported, follow)
 
 
@@ -347,7 +347,7 @@ def _coerce(value: Any, hint: Any) -> Any:
         if isinstance(value, Mapping):
             inner = arguments[1]
             return {str(k): v if (type(v), inner) in _PLAIN else _coerce(v, inner) for k, v in value.items()}
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif isinstance(value, hint) and not (hint in (int, Real) and isinstance(value, bool)):
         return value
     raise TypeError
 
@@ -382,7 +382,7 @@ def describe(hint: Any, ranges: bool = True) -> str:
     if origin in (Sequence, list, tuple):
         return f"a list, each {describe(arguments[0], ranges)}"
     if origin in (Mapping, dict):
-        return "settings with names"
+        return "settings with names" + (f", each {describe(arguments[1], ranges)}" if arguments[1] is not Any else "")
     return getattr(hint, "__name__", str(hint))
 
 

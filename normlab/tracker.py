@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from normlab.dynamics.ratios import flatten
-from normlab.reading import STEP, read_jsonl
+from normlab.reading import STEP, read_jsonl, read_metrics
 
 if TYPE_CHECKING:
     import wandb
@@ -167,7 +167,7 @@ class WandB:
 
     def _replay(self, run: "wandb.Run") -> None:
         """All rows and ratios so far, in the order of their steps; W&B ignores those that come again."""
-        rows = [(row["step"], row) for row in read_jsonl(self._folder / "metrics.jsonl", STEP)]
+        rows = [(row["step"], row) for row in read_metrics(self._folder / "metrics.jsonl")]
         rows += [(m["step"], flatten(m["layers"])) for m in read_jsonl(self._folder / "ratios.jsonl", STEP)]
         for step, values in sorted(rows, key=lambda row: row[0]):
             run.log({key: value for key, value in values.items() if key != "step"}, step=step)

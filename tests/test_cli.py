@@ -250,8 +250,8 @@ def test_status_of_all_runs_in_a_folder(tmp_path: Path, capsys) -> None:
         assert main(words) == 0
         rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
         assert {row[0]: row[1:] for row in rows if row} == {
-            finished.path.name: ["finished", "1", "top1 99.16"],
-            diverged.path.name: ["diverged", "1", "-"],
+            finished.path.name: ["finished", "1780", "top1 99.16"],
+            diverged.path.name: ["diverged", "1780", "-"],
             running.path.name: ["running", "41", ""],
         }
 

@@ -1,10 +1,12 @@
 """normlab import: released layouts, made by networks of the tests' own, give the same logits here."""
 
+import zipfile
 from functools import partial
 from pathlib import Path
 
 import pytest
 import released
+import safetensors.torch
 import torch
 from released import ResNet, SwitchNorm, data_parallel
 from torch import nn
@@ -205,3 +207,84 @@ def test_layers_that_had_not_become_sparse_are_counted(tmp_path: Path, capsys) -
     write(tmp_path / "sparse.pth", network, "sparse")
     assert main(["import", str(tmp_path / "sparse.pth"), f"out={tmp_path}", *SMALL]) == 0
     assert "had not become sparse yet, whose largest ratio counts alone: 1" in capsys.readouterr().out
+
+
+# ---- what a file may hold ------------------------------------------------------------------------------------------
+
+KEY = "module.conv1.weight"
+
+
+def refused_with(changes: dict[str, torch.Tensor], plain, tmp_path: Path, capsys, suffix: str = ".pth") -> str:
+    """What is said of the plain checkpoint with other tensors in it; nothing is left of it."""
+    file = tmp_path / f"changed{suffix}"
+    tensors = data_parallel(plain[1]) | changes
+    safetensors.torch.save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
+    err = refusal(capsys, "import", str(file), f"out={tmp_path}", *SMALL)
+    assert f"{file}: " in err and not list(tmp_path.glob("*/run.json"))
+    return err
+
+
+VARIANCE = "module.layer1.0.sn1.running_var"
+VALUES = {  # a name and its tensor, of what the file has there, and what is said of it
+    "nan": (KEY, lambda t: t * torch.nan, f"{KEY} has values that are not finite"),
+    "infinite": (VARIANCE, lambda t: t / 0, f"{VARIANCE} has values that are not finite"),
+    "large": (KEY, lambda t: t.double() * 1e200, f"{KEY} has values above 3.4e+38"),
+    "complex": (KEY, lambda t: t.to(torch.complex64), f"{KEY} holds complex numbers; expected floating-point numbers"),
+    "bool": (KEY, lambda t: t > 0, f"{KEY} holds true and false"),
+    "int": (KEY, lambda t: t.to(torch.int32), f"{KEY} holds whole numbers"),
+    "negative": (VARIANCE, lambda t: -t - 5, f"{VARIANCE} has values below 0"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_values_that_the_model_would_not_keep_are_refused(case: str, suffix: str, plain, tmp_path, capsys) -> None:
+    name, change, said = VALUES[case]
+    changed = {name: change(data_parallel(plain[1])[name])}
+    assert said in refused_with(changed, plain, tmp_path, capsys, suffix)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, on quantized tensors
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: torch.empty(t.shape, device="meta"),
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        lambda t: torch.nested.nested_tensor([t, t]),
+    ],
+    ids=["sparse", "meta", "quantized", "nested"],
+)
+def test_tensors_that_are_no_plain_ones_are_refused(change, plain, tmp_path, capsys) -> None:
+    changed = {KEY: change(data_parallel(plain[1])[KEY].detach())}
+    assert f"{KEY} is sparse, nested, quantized or without values" in refused_with(changed, plain, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", ["module.fc.bias", "module.layer1.0.sn1.mean_weight", KEY, "module.sn1.weight"])
+def test_a_tensor_without_dimensions_is_of_another_shape(name: str, plain, tmp_path: Path, capsys) -> None:
+    torch.save(data_parallel(plain[1]) | {name: torch.tensor(1.0)}, tmp_path / "point.pth")
+    err = refusal(capsys, "import", str(tmp_path / "point.pth"), f"out={tmp_path}", *SMALL)
+    assert "of another shape" in err and "(), not (" in err and "point.pth" in err
+
+
+def test_a_file_that_asks_for_more_than_it_holds_is_refused(plain, tmp_path: Path, capsys) -> None:
+    """A number that is repeated 10^10 times, and zeros that were packed: little on the disk, much in memory."""
+    torch.save({KEY: torch.zeros(1).expand(10**5, 10**5), "module.bn1.weight": torch.ones(1)}, tmp_path / "a.pth")
+    assert f"{KEY} would take 40,000,000,000 bytes" in refusal(capsys, "import", str(tmp_path / "a.pth"))
+    torch.save({KEY: torch.zeros(2**20), "module.bn1.weight": torch.ones(1)}, tmp_path / "b.pth")
+    with zipfile.ZipFile(tmp_path / "b.pth") as whole, zipfile.ZipFile(tmp_path / "packed.pth", "w") as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part), zipfile.ZIP_DEFLATED)
+    assert "unpacked, it would take 4,1" in refusal(capsys, "import", str(tmp_path / "packed.pth"))
+    torch.save(data_parallel(plain[1]) | {"module.fc.bias": torch.zeros(10**5)}, tmp_path / "classes.pth")
+    assert "fc.bias (100000,), not (1000,)" in refusal(capsys, "import", str(tmp_path / "classes.pth"), *SMALL)
+
+
+def test_two_names_that_become_one_are_refused(plain, tmp_path: Path, capsys) -> None:
+    assert "conv1.weight here" in refused_with({"conv1.weight": torch.zeros(64, 3, 7, 7)}, plain, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02a.", b"\x80\x02.", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)])
+def test_bytes_that_torchs_reader_trips_over(data: bytes, tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.pth").write_bytes(data)
+    assert "nothing in it was executed" in refusal(capsys, "import", str(tmp_path / "x.pth"))

@@ -1,6 +1,8 @@
 """What `init` names, and what a run takes from it: weights, a snapshot's, or the ratios alone."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from test_engine import config, run
 
 from normlab.config import identity
 from normlab.engine.build import build
+from normlab.engine.initialize import _unwrapped
+from normlab.engine.saved import open_run
 from normlab.errors import UserError
 from normlab.replicas import normalizers
 from normlab.runs.folder import RunFolder
@@ -121,3 +125,81 @@ def test_hard_ratios_need_logits(tmp_path, norm):
     folder = run(config(tmp_path, f"norm={norm}", "epochs=1"))
     with pytest.raises(UserError, match=r"init=.*bn1\.mean_logits is not in it, or of another shape"):
         started(folder, f"{folder.run()['id']}@1", "norm=sn_hard")
+
+
+# ---- files of others -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(source, tmp_path) -> dict[str, torch.Tensor]:
+    return load_file(source.weights)
+
+
+@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}"])
+@pytest.mark.parametrize("what", ["", ":ratios"])
+def test_what_ddp_and_compile_add_to_names_does_not_count(source, weights, tmp_path, wrap, what):
+    """Around the whole network; a piece of it is the next test."""
+    file = tmp_path / "wrapped.safetensors"
+    save_file({wrap.format(name): tensor for name, tensor in weights.items()}, file)
+    expected = started(source, f"{source.weights}{what}").state_dict()
+    found = started(source, f"{file}{what}").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_compiled_piece_of_a_network(source, weights, tmp_path):
+    model = started(source, str(source.weights))
+    model.layer1 = torch.compile(model.layer1)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert any("layer1._orig_mod." in name for name in state)
+    save_file(state, tmp_path / "piece.safetensors")
+    found = started(source, str(tmp_path / "piece.safetensors")).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+def test_names_that_the_model_has_stay():
+    """A network of one's own may have a module that is called so."""
+    state = {"encoder.module.weight": torch.zeros(1), "module.head.weight": torch.ones(1)}
+    assert _unwrapped(state, {"encoder.module.weight", "head.weight"}).keys() == {
+        "encoder.module.weight",
+        "head.weight",
+    }
+    both = {"module.weight": torch.zeros(1), "weight": torch.ones(1)}  # neither takes the other's place
+    assert _unwrapped(both, {"weight"}).keys() == both.keys()
+
+
+@pytest.mark.parametrize("name", ["model@v2.safetensors", "model@0.5", "a:ratios.safetensors"])
+def test_a_file_that_is_there_counts_whatever_its_name(source, weights, tmp_path, name):
+    if name.endswith(".safetensors"):
+        save_file(weights, tmp_path / name)
+        state = started(source, str(tmp_path / name)).state_dict()
+        assert all(torch.equal(state[key], tensor) for key, tensor in weights.items())
+        ratios = started(source, f"{tmp_path / name}:ratios").state_dict()
+        assert torch.equal(ratios["bn1.mean_logits"], weights["bn1.mean_logits"])
+        assert not torch.equal(ratios["conv1.weight"], weights["conv1.weight"])
+    else:  # a folder of a run
+        shutil.copytree(source.path, tmp_path / name)
+        state = started(source, str(tmp_path / name)).state_dict()
+        assert all(torch.equal(state[key], tensor) for key, tensor in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("conv1.weight", lambda t: t * torch.nan, "conv1.weight has values that are not finite"),
+        ("conv1.weight", lambda t: t.double() * 1e300, "conv1.weight has values above 3.4e+38"),
+        ("fc.bias", lambda t: t > 0, "fc.bias holds true and false"),
+        ("fc.bias", lambda t: t.to(torch.complex64), "fc.bias holds complex numbers"),
+        ("bn1.running_var", lambda t: -t - 1, "bn1.running_var has values below 0"),
+        ("bn1.num_batches_tracked", lambda t: t.float(), "bn1.num_batches_tracked holds floating-point numbers"),
+    ],
+)
+def test_values_that_the_model_would_not_keep_are_refused(source, weights, tmp_path, capsys, name, change, said):
+    """Of a file that a run begins from, and of the run's own."""
+    changed = weights | {name: change(weights[name])}
+    save_file(changed, tmp_path / "changed.safetensors")
+    with pytest.raises(UserError, match=re.escape(said)):
+        started(source, str(tmp_path / "changed.safetensors"))
+    shutil.copytree(source.path, tmp_path / "copy")
+    save_file(changed, tmp_path / "copy" / "checkpoints" / "weights.safetensors")
+    with pytest.raises(UserError, match=re.escape(said)):
+        open_run(RunFolder(tmp_path / "copy"))

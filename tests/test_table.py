@@ -1,6 +1,7 @@
 """Tables as data: what conf/table and conf/scale say, against results/paper and the papers' protocol."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -222,15 +223,16 @@ def test_unknown_names():
     ],
 )
 def test_a_mistake_in_a_table_is_one_line(tmp_path, monkeypatch, change, message):
+    real = conf_dir()
+    shutil.copytree(real, tmp_path, dirs_exist_ok=True)
     for group in ("table", "scale"):
-        (tmp_path / group).mkdir()
-        for file in (conf_dir() / group).glob("*.yaml"):
+        for file in (real / group).glob("*.yaml"):
             text = file.read_text(encoding="utf-8")
             for old, new in zip(change[::2], change[1::2], strict=True):
                 text = text.replace(old, new)
             (tmp_path / group / file.name).write_text(text, encoding="utf-8")
-    for module in (table_module, tables_module):
-        monkeypatch.setattr(module, "conf_dir", lambda: tmp_path)
+    monkeypatch.setattr(tables_module, "conf_dir", lambda: tmp_path)
+    monkeypatch.setattr("normlab.config.files.conf_dir", lambda: tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         table = load_table("table2")
         printed(table)

@@ -40,7 +40,7 @@ def bench(
     batch: Annotated[int, Ge(1)] = 32,
     batches: Annotated[int, Ge(2)] = 20,
     rounds: Annotated[int, Ge(1)] = 3,
-    threads: Annotated[int, Ge(1)] | None = None,
+    threads: Annotated[int, Ge(1), Le(2**15)] | None = None,
 ) -> list[Row]:
     """Samples per second of the loaders alone: decode, random resized crop, flip, normalize, stack, as float32.
 

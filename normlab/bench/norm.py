@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -60,7 +60,7 @@ def bench(
     model: str = "resnet50",
     rounds: Annotated[int, Ge(1)] = 5,
     at_least: Annotated[float, Ge(0)] = 0.1,
-    threads: Annotated[int, Ge(1)] | None = None,
+    threads: Annotated[int, Ge(1), Le(2**15)] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[Row]:
     """Forward and backward of a norm layer, against torch's layers, the papers' formulas and the memory's speed.

@@ -36,7 +36,7 @@ def bench(
     channels_last: bool | None = None,
     rounds: Annotated[int, Ge(1)] = 5,
     at_least: Annotated[float, Ge(0)] = 0.5,
-    threads: Annotated[int, Ge(1)] | None = None,
+    threads: Annotated[int, Ge(1), Le(2**15)] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[Row]:
     """A training step of a network with chosen normalizers, against the same network with torch's BatchNorm2d.

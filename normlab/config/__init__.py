@@ -9,7 +9,7 @@ inputs.py     what a run reads beside its settings
 """
 
 from normlab.config.compose import check_hydra, load, parse, recorded
-from normlab.config.files import choices, conf_dir, default_choice, kinds_of, target_of
+from normlab.config.files import choices, conf_dir, default_choice, file_of, kinds_of, node_of, target_of
 from normlab.config.inputs import inputs, recorded_inputs
 from normlab.config.settings import (
     EXECUTION,
@@ -37,10 +37,12 @@ __all__ = [
     "choices",
     "conf_dir",
     "default_choice",
+    "file_of",
     "identity",
     "inputs",
     "kinds_of",
     "load",
+    "node_of",
     "parse",
     "recorded",
     "recorded_inputs",

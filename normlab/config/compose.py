@@ -6,6 +6,7 @@ load(["norm=sn", "batch=8x2"]) -> Config        composed by Hydra, checked again
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,7 +16,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from normlab import schema
 from normlab.config import files
@@ -23,7 +23,7 @@ from normlab.config.checks import check_paths, check_values
 from normlab.config.files import choices
 from normlab.config.settings import GROUPS, SETTINGS, BatchAverage, Checkpoint, Config, Part, PhaseSettings, Record
 from normlab.errors import UserError, nearest
-from normlab.reading import read_yaml
+from normlab.reading import naming, read_mapping
 
 # What the engine calls a group's `_target_` with; its settings follow as keywords.
 CALLS = {
@@ -45,9 +45,10 @@ _MOVED = {"normlab.engine.launch.launch": "normlab.launch.elastic.launch"}
 
 def load(overrides: list[str]) -> Config:
     """Compose, check and resolve. Raises UserError, in one line, on anything that cannot run."""
-    composed, chosen = _compose(overrides)
-    kinds = {group: composed[group].pop("_kind_", None) for group in GROUPS if isinstance(composed[group], dict)}
-    config = _check_types(composed | {"choices": chosen})
+    try:
+        config, kinds = _typed(overrides)
+    except UserError as error:
+        raise _of_file(error, overrides) from None
     _check_kinds(config, kinds)
     config.parts = {part: _resolve_part(part, value, config) for part, value in config.parts.items()}
     config.phases = {phase: _resolve_phase(phase, value, config) for phase, value in config.phases.items()}
@@ -72,6 +73,32 @@ def recorded(settings: dict[str, Any]) -> Config:
     }
     check_values(config)
     return config
+
+
+def _typed(words: list[str]) -> tuple[Config, dict[str, Any]]:
+    """Settings whose types and ranges are right, and the kinds that files of groups say. Raises UserError."""
+    composed, chosen = _compose(words)
+    kinds = {group: node.pop("_kind_", None) for group in GROUPS if isinstance(node := composed.get(group), dict)}
+    return _check_types(composed | {"choices": chosen}), kinds
+
+
+def _of_file(error: UserError, words: list[str]) -> UserError:
+    """With the file's name, where a file of conf/ alone has the same error."""
+    group = str(error).partition("=")[0].partition(".")[0]
+    named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    alone: list[tuple[Path, list[str]]] = [(files.conf_dir() / "config.yaml", [])]
+    for key in ("scale", group):
+        if named.get(key) in choices(key):
+            alone.append((files.file_of(key, named[key]), [f"{key}={named[key]}"]))
+        elif key in GROUPS:
+            alone.append((files.file_of(key, files.default_choice(key)), []))
+    for file, own in reversed(alone):
+        try:
+            _typed(own)
+        except UserError as same:
+            if str(same) == str(error) and str(file) not in str(error):
+                return UserError(f"{file}: {error}")
+    return error
 
 
 # ---- composing ---------------------------------------------------------------------------------------------------
@@ -99,12 +126,13 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
 @cache
 def _compose_files(words: tuple[str, ...]) -> DictConfig:
     """The chosen files put together by Hydra; the cells of a sweep share most choices, and this takes the time."""
+    chosen = {group: files.default_choice(group) for group in GROUPS} | dict(word.split("=", 1) for word in words)
+    for group, name in chosen.items():
+        files.node_of(group, name)  # says what is wrong with a file, where Hydra would not
     try:
         with _hydra():
             return compose("config", list(words), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        for file in ("config", *(choice.replace("=", "/") for choice in words)):
-            read_yaml(files.conf_dir() / f"{file}.yaml")  # says which one it is, where Hydra does not
+    except Exception as error:  # Hydra raises whatever a file happens to provoke
         raise UserError(f"{files.conf_dir()}: {error}") from None
 
 
@@ -114,11 +142,19 @@ def _with_scale(words: list[str]) -> list[str]:
     for word in words:
         override = parse(word)
         if override.key_or_group == "scale":
-            name = _choice("scale", override.value(), "scale")
-            overrides = list(read_yaml(files.conf_dir() / "scale" / f"{name}.yaml")["overrides"])
+            overrides = _scale_words(_choice("scale", override.value(), "scale"))
         else:
             rest.append(word)
     return [*overrides, *rest]
+
+
+def _scale_words(name: str) -> list[str]:
+    file = files.file_of("scale", name)
+    with naming(file):
+        words = schema.coerce(read_mapping(file).get("overrides"), list[str], "overrides")
+        for word in words:
+            parse(word)
+    return words
 
 
 @contextmanager
@@ -177,14 +213,14 @@ def _nested_settings() -> dict[str, set[str]]:
         "record": set(schema.parameters_of(Record)),
     }
     for group in GROUPS:
-        nodes = [read_yaml(files.conf_dir() / group / f"{name}.yaml") for name in choices(group)]
-        nested[group] = {name for node in nodes for name in _settings_of(node.get("_target_"))}
+        nested[group] = {setting for name in choices(group) for setting in _settings_of(group, name)}
     return nested
 
 
-def _settings_of(target: str | None) -> Iterable[str]:
-    """None of a target that cannot be found, which matters only to a run that asks for it."""
+def _settings_of(group: str, name: str) -> Iterable[str]:
+    """None of a file that is wrong, or whose target cannot be found: that matters only to a run that asks for it."""
     try:
+        target = files.target_of(group, name)
         return schema.signature(target) if target is not None else ()
     except UserError:
         return ()
@@ -288,7 +324,9 @@ def _chosen(config: Config, value: Any, group: str, path: str) -> dict[str, Any]
     changes = dict(value) if isinstance(value, dict) else {"name": value}
     node = getattr(config, group)
     if "name" in changes:
-        composed, _ = _compose([f"{group}={_choice(group, changes.pop('name'), path)}"])
-        composed[group].pop("_kind_", None)
-        node = composed[group]
+        name = _choice(group, changes.pop("name"), path)
+        with naming(files.file_of(group, name)):
+            node = _compose([f"{group}={name}"])[0][group]
+            node.pop("_kind_", None)
+            _check_node(node, group, group, False)
     return _check_node((node or {"_target_": None}) | changes, group, path, False)

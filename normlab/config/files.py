@@ -1,9 +1,13 @@
 """The files of conf/, which names on a command line stand for."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from normlab.reading import read_yaml
+from normlab import schema
+from normlab.errors import UserError
+from normlab.reading import naming, read_mapping
 
 
 def conf_dir() -> Path:
@@ -19,19 +23,41 @@ def choices(group: str) -> dict[str, str]:
     return {name: line.lstrip("# ") for name, line in first_lines.items()}
 
 
-def target_of(group: str, name: str) -> str:
+def file_of(group: str, name: str) -> Path:
+    return conf_dir() / group / f"{name}.yaml"
+
+
+def node_of(group: str, name: str) -> dict[str, Any]:
+    """What a file says: a `_target_` and its settings, as they are written. Raises UserError, with the file."""
+    file = file_of(group, name)
+    node = read_mapping(file)
+    with naming(file):
+        if "_target_" not in node:
+            raise UserError("no _target_ says what builds it")
+        if not isinstance(node["_target_"], str | None):
+            raise UserError(f"_target_={schema.shown(node['_target_'])}: expected package.module.name or null")
+        schema.coerce(node.get("_kind_", ""), str | list[str], "_kind_")
+    return node
+
+
+def target_of(group: str, name: str) -> str | None:
     """The `_target_` of a file."""
-    return read_yaml(conf_dir() / group / f"{name}.yaml")["_target_"]
+    return node_of(group, name)["_target_"]
 
 
 def kinds_of(group: str, name: str) -> list[str]:
     """What a model or dataset is for (`_kind_`), as tasks know it; nothing where its file does not say."""
-    kind = read_yaml(conf_dir() / group / f"{name}.yaml").get("_kind_", ())
+    kind = node_of(group, name).get("_kind_", ())
     return [kind] if isinstance(kind, str) else list(kind)
 
 
 @cache
 def default_choice(group: str) -> str:
     """The file of a group that conf/config.yaml chooses."""
-    defaults = read_yaml(conf_dir() / "config.yaml")["defaults"]
-    return next(str(node[group]) for node in defaults if isinstance(node, dict) and group in node)
+    file = conf_dir() / "config.yaml"
+    with naming(file):
+        defaults = schema.coerce(read_mapping(file).get("defaults"), list[Any], "defaults")
+        chosen = {key: value for entry in defaults if isinstance(entry, Mapping) for key, value in entry.items()}
+        if not isinstance(chosen.get(group), str) or chosen[group] not in choices(group):
+            raise UserError(f"defaults: expected a {group}, as {group}: NAME of a file in conf/{group}")
+    return chosen[group]

@@ -36,13 +36,19 @@ class Initial(NamedTuple):
 
     @classmethod
     def parse(cls, init: str) -> "Initial":
-        """Raises UserError on a share that is none."""
+        """What is there by the whole name counts, whatever is in it. Raises UserError on a share that is none."""
+        for source in (init, init.removesuffix(":ratios")):
+            if os.path.exists(source):
+                return cls(source, 1.0, source != init)
         words = _WORDS.fullmatch(init)
         if words is None:
             raise UserError(f"init={init}: {_ALLOWED}")
         at = words["at"]
         if at is not None and not (re.fullmatch(r"[0-9]*\.?[0-9]+", at) and 0 < float(at) <= 1):
-            raise UserError(f"init={init}: expected a share of the run's updates behind the @, as 0.3; 1 is its end")
+            raise UserError(
+                f"init={init}: there is no such file; expected a share of the run's updates behind the @, as 0.3; 1 is "
+                "its end"
+            )
         return cls(words["source"], float(at or 1), words["ratios"] is not None)
 
     def path(self, out: Path) -> Path | None:

@@ -126,7 +126,7 @@ class Config:
     batch: str
     accumulate: Annotated[int, Ge(1)]
     epochs: Annotated[float, Le(10**9)]  # above 0 unless iterations replace them (checks.py)
-    iterations: Annotated[int, Ge(1)] | None
+    iterations: Annotated[int, Ge(1), Le(10**15)] | None
     seed: Annotated[int, Ge(0), Le(2**63 - 1)]  # torch's generators take 64 bits
     precision: Literal["fp32", "bf16", "fp16", "fp64"]
     init: str
@@ -138,7 +138,7 @@ class Config:
     devices: int | Literal["auto"]
     replicas_per_pass: Annotated[int, Ge(1)] | None
     workers: Annotated[int, Ge(0)]
-    threads: Annotated[int, Ge(1)] | None
+    threads: Annotated[int, Ge(1), Le(2**15)] | None
     channels_last: bool
     compile: bool
     out: str

@@ -7,12 +7,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from normlab.config import choices, conf_dir
+from normlab.config import choices
+from normlab.datasets import default_root
 from normlab.doctor.check import Check, Checks
 from normlab.doctor.hardware import GB
-from normlab.reading import read_yaml
 from normlab.writing import write_bytes
 
 _ROOM = 2 * GB  # some checkpoints of a ResNet-50 with its optimizer, 205 MB each, and what is beside them
@@ -48,8 +46,7 @@ def disk(out: Path) -> Checks:
 
 def datasets() -> Checks:
     """Those whose folder is there; `normlab data verify` looks into them."""
-    files = {name: conf_dir() / "data" / f"{name}.yaml" for name in choices("data")}
-    roots = {name: OmegaConf.select(OmegaConf.create(read_yaml(file)), "root") for name, file in files.items()}
+    roots = {name: default_root(name) for name in choices("data")}
     there = [name for name, root in roots.items() if root is None or Path(root).is_dir()]
     absent = [f"{name} ({root})" for name, root in roots.items() if name not in there]
     result = f"here: {', '.join(there)}" + (f"; not here: {', '.join(absent)}" if absent else "")

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from normlab.dynamics.receptive_field import NormSite
 from normlab.engine.check import check_task
 from normlab.engine.initialize import initialize
 from normlab.errors import UserError
+from normlab.models.library import nothing_fetched
 from normlab.norm.convert import NothingReplacedWarning, convert
 from normlab.norm.layer import Normalizer
 from normlab.replicas import seed_dropout
@@ -35,6 +37,7 @@ class Experiment:
         sites: of the norm layers, those with a receptive field first, in the network's order.
         unused: of what `init` holds, the tensors that found no place.
         trainable: names of the parameters that are trained, in whichever phase.
+        weights_follow: whether it was built to have other weights loaded, so that nothing was fetched for it.
     """
 
     task: Task
@@ -43,6 +46,7 @@ class Experiment:
     sites: list[NormSite]
     unused: list[str]
     trainable: frozenset[str]
+    weights_follow: bool = False
 
     def ratios(self) -> list[ratios.Row]:
         """Of every norm layer, now."""
@@ -55,12 +59,17 @@ def build_task(config: Config) -> Task:
     return bind(config.task)(config.model, config.data, config.seed)
 
 
-def build(config: Config, task: Task | None = None) -> Experiment:
-    """The same for the same config, everywhere: the model starts from config.seed. Raises UserError."""
-    task = task or build_task(config)
+def build(config: Config, *, weights_follow: bool = False) -> Experiment:
+    """The same for the same config, everywhere: the model starts from config.seed. Raises UserError.
+
+    Where other weights will be loaded into it anyway (`weights_follow`), no pretrained ones are fetched.
+    """
+    task = build_task(config)
     before = Parts(task.parts, config.parts)
     torch.manual_seed(config.seed)
-    model = task.build({part: _declaration(before.declared(part), config) for part in before.prefixes})
+    declared = {part: _declaration(before.declared(part), config) for part in before.prefixes}
+    with nothing_fetched() if weights_follow else nullcontext():
+        model = task.build(declared)
     parts = Parts(task.parts, config.parts)  # building may have told where they begin
     _convert(model, parts, config)
     seed_dropout(model)
@@ -72,7 +81,7 @@ def build(config: Config, task: Task | None = None) -> Experiment:
     if not trainable:
         raise UserError("parts: all parameters are frozen; a run trains some of them")
     check_task(task, config.task["_target_"], parts, trainable)
-    return Experiment(task, model, parts, _sites(task, model), unused, trainable)
+    return Experiment(task, model, parts, _sites(task, model), unused, trainable, weights_follow)
 
 
 def _declaration(settings: Mapping[str, Any], config: Config) -> Declaration:

@@ -1,5 +1,6 @@
 """What a model begins from: `init` for all of it, or parts.NAME.init for a part."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from normlab import schema
 from normlab.config import Config
 from normlab.config.initial import Initial
+from normlab.engine.weights import check_values
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
 from normlab.reading import read_json
@@ -17,6 +19,7 @@ from normlab.tasks.parts import Parts, fits
 from normlab.tasks.task import Task
 
 LOGITS = ("mean_logits", "var_logits")  # parameters of a norm layer whose ratios they are
+_WRAPPERS = ("module", "_orig_mod")
 Prefixes = Mapping[str, Sequence[str]]
 
 
@@ -24,8 +27,9 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
     """Load what fits by name and shape of what each part's `init` names; returns the names of what found no place.
 
     A tensor fits by its own name, or by that within its part: a classifier's `conv1` is a detector's
-    `backbone.body.conv1` where both call it backbone. So weights go from one normalizer to another (SN to SyncSN, BN to
-    frozen BN), and what only one of them has stays behind.
+    `backbone.body.conv1` where both call it backbone. What DDP and torch.compile add to names does not count. So
+    weights go from one normalizer to another (SN to SyncSN, BN to frozen BN), and what only one of them has stays
+    behind.
 
     Raises UserError if there are no such weights, if none fits, or if a layer with hard ratios gets no logits: what it
     would choose then, nothing has learned.
@@ -39,7 +43,7 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
     unused: list[str] = []
     for init, names in by_init.items():
         path = _weights(init, config)
-        state = task.initial(load_tensors(path), model)
+        state = task.initial(_unwrapped(load_tensors(path), own), model)
         if Initial.parse(init).only_ratios:
             state = {name: t for name, t in state.items() if name.rpartition(".")[2] in LOGITS}
         by_part = [part for part, settings in config.parts.items() if settings.get("init") == init]
@@ -48,10 +52,24 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
         if not fitting:
             raise UserError(f"init={init}: none of its {len(state)} tensors fits the model")
         _check_hard(model, init, set(names), fitting)
+        check_values(path, ((sources[name], tensor, own[name]) for name, tensor in fitting.items()))
         model.load_state_dict(fitting, strict=False)
         left = sorted(state.keys() - {sources[name] for name in fitting})
         unused += left if len(by_init) == 1 else [f"{init}: {name}" for name in left]
     return unused
+
+
+def _unwrapped(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Without the names of DDP (`module`) and torch.compile (`_orig_mod`) around a network or a piece of it.
+
+    A name that the model has, or that would be another's then, stays.
+    """
+
+    def plain(name: str) -> str:
+        return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+
+    counts = Counter(map(plain, state))
+    return {name if name in own or counts[plain(name)] > 1 else plain(name): t for name, t in state.items()}
 
 
 def _sources(

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from normlab.engine.batch_average import measure
+from normlab.engine.build import build
 from normlab.engine.evaluate import check_splits, evaluate, statistics
 from normlab.engine.journal import Journal
 from normlab.engine.length import Length
@@ -168,6 +169,8 @@ class Loop:
             self.journal.epoch_sums = state["epoch_sums"]
             self.made_by = state.get("made_by", [])
             torch.set_rng_state(state["rng"])
+        elif self.session.experiment.weights_follow:  # but none did: all checkpoints were damaged
+            self.session.experiment.model.load_state_dict(build(self.config).model.state_dict())
         here = made_by(self.config, self.session.device)
         if here not in self.made_by:
             if self.made_by:

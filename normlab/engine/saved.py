@@ -8,9 +8,9 @@ from normlab.engine.batch_average import measure
 from normlab.engine.build import build_task
 from normlab.engine.evaluate import evaluate, statistics
 from normlab.engine.session import Session, open_session
+from normlab.engine.weights import load_own
 from normlab.errors import UserError
 from normlab.progress import Progress, progress_bar, silent
-from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
 from normlab.writing import append_jsonl
@@ -51,9 +51,10 @@ def open_run(folder: RunFolder, progress: Progress = silent) -> Session:
             f"{folder.path.name}: the data at {config.data.get('root')} are not those that the run has read; put these "
             "there, and it goes on"
         )
-    session = open_session(folder, progress)
+    session = open_session(folder, progress, weights_follow=True)
     try:
-        session.experiment.model.load_state_dict(checkpoint.load_tensors(folder.whole(folder.weights)))
+        model = session.experiment.model
+        model.load_state_dict(load_own(folder.whole(folder.weights), model, folder))
     except RuntimeError:
         raise UserError(f"{folder.weights}: these are not weights of the model that {folder.run_file} names") from None
     return session
@@ -69,7 +70,8 @@ def evaluate_run(folder: RunFolder, split: str) -> tuple[str, Metrics]:
         session = open_run(folder, progress)
         metrics = {"moving_average": evaluate(session, split)}
         if folder.batch_average.is_file():
-            with statistics(session.experiment.model, checkpoint.load_tensors(folder.whole(folder.batch_average))):
+            model = session.experiment.model
+            with statistics(model, load_own(folder.whole(folder.batch_average), model, folder)):
                 metrics["batch_average"] = evaluate(session, split)
         return session.experiment.task.splits[split], metrics
 

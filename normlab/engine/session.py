@@ -29,8 +29,13 @@ class Session:
         return self.share.rank == 0
 
 
-def open_session(folder: RunFolder, progress: Progress = silent, stop: Stop | None = None) -> Session:
-    """Build the run's experiment on this rank's device. Raises UserError on what only building can tell."""
+def open_session(
+    folder: RunFolder, progress: Progress = silent, stop: Stop | None = None, *, weights_follow: bool = False
+) -> Session:
+    """Build the run's experiment on this rank's device; `weights_follow` as of `build`.
+
+    Raises UserError on what only building can tell.
+    """
     stop = stop or Stop()
 
     def report(what: str, done: int, total: int) -> None:
@@ -39,7 +44,7 @@ def open_session(folder: RunFolder, progress: Progress = silent, stop: Stop | No
 
     config, device = folder.config(), devices.this_device()
     devices.prepare(config, device)
-    experiment = build(config)
+    experiment = build(config, weights_follow=weights_follow)
     devices.place(experiment.model, config, device)
     for helper in experiment.task.helpers():
         devices.place(helper, config, device).eval().requires_grad_(False)

@@ -20,9 +20,9 @@ from normlab.bench.rounds import interleave, ratio, spread
 from normlab.bench.timing import seconds_a_call
 from normlab.console import PlainConsole
 from normlab.engine.saved import open_run
+from normlab.engine.weights import load_own
 from normlab.errors import RunError, UserError, unknown
 from normlab.exchange.folding import fold
-from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
 from normlab.tasks.task import Task
 from normlab.writing import write_bytes, write_json
@@ -87,11 +87,7 @@ def export_run(folder: RunFolder, place: Path, estimator: str = "paper") -> dict
 def _take_batch_average(model: nn.Module, folder: RunFolder) -> None:
     if not folder.batch_average.is_file():
         raise UserError(f"run {folder.path.name} has no batch average; estimator=moving_average takes the other")
-    state = load_tensors(folder.whole(folder.batch_average))
-    own = model.state_dict()
-    if any(name not in own or own[name].shape != t.shape for name, t in state.items()):
-        raise UserError(f"{folder.batch_average}: these are not statistics of the model that {folder.run_file} names")
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(load_own(folder.whole(folder.batch_average), model, folder), strict=False)
 
 
 class _Inputs(NamedTuple):

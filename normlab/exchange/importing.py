@@ -5,7 +5,7 @@ taken for a trained one, and its status is "imported".
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from normlab.dynamics import ratios
 from normlab.engine.build import build
 from normlab.engine.session import Session
 from normlab.engine.summary import summarize
+from normlab.engine.weights import check_values
 from normlab.errors import UserError
 from normlab.exchange.layouts import Released, read
 from normlab.processes.signals import Stop
@@ -30,6 +31,7 @@ from normlab.writing import append_jsonl, write_json
 # ratios need none; data=imagenet is for those who have it, and want an accuracy.
 _PROTOCOL = ["data=synthetic", "data.size=224", "batch=8x32", "tracker=none", "estimator=moving_average"]
 _CLASSES = 1000
+_FEATURES = (512, 2048)  # of a ResNet's classifier
 _SHOWN = 3
 
 
@@ -44,8 +46,8 @@ def import_run(path: Path, words: list[str]) -> tuple[RunFolder, list[str]]:
     digest = _digest(path)
     run_id = hashlib.sha256(f"{identity(config)} {digest}".encode()).hexdigest()[:8]
     folder = RunFolder(Path(config.out) / f"{run_name(config)}-{run_id}")
-    experiment = build(config)
-    random = _fill(experiment.model, released, config)
+    experiment = build(config, weights_follow=True)
+    random = _fill(experiment.model, released, config, path)
     with locked(folder.path):
         folder.create(config, run_id)
         share = Share(config.replicas, config.per_replica)
@@ -57,12 +59,18 @@ def import_run(path: Path, words: list[str]) -> tuple[RunFolder, list[str]]:
 def _config(released: Released, words: list[str]) -> Config:
     given = {word.partition("=")[0] for word in words}
     own = [word for word in (*_PROTOCOL, *released.words) if word.partition("=")[0] not in given]
-    classes = len(released.tensors["fc.bias"]) if "fc.bias" in released.tensors else _CLASSES
-    own.append(f"data.num_classes={classes}")
+    own.append(f"data.num_classes={_classes(released.tensors)}")
     for group in ("data", "norm", "weight", "model"):  # whose settings go with what was chosen in its place
         if group in given:
             own = [word for word in own if not word.startswith(f"{group}.")]
     return load([*own, *words])
+
+
+def _classes(tensors: Mapping[str, Tensor]) -> int:
+    """Of the file's classifier, unless it is none: then no network is built for whatever number it says."""
+    weight, bias = (tensors.get(f"fc.{name}", torch.empty(0)) for name in ("weight", "bias"))
+    fits = weight.ndim == 2 and weight.shape[1] in _FEATURES and bias.shape == weight.shape[:1]
+    return len(bias) if fits else _CLASSES
 
 
 def _digest(path: Path) -> str:
@@ -70,11 +78,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fill(model: nn.Module, released: Released, config: Config) -> list[str]:
+def _fill(model: nn.Module, released: Released, config: Config, path: Path) -> list[str]:
     """Load the file's tensors; returns the names of those that the model alone has, and that stay random."""
     state = model.state_dict()
     names = {_plain(name): name for name in state}
-    random = _check_fit(released, {plain: state[name] for plain, name in names.items()}, config)
+    own = {plain: state[name] for plain, name in names.items()}
+    random = _check_fit(released, own, config, path)
+    check_values(path, ((released.names[plain], t, own[plain]) for plain, t in released.tensors.items()))
     model.load_state_dict({names[name]: t for name, t in released.tensors.items()}, strict=False)
     return random
 
@@ -106,7 +116,7 @@ def _plain(name: str) -> str:
     return name.replace(".parametrizations.weight.original", ".weight")
 
 
-def _check_fit(released: Released, own: dict[str, Tensor], config: Config) -> list[str]:
+def _check_fit(released: Released, own: dict[str, Tensor], config: Config, path: Path) -> list[str]:
     """Raise UserError unless the tensors are those of the model.
 
     Returns the names of a classifier that a detector does not have.
@@ -129,7 +139,7 @@ def _check_fit(released: Released, own: dict[str, Tensor], config: Config) -> li
     found = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
         chosen = " ".join(f"{group}={config.choices[group]}" for group in ("model", "norm", "weight"))
-        raise UserError(f"the file does not fit {chosen}: {'; '.join(found)}. It tells of {' '.join(released.words)}")
+        raise UserError(f"{path} does not fit {chosen}: {'; '.join(found)}. It tells of {' '.join(released.words)}")
     return random
 
 

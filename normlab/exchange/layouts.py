@@ -10,8 +10,8 @@
 Only names and shapes are known of them; the classes that made them are not needed, and nothing in a file is executed.
 """
 
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from normlab.errors import UserError
 from normlab.runs.checkpoint import load_tensors
 
 Tensors = dict[str, Tensor]
+
+_ZIP = b"PK\x03\x04"  # how a file begins that torch.save wrote since 1.6
 
 _POOLS = {2: "sn_in_ln", 3: "sn"}  # number of logits -> norm; the order is IN, LN, BN
 _DEPTHS = {6: 50, 23: 101, 36: 152}  # blocks of the third stage -> layers, of networks with bottlenecks
@@ -46,6 +48,7 @@ class Released:
     Attributes:
         layout: sn, ssn, detection or ws.
         tensors: by the names and in the shapes of torchvision's networks, logits as mean_logits and var_logits.
+        names: what the file calls each of them.
         words: of a command line, that set up the model it belongs to.
         left_out: tensors that are not of the backbone and its classifier.
         undecided: norm layers whose sparse ratios were still mixed; here the largest counts.
@@ -53,6 +56,7 @@ class Released:
 
     layout: str
     tensors: Tensors
+    names: dict[str, str]
     words: list[str]
     left_out: int
     undecided: int
@@ -68,31 +72,51 @@ def read(path: Path) -> Released:
     of_backbone = {name: t for name, t in raw.items() if layout != "detection" or _is_backbone(name)}
     schedule = {name: t for name, t in of_backbone.items() if name.rpartition(".")[2] in _OF_SPARSE}
     undecided = {name.rpartition(".")[0] for name, t in schedule.items() if name.endswith("_fixed") and not t.any()}
-    tensors = {_renamed(name): _reshaped(t) for name, t in of_backbone.items() if name not in schedule}
-    return Released(layout, tensors, _words(layout, tensors), len(raw) - len(of_backbone), len(undecided))
+    names: dict[str, str] = {}
+    for name in of_backbone.keys() - schedule.keys():
+        if (other := names.setdefault(_renamed(name), name)) != name:
+            raise UserError(f"{path}: {name} and {other} are both {_renamed(name)} here")
+    tensors = {own: _reshaped(raw[name]) for own, name in names.items()}
+    return Released(layout, tensors, names, _words(layout, tensors), len(raw) - len(of_backbone), len(undecided))
 
 
 def _read_tensors(path: Path) -> Tensors:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(
-            f"{path}: this is no checkpoint that holds tensors and plain values alone, or it is damaged; nothing in it "
-            "was executed"
-        ) from None
+    found = load_tensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if isinstance(found, Mapping):
         found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
     tensors = {str(name): t for name, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         raise UserError(f"{path}: there are no tensors with names in it")
+    size = path.stat().st_size
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} has values that are not finite")
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
+            raise UserError(f"{path}: {name} is sparse, nested, quantized or without values; expected a plain tensor")
+        if tensor.numel() * tensor.element_size() > size:  # one number, repeated
+            needed = tensor.numel() * tensor.element_size()
+            raise UserError(f"{path}: {name} would take {needed:,} bytes, and the whole file has {size:,}")
     return tensors
+
+
+def _read_pickle(path: Path) -> object:
+    """What torch.save wrote; torch's own reader executes nothing."""
+    damaged = UserError(
+        f"{path}: this is no checkpoint that holds tensors and plain values alone, or it is damaged; nothing in it "
+        "was executed"
+    )
+    with path.open("rb") as file:
+        size, is_zip = path.stat().st_size, file.read(len(_ZIP)) == _ZIP
+    try:
+        unpacked = sum(part.file_size for part in zipfile.ZipFile(path).infolist()) if is_zip else 0
+    except (zipfile.BadZipFile, ValueError, EOFError):
+        raise damaged from None
+    if unpacked > size:  # torch.save packs nothing
+        raise UserError(f"{path}: unpacked, it would take {unpacked:,} bytes, and the file has {size:,}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises whatever the bytes happen to provoke
+        raise damaged from None
 
 
 def _layout(names: Mapping[str, Tensor]) -> str | None:
@@ -124,7 +148,7 @@ def _words(layout: str, tensors: Tensors) -> list[str]:
     """The model and normalizer that the tensors tell of, as far as they do."""
     words = ["norm=gn", "weight=ws", "weight.profile=official"]
     if layout != "ws":
-        logits = next((len(t) for name, t in tensors.items() if name.endswith(".mean_logits")), 0)
+        logits = next((t.numel() for name, t in tensors.items() if name.endswith(".mean_logits")), 0)
         words = ["norm=sn_hard" if layout == "ssn" else f"norm={_POOLS.get(logits, 'sn')}", "norm.profile=official"]
         if layout == "ssn" and logits == 2:
             words += ["norm.mean=[in,ln]", "norm.var=[in,ln]"]

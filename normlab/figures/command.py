@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from normlab import schema
-from normlab.config import choices, conf_dir
+from normlab.config import choices, file_of, node_of
 from normlab.errors import UserError, nearest, unknown
-from normlab.reading import read_yaml
+from normlab.reading import naming
 from normlab.runs.folder import RunFolder
 from normlab.schema import Parameter
 from normlab.words import parse
@@ -27,8 +27,10 @@ def figure(words: list[str], runs_folder: str) -> int:
     name, names = plain[0], plain[1:]
     if name not in known:
         raise unknown("figure", name, known)
-    node = read_yaml(conf_dir() / "figure" / f"{name}.yaml")
-    parameters = _parameters(node) | {"out": Parameter(str | None, None), "runs": Parameter(str, runs_folder)}
+    node = node_of("figure", name)
+    with naming(file_of("figure", name)):
+        parameters = _parameters(node)
+    parameters |= {"out": Parameter(str | None, None), "runs": Parameter(str, runs_folder)}
     settings = parse([word for word in words if "=" in word], parameters)
     folder = Path(settings.pop("runs"))
     runs = [RunFolder.find(run, folder, "runs") for run in names]
@@ -49,7 +51,9 @@ def figure(words: list[str], runs_folder: str) -> int:
 def _parameters(node: dict[str, object]) -> dict[str, Parameter]:
     """Of the target, with the file's own values as defaults."""
     signature = schema.signature(str(node["_target_"]))
-    return {key: parameter._replace(default=node.get(key, parameter.default)) for key, parameter in signature.items()}
+    own = {key: value for key, value in node.items() if key != "_target_"}
+    own = schema.check(own, {key: parameter for key, parameter in signature.items() if key in own} or signature)
+    return {key: parameter._replace(default=own.get(key, parameter.default)) for key, parameter in signature.items()}
 
 
 def _file(given: str | None, name: str, runs: list[RunFolder]) -> Path:

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from normlab.config import conf_dir
+from normlab.config import node_of
 from normlab.errors import DiskFullError, UserError
 from normlab.figures.style import save
-from normlab.reading import read_yaml
 from normlab.runs.folder import RunFolder
 from normlab.runs.records import Run
 from normlab.schema import bind
@@ -21,7 +20,7 @@ def draw(folder: RunFolder, names: Iterable[str]) -> list[Path]:
     for name in names:
         path = folder.path / f"{name}.png"
         try:
-            save(bind(read_yaml(conf_dir() / "figure" / f"{name}.yaml"))([run]), path)
+            save(bind(node_of("figure", name))([run]), path)
         except UserError:
             continue  # it shows other records, or several runs
         except DiskFullError:

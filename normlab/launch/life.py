@@ -14,7 +14,7 @@ from normlab.figures.draw import draw
 from normlab.launch.failure import failed
 from normlab.processes.signals import Interrupted, Stop
 from normlab.progress import Progress, silent
-from normlab.runs.folder import RunFolder
+from normlab.runs.folder import RunFolder, checkpoint_files
 from normlab.schema import bind
 from normlab.tracker import NoTracker, Tracker
 from normlab.writing import write_json
@@ -49,7 +49,7 @@ def _interrupted(folder: RunFolder, number: int) -> str:
 def _train(folder: RunFolder, progress: Progress, stop: Stop) -> str:
     if not dist.is_initialized():  # else the rank has said so
         folder.begin()
-    session = open_session(folder, progress, stop)
+    session = open_session(folder, progress, stop, weights_follow=bool(checkpoint_files(folder.checkpoints)))
     tracker = _tracker(session)
     loop = Loop(session, tracker)
     if session.is_first:

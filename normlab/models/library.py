@@ -1,6 +1,8 @@
 """Any classifier of timm or torchvision, by name, for any image shape it can take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +14,17 @@ from normlab.models.classifier import find_classifier
 from normlab.models.names import check_model_name
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_fetches: ContextVar[bool] = ContextVar("fetches", default=True)
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Inside, a pretrained network is built as it is, but for its weights: others will be loaded into it."""
+    before = _fetches.set(False)
+    try:
+        yield
+    finally:
+        _fetches.reset(before)
 
 
 def timm_model(shape: tuple[int, int, int], num_classes: int, *, name: str, pretrained: bool = False) -> nn.Module:
@@ -26,7 +39,8 @@ def timm_model(shape: tuple[int, int, int], num_classes: int, *, name: str, pret
     import timm
 
     def build() -> nn.Module:
-        options: dict[str, Any] = {"in_chans": shape[0], "num_classes": num_classes, "pretrained": pretrained}
+        fetch = pretrained and _fetches.get()
+        options: dict[str, Any] = {"in_chans": shape[0], "num_classes": num_classes, "pretrained": fetch}
         cfg = timm.get_pretrained_cfg(name)
         if cfg is not None and cfg.fixed_input_size:
             options["img_size"] = shape[1:]
@@ -51,11 +65,16 @@ def torchvision_model(
     import torchvision
 
     def build() -> nn.Module:
-        options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
+        fetch = pretrained and _fetches.get()
+        options: dict[str, Any] = {} if pretrained else {"num_classes": num_classes}
+        if fetch:
+            options["weights"] = "DEFAULT"
         if name in _WITH_AUXILIARY_HEADS:
             options["aux_logits"] = False
-            if not pretrained:
-                options["init_weights"] = True  # the default, which warns where it is left unsaid
+            if pretrained:
+                options["transform_input"] = True  # theirs want another range
+            if not fetch:
+                options["init_weights"] = not pretrained  # the default warns where it is left unsaid
         model = torchvision.models.get_model(name, **options)
         if pretrained:
             _renew_classifier(model, num_classes)

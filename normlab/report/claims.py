@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from normlab import schema
 from normlab.config import conf_dir
 from normlab.console import PlainConsole
 from normlab.errors import UserError, unknown
-from normlab.reading import read_yaml
+from normlab.reading import naming, read_mapping
 from normlab.report.printed import paper_claims, papers
 from normlab.report.records import table_folder
 from normlab.report.render import verdict_text
@@ -130,7 +131,13 @@ def _verdicts(table: Table, scale: str, results: Path) -> tuple[Mapping[str, str
 
 @cache
 def _elsewhere() -> Mapping[str, Mapping[str, list[str]]]:
-    return read_yaml(conf_dir() / "claims.yaml")
+    file = conf_dir() / "claims.yaml"
+    with naming(file):
+        found = schema.coerce(read_mapping(file), dict[str, dict[str, list[str]]], "claims")
+        for kind in found:
+            if kind not in _ELSEWHERE:
+                raise unknown("group of claims", kind, _ELSEWHERE)
+    return found
 
 
 def _at(found: Mapping[str, Standing], claim: str, where: str) -> Standing:

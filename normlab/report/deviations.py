@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from normlab import schema
 from normlab.config import conf_dir
-from normlab.reading import read_yaml
+from normlab.reading import naming, read_yaml
 from normlab.report.table import Table
 
 _PAPERS = {  # key in results/paper -> number, and how the names of its tables begin (conf/table)
@@ -88,10 +88,11 @@ class Deviation:
 @cache
 def load_deviations() -> tuple[Deviation, ...]:
     """The whole ledger. Raises UserError on an entry that is not as `Deviation` says."""
-    nodes: list[Any] = read_yaml(conf_dir() / "deviations.yaml")
-    defaults = {"option": None, "tables": None}
+    file = conf_dir() / "deviations.yaml"
     fields = schema.parameters_of(Deviation)
-    return tuple(Deviation(**schema.check(defaults | node, fields, f"deviations.{i}")) for i, node in enumerate(nodes))
+    with naming(file):
+        nodes = schema.coerce(read_yaml(file), list[dict[str, Any]], "deviations")
+        return tuple(Deviation(**schema.check(node, fields, f"deviations.{i}")) for i, node in enumerate(nodes))
 
 
 def deviations(table: Table) -> list[str]:

@@ -16,6 +16,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from normlab.config import BatchAverage
 from normlab.dynamics.fluctuation import STATISTICS, apart, spread
 from normlab.dynamics.ratios import MOMENTS, choice, switchable
 from normlab.errors import UserError
-from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl
+from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl, read_metrics
 from normlab.report.metrics import CHOICES_AT
+from normlab.report.record_checks import check_records
 from normlab.report.table import Cell, Table
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
@@ -63,8 +65,8 @@ def collect(
     own = {"changed": list(changed)} if changed else {}
     found = [_record(table, cell, run) for cell, run in runs if run.status()["status"] in ("finished", "diverged")]
     with locked(into, patience=_PATIENCE):
-        check_changed(into, changed)
-        before = {key_of(record): record for record in read_jsonl(into / "records.jsonl", RECORD)}
+        check_changed(table, into, changed)
+        before = {key_of(record): record for record in recorded(table, into)}
         kept = {key: record for key, record in before.items() if ids.get(key, record["id"]) == record["id"]}
         by_key = kept | {key_of(record): record | own for record in found if record}
         order = [*ids, *sorted(by_key.keys() - ids.keys(), key=lambda key: key[2])]
@@ -73,27 +75,30 @@ def collect(
     return records
 
 
-def check_changed(folder: Path, changed: Sequence[str]) -> None:
+def check_changed(table: Table, folder: Path, changed: Sequence[str]) -> None:
     """Raise UserError where records of other settings would be replaced."""
-    for record in read_jsonl(folder / "records.jsonl", RECORD):
-        if sorted(recorded := record.get("changed", [])) != sorted(changed):
+    for record in recorded(table, folder):
+        if sorted(before := record.get("changed", [])) != sorted(changed):
             raise UserError(
-                f"{folder} holds records of {' '.join(recorded) or 'the scale as it is'}, and this is "
+                f"{folder} holds records of {' '.join(before) or 'the scale as it is'}, and this is "
                 f"{' '.join(changed) or 'the scale as it is'}; results=FOLDER keeps them apart"
             )
 
 
 def recorded_seeds(table: Table, scale: str, results: Path) -> set[int]:
     """Seeds that the records of a table have."""
-    return {record["seed"] for record in read_jsonl(table_folder(table, scale, results) / "records.jsonl", RECORD)}
+    return {record["seed"] for record in recorded(table, table_folder(table, scale, results))}
 
 
-def read_records(folder: Path) -> list[Record]:
-    """Raises UserError if nothing was collected there."""
-    records = read_jsonl(folder / "records.jsonl", RECORD)
-    if not records:
-        raise UserError(f"{folder}/records.jsonl: there are no records; `normlab reproduce TABLE` makes them")
-    return records
+def recorded(table: Table, folder: Path) -> list[Record]:
+    """The records of a table in a folder, one of each cell and seed; none where there is no file.
+
+    They may come from anyone. Raises UserError on what no run can have measured.
+    """
+    file = folder / "records.jsonl"
+    records = read_jsonl(file, RECORD)
+    check_records(records, file, table.metrics)
+    return list({key_of(record): record for record in records}.values())
 
 
 def scores(records: Iterable[Record], table: Table) -> dict[Key, float | None]:
@@ -103,7 +108,7 @@ def scores(records: Iterable[Record], table: Table) -> dict[Key, float | None]:
 
 def estimates(run: RunFolder) -> list[dict[str, Any]]:
     """What `normlab estimate` measured of a run: its settings, and the metrics under them."""
-    return read_jsonl(run.path / "estimates.jsonl", ESTIMATE)
+    return read_jsonl(run.path / "estimates.jsonl", ESTIMATE, Real)
 
 
 def estimate_of(run: RunFolder, settings: BatchAverage) -> dict[str, float] | None:
@@ -179,12 +184,12 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
 
 def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
     """Metric -> its value in each epoch: of the loss, and of what the run is known by, where training measures it."""
-    rows = read_jsonl(run.whole(run.metrics), STEP, holding='"train/loss"')
+    rows = read_metrics(run.whole(run.metrics), holding='"train/loss"')
     wanted = ("train/loss", f"train/{headline}", f"val/{headline}")
     return {
         metric: [round(row[metric], 4) for row in rows]
         for metric in wanted
-        if rows and all(metric in row for row in rows)
+        if rows and all(row.get(metric) is not None for row in rows)
     }
 
 

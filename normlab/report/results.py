@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from normlab.errors import UserError
 from normlab.report.makers import are_mixed, makers
 from normlab.report.printed import metric_words, printed, subject
 from normlab.report.quantities import Measured, measured
-from normlab.report.records import Key, Record, read_records, scores, table_folder
+from normlab.report.records import Key, Record, recorded, scores, table_folder
 from normlab.report.table import Claim, Difference, Scale, Table
 from normlab.report.verdicts import Evidence, Verdict, verdict
 from normlab.schema import bind
@@ -96,7 +97,11 @@ class Results:
 
 def load_results(table: Table, scale: str, results: Path) -> Results:
     """From the records of a table. Raises UserError if there are none."""
-    return results_of(table, scale, read_records(table_folder(table, scale, results)))
+    folder = table_folder(table, scale, results)
+    records = recorded(table, folder)
+    if not records:
+        raise UserError(f"{folder}/records.jsonl: there are no records; `normlab reproduce TABLE` makes them")
+    return results_of(table, scale, records)
 
 
 def results_of(table: Table, scale: str, records: Sequence[Record]) -> Results:

@@ -11,9 +11,9 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from normlab import schema
-from normlab.config import BatchAverage, conf_dir, default_choice, target_of
+from normlab.config import BatchAverage, choices, default_choice, file_of, target_of
 from normlab.errors import UserError, unknown
-from normlab.reading import read_yaml
+from normlab.reading import naming, read_mapping
 from normlab.tasks.metrics import MetricInfo, metrics_of
 
 SAME_LABEL = "="
@@ -127,7 +127,11 @@ class Table:
         """Raises UserError on a scale the table does not have."""
         if name not in self.scales:
             raise unknown(f"{self.name}: scale", name, self.scales)
-        return checked(Scale, _read("scale", self.scales[name]), f"scale {name}")
+        file = self.scales[name]
+        if file not in choices("scale"):
+            raise unknown(f"{self.name}: scale", file, choices("scale"))
+        with naming(file_of("scale", file)):
+            return checked(Scale, read_mapping(file_of("scale", file)), f"scale {name}")
 
     @property
     def default_scale(self) -> str:
@@ -149,7 +153,7 @@ class Table:
     @cached_property
     def metrics(self) -> dict[str, MetricInfo]:
         """What runs of its task measure."""
-        return metrics_of(target_of("task", self.task or default_choice("task")))
+        return metrics_of(str(target_of("task", self.task or default_choice("task"))))
 
     def estimator_of(self, row: str, column: str) -> str | BatchAverage | None:
         """Under which statistics; None: those of the run's headline."""
@@ -209,13 +213,6 @@ def _last_of_each_key(words: Sequence[str]) -> list[str]:
         by_key = {k: w for k, w in by_key.items() if not k.startswith(f"{key}.")}
         by_key[key] = word
     return list(by_key.values())
-
-
-def _read(group: str, name: str) -> Any:
-    files = {file.stem: file for file in (conf_dir() / group).glob("*.yaml")}
-    if name not in files:
-        raise unknown(group, name, files)
-    return read_yaml(files[name])
 
 
 def checked(settings: type, node: Any, path: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from normlab import schema
 from normlab.config import BatchAverage, conf_dir
 from normlab.errors import UserError, unknown
-from normlab.reading import read_yaml
+from normlab.reading import naming, read_mapping
 from normlab.report.table import Claim, Difference, ExceptionalCell, Line, Source, Start, Table, checked
 from normlab.report.table_checks import check_lines, check_names
 
@@ -18,8 +18,12 @@ from normlab.report.table_checks import check_lines, check_names
 def tables() -> dict[str, Path]:
     """Name and aliases of each table -> its file."""
     named = {file.stem: file for file in sorted((conf_dir() / "table").glob("*.yaml"))}
-    aliases = {alias: file for file in named.values() for alias in read_yaml(file).get("aliases", ())}
-    return named | aliases
+    return named | {alias: file for file in named.values() for alias in _aliases(file)}
+
+
+def _aliases(file: Path) -> list[str]:
+    with naming(file):
+        return schema.coerce(read_mapping(file).get("aliases", []), list[str], "aliases")
 
 
 def load_table(name: str) -> Table:
@@ -45,8 +49,12 @@ def tables_at(scale: str) -> list[Table]:
 
 
 def _load(file: Path) -> Table:
-    path = file.stem
-    table = checked(Table, read_yaml(file) | {"name": path}, path)
+    with naming(file):
+        return _checked_table(file.stem, read_mapping(file))
+
+
+def _checked_table(path: str, node: dict[str, Any]) -> Table:
+    table = checked(Table, node | {"name": path}, path)
     table.paper = [checked(Source, node, f"{path}.paper.{i}") for i, node in enumerate(table.paper)]
     table.rows = {key: _line(node, f"{path}.rows.{key}") for key, node in table.rows.items()}
     table.columns = {key: _line(node, f"{path}.columns.{key}") for key, node in table.columns.items()}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from normlab.data.dataset import SampleError
-from normlab.reading import read_jsonl
+from normlab.reading import Fields, read_jsonl
+from normlab.schema import Parameter
 from normlab.writing import append_jsonl, size_on_disk
 
 SHOWN = 20  # named in the summary
+_ROW: Fields = {"split": Parameter(str), "index": Parameter(int)}
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ class DataErrors:
 
     def __init__(self, run: Path, rank: int) -> None:
         self.path = run / f"data_errors.{rank}.jsonl"
-        self.known = {_key(row) for row in read_jsonl(self.path)}
+        self.known = {_key(row) for row in read_jsonl(self.path, _ROW)}
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Keep what is new, on the disk when this returns: no checkpoint is later than what it passed over."""
@@ -47,7 +49,7 @@ def row(error: SampleError) -> dict[str, Any]:
 
 def data_errors(run: Path) -> dict[str, Any]:
     """How many samples the run did without, and the first of them by split and index."""
-    rows = {_key(row): row for path in sorted(run.glob("data_errors.*.jsonl")) for row in read_jsonl(path)}
+    rows = {_key(row): row for path in sorted(run.glob("data_errors.*.jsonl")) for row in read_jsonl(path, _ROW)}
     return {"count": len(rows), "samples": [rows[key] for key in sorted(rows)[:SHOWN]]}
 
 

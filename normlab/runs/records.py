@@ -8,7 +8,7 @@ from typing import Any
 
 from normlab import schema
 from normlab.errors import UserError
-from normlab.reading import STEP, Fields, read_jsonl
+from normlab.reading import EPOCH, Fields, read_jsonl, read_metrics
 from normlab.runs.folder import RunFolder
 from normlab.schema import Parameter
 from normlab.tasks.metrics import MetricInfo, metrics_of
@@ -21,8 +21,7 @@ class NoRecordsError(UserError):
 
 
 _IN_LABELS = ("norm", "weight", "model", "data", "batch", "seed")
-_EPOCH: Fields = {**STEP, "epoch": Parameter(float)}
-_MOMENT: Fields = {**_EPOCH, "layers": Parameter(list[dict[str, Any]])}
+_MOMENT: Fields = {**EPOCH, "layers": Parameter(list[dict[str, Any]])}
 _RATIO_ROW: Fields = {
     "layer": Parameter(str),
     "receptive_field": Parameter(int | None),
@@ -75,7 +74,7 @@ class Run:
     @cached_property
     def epochs(self) -> list[Record]:
         """Measures of each epoch, as "val/top1". Raises NoRecordsError before the first one ended."""
-        rows = read_jsonl(self._whole("metrics.jsonl"), _EPOCH, holding='"val')
+        rows = read_metrics(self._whole("metrics.jsonl"), holding='"val')
         found = [row for row in rows if any(key.startswith("val") for key in row)]
         if not found:
             raise NoRecordsError(f"{self.name}: no epoch of it was evaluated; {self.folder / 'metrics.jsonl'} has none")

@@ -11,9 +11,8 @@ from normlab.console import PlainConsole
 from normlab.engine.provenance import made_by
 from normlab.engine.saved import estimate_run
 from normlab.processes.devices import this_device
-from normlab.reading import RECORD, read_jsonl
 from normlab.report.printed import printed
-from normlab.report.records import check_changed, collect, estimate_of, recorded_seeds
+from normlab.report.records import check_changed, collect, estimate_of, recorded, recorded_seeds
 from normlab.report.render import report
 from normlab.report.runs import Plan, plan
 from normlab.report.table import Table
@@ -58,7 +57,7 @@ def reproduce(
             number = max([number, *(seed + 1 for seed in recorded_seeds(table, scale, results))])
         plans.append(plan(table, scale, range(number), ["tracker=none", *extra], results))
     for one in plans:
-        check_changed(one.folder, one.changed)
+        check_changed(one.table, one.folder, one.changed)
     shared = _shared(plans)
     if renew:
         for config in shared.values():
@@ -151,7 +150,7 @@ def _recorded_seconds(plans: Sequence[Plan]) -> dict[str, float]:
     found: dict[str, float] = {}
     for one in plans:
         seconds: dict[tuple[str, str], list[float]] = {}
-        for record in read_jsonl(one.folder / "records.jsonl", RECORD):
+        for record in recorded(one.table, one.folder):
             seconds.setdefault((record["row"], record["column"]), []).append(record["seconds"])
         for (row, column, _), run_id in one.ids.items():
             if (row, column) in seconds:

@@ -23,6 +23,7 @@ class MetricInfo:
         decimals: that are shown.
         complement: the metric that this is 100 less, and is not measured itself.
         per_class: whether there is a value for each class beside it, called NAME.CLASS.
+        bounds: its smallest and its largest value; None: 0 and 100 in percent, any number elsewhere.
     """
 
     words: str
@@ -31,6 +32,14 @@ class MetricInfo:
     decimals: int = 2
     complement: str | None = None
     per_class: bool = False
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The smallest and the largest value; None where nothing tells."""
+        if self.bounds is not None:
+            return self.bounds[0], self.bounds[1]
+        return (0.0, 100.0) if self.unit == "%" else None
 
     @property
     def in_words(self) -> str:
