@@ -1,5 +1,6 @@
 """hydra/launcher=normlab: what `normlab train -m` runs its cells with. Hydra looks for plugins in this package."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,10 +38,19 @@ class NormlabLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         configs = [load(list(overrides)) for overrides in job_overrides]
-        from normlab.sweeps.pool import sweep  # imports torch, which Hydra's search for plugins is not to wait for
+        # These import torch, which Hydra's search for plugins is not to wait for.
+        from normlab.runs.folder import RunFolder
+        from normlab.sweeps.pool import sweep
 
         try:
-            multirun.outcome = sweep(configs, self.jobs, self.on_failure)
+            multirun.outcome = max(multirun.outcome, sweep(configs, self.jobs, self.on_failure))
         except UserError as error:  # Hydra would show a traceback
             multirun.outcome = error
-        return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED, _return_value=None) for o in job_overrides]
+            raise
+        if multirun.outcome >= 128:  # a signal: a sweeper that searches is not to go on
+            sys.exit(multirun.outcome)
+        values = [multirun.reached(RunFolder.of(config)) for config in configs]
+        return [
+            JobReturn(overrides=list(own), status=JobStatus.COMPLETED, _return_value=value)
+            for own, value in zip(job_overrides, values, strict=True)
+        ]

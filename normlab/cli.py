@@ -52,6 +52,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from normlab.runs.folder import RunFolder
 
 BAD_INPUT = 2
+_CONFIG_DIR = "--config-dir"
 DEFAULT_OUT = "results/runs"
 LONGEST_MESSAGE = 2000  # characters; a word of a million is not to be read back whole
 MOST_SEEDS = 1000  # of a table
@@ -127,10 +129,25 @@ def _run(words: list[str]) -> int:
     if words[0] not in VERBS:
         raise unknown("command", words[0], VERBS)
     _check_place(words[0])
+    words = _take_config_dir(words)
     if "--help" in words[1:] or "-h" in words[1:]:
         print(__doc__.strip())
         return 0
     return VERBS[words[0]]([_without_tilde(word) for word in words[1:]])
+
+
+def _take_config_dir(words: list[str]) -> list[str]:
+    """Hydra's `--config-dir FOLDER`, or `--config-dir=FOLDER`: the user's own files beside conf/."""
+    from normlab.config import import_own_modules, use_own_dir
+
+    split = ([_CONFIG_DIR, word.partition("=")[2]] if word.startswith(f"{_CONFIG_DIR}=") else [word] for word in words)
+    rest = list(chain.from_iterable(split))
+    given = _take_file(rest, _CONFIG_DIR)
+    if given is None:
+        import_own_modules()
+    else:
+        use_own_dir(os.path.expanduser(given))
+    return rest
 
 
 def _check_place(verb: str) -> None:

@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+_SHOWN = 12  # names of a list
+_NEAR = 0.5  # difflib's ratio: sm is as near to sn
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -30,14 +32,18 @@ class DiskFullError(RunError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """`did you mean 'sn'?`, or the list of valid names when none is near."""
+    """`did you mean 'sn'?`, or the list of valid names when none is near, with the nearest of a long one."""
     names = sorted({str(v) for v in valid})
+    if not names:
+        return "nothing is allowed here"
     lower = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=_NEAR)
     if close:
         return f"did you mean '{lower[close[0]]}'?"
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"allowed: {shown}" if names else "nothing is allowed here"
+    if len(names) <= _SHOWN:
+        return f"allowed: {', '.join(names)}"
+    (best,) = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0)
+    return f"allowed: {', '.join(names[:_SHOWN])}, ...; the nearest is '{lower[best]}'"
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:

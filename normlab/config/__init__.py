@@ -8,8 +8,20 @@ initial.py    what `init` names
 inputs.py     what a run reads beside its settings
 """
 
-from normlab.config.compose import check_hydra, load, parse, recorded
-from normlab.config.files import choices, conf_dir, default_choice, file_of, kinds_of, node_of, target_of
+from normlab.config.compose import EXPERIMENT, check_hydra, load, parse, recorded, search_path
+from normlab.config.files import (
+    choices,
+    conf_dir,
+    default_choice,
+    file_of,
+    files_of,
+    import_own_modules,
+    kinds_of,
+    node_of,
+    own_dir,
+    target_of,
+    use_own_dir,
+)
 from normlab.config.inputs import inputs, recorded_inputs
 from normlab.config.settings import (
     EXECUTION,
@@ -26,6 +38,7 @@ from normlab.config.settings import (
 
 __all__ = [
     "EXECUTION",
+    "EXPERIMENT",
     "GROUPS",
     "SETTINGS",
     "Batch",
@@ -38,14 +51,19 @@ __all__ = [
     "conf_dir",
     "default_choice",
     "file_of",
+    "files_of",
     "identity",
+    "import_own_modules",
     "inputs",
     "kinds_of",
     "load",
     "node_of",
+    "own_dir",
     "parse",
     "recorded",
     "recorded_inputs",
     "run_name",
+    "search_path",
     "target_of",
+    "use_own_dir",
 ]

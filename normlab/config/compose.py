@@ -3,6 +3,8 @@
 load(["norm=sn", "batch=8x2"]) -> Config        composed by Hydra, checked against schemas, defaults filled in
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
@@ -20,10 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from normlab import schema
 from normlab.config import files
 from normlab.config.checks import check_paths, check_values
-from normlab.config.files import choices
+from normlab.config.files import choices, own_dir
 from normlab.config.settings import GROUPS, SETTINGS, BatchAverage, Checkpoint, Config, Part, PhaseSettings, Record
 from normlab.errors import UserError, nearest
+from normlab.models.names import LIBRARIES, model_names
 from normlab.reading import naming, read_mapping
+
+EXPERIMENT = "experiment"  # the group of +experiment=NAME: files of the user's that set what they like
 
 # What the engine calls a group's `_target_` with; its settings follow as keywords.
 CALLS = {
@@ -78,8 +83,18 @@ def recorded(settings: dict[str, Any]) -> Config:
 def _typed(words: list[str]) -> tuple[Config, dict[str, Any]]:
     """Settings whose types and ranges are right, and the kinds that files of groups say. Raises UserError."""
     composed, chosen = _compose(words)
+    _import_from_here(composed)
     kinds = {group: node.pop("_kind_", None) for group in GROUPS if isinstance(node := composed.get(group), dict)}
     return _check_types(composed | {"choices": chosen}), kinds
+
+
+def _import_from_here(composed: Mapping[str, Any]) -> None:
+    """Let targets of the command at hand be found in the working folder, where they are nowhere else."""
+    targets = [node.get("_target_") for group in GROUPS if isinstance(node := composed.get(group), dict)]
+    packages = {target.partition(".")[0] for target in targets if isinstance(target, str)}
+    here = os.getcwd()
+    if packages - {"normlab"} and here not in sys.path:
+        sys.path.append(here)
 
 
 def _of_file(error: UserError, words: list[str]) -> UserError:
@@ -107,15 +122,21 @@ def _of_file(error: UserError, words: list[str]) -> UserError:
 def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings as plain containers, interpolations resolved, and the file chosen in each group. Raises UserError."""
     overrides = [parse(word) for word in _with_scale(words)]
-    chosen = [o for o in overrides if o.key_or_group in GROUPS]
-    words = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
-    composed = _compose_files(tuple(words))
+    chosen = [o for o in overrides if o.key_or_group in (*GROUPS, EXPERIMENT)]
+    files_chosen = [f"{o.key_or_group}={_choice(o.key_or_group, o.value(), o.key_or_group)}" for o in chosen]
+    own = own_dir()
+    composed = _compose_files(tuple(f"+{w}" if w.startswith(EXPERIMENT) else w for w in files_chosen), own)
+    for key in composed:
+        if str(key) not in (*SETTINGS, "hydra"):
+            raise UserError(f"{key!s}: there is no such setting; {nearest(str(key), SETTINGS)}")
     names = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
     settings = OmegaConf.masked_copy(composed, list(SETTINGS))
     OmegaConf.set_struct(settings, False)
-    for override in overrides:
-        if override not in chosen:
-            _set(settings, override)
+    others = [o for o in overrides if o not in chosen]
+    for override in sorted(others, key=lambda o: not o.key_or_group.endswith("._target_")):  # these come first
+        _set(settings, override)
+    for group in GROUPS:
+        names[group] = _name_of(settings.get(group), group, names[group])
     try:
         container = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -123,15 +144,29 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     return {str(key): value for key, value in dict(container).items()}, names  # type: ignore[arg-type]
 
 
+def _name_of(node: Any, group: str, chosen: str) -> str:
+    """What a run is called by: the file that was chosen, or the target that was set in its place."""
+    target = node.get("_target_") if OmegaConf.is_dict(node) else None
+    if not isinstance(target, str) or target == files.target_of(group, chosen):
+        return chosen
+    return target.rpartition(".")[2].lower()
+
+
 @cache
-def _compose_files(words: tuple[str, ...]) -> DictConfig:
-    """The chosen files put together by Hydra; the cells of a sweep share most choices, and this takes the time."""
+def _compose_files(words: tuple[str, ...], own: Path | None) -> DictConfig:
+    """The chosen files put together by Hydra; the cells of a sweep share most choices, and this takes the time.
+
+    `own` is the user's folder, by which the same words stand for other files.
+    """
     chosen = {group: files.default_choice(group) for group in GROUPS} | dict(word.split("=", 1) for word in words)
+    experiment = chosen.pop(f"+{EXPERIMENT}", None)
     for group, name in chosen.items():
         files.node_of(group, name)  # says what is wrong with a file, where Hydra would not
+    if experiment is not None:
+        read_mapping(files.file_of(EXPERIMENT, experiment))
     try:
         with _hydra():
-            return compose("config", list(words), return_hydra_config=True)
+            return compose("config", [*words, *search_path()], return_hydra_config=True)
     except Exception as error:  # Hydra raises whatever a file happens to provoke
         raise UserError(f"{files.conf_dir()}: {error}") from None
 
@@ -145,7 +180,29 @@ def _with_scale(words: list[str]) -> list[str]:
             overrides = _scale_words(_choice("scale", override.value(), "scale"))
         else:
             rest.append(word)
+    for word in rest:
+        override = parse(word)
+        if override.key_or_group == EXPERIMENT:
+            says = _experiment(_choice(EXPERIMENT, override.value(), EXPERIMENT))
+            overrides = [w for w in overrides if not says(parse(w).key_or_group)]
     return [*overrides, *rest]
+
+
+def _experiment(name: str) -> Callable[[str], bool]:
+    """Whether an experiment's own file says something of a setting or group; then it counts, and the scale does not."""
+    body = OmegaConf.create(read_mapping(files.file_of(EXPERIMENT, name)))
+    defaults = body.pop("defaults", [])
+    groups = {
+        str(key).removeprefix("override ").lstrip("/")
+        for entry in defaults
+        if OmegaConf.is_dict(entry)
+        for key in entry
+    }
+
+    def says(key: str) -> bool:
+        return key.partition(".")[0] in groups or OmegaConf.select(body, key) is not None
+
+    return says
 
 
 def _scale_words(name: str) -> list[str]:
@@ -155,6 +212,13 @@ def _scale_words(name: str) -> list[str]:
         for word in words:
             parse(word)
     return words
+
+
+def search_path() -> list[str]:
+    """The word for Hydra that adds the user's folder."""
+    own = own_dir()
+    quoted = str(own).replace("\\", "\\\\").replace("'", "\\'")
+    return [] if own is None else [f"hydra.searchpath=['file://{quoted}']"]
 
 
 @contextmanager
@@ -192,6 +256,8 @@ def parse(word: str, sweep: bool = False) -> Override:
         raise UserError(f"'{word}': expected KEY=VALUE; quotes hold any character, as in 'out=\"my runs\"'") from None
     key = override.get_key_element().lstrip("+~")
     top = key.split(".")[0]
+    if top == EXPERIMENT:
+        return _experiment_word(override)
     if top not in (*SETTINGS, "scale") or override.package is not None:
         inside = [f"{outer}.{key}" for outer, settings in _nested_settings().items() if key in settings]
         hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else nearest(top, (*SETTINGS, "scale"))
@@ -201,6 +267,14 @@ def parse(word: str, sweep: bool = False) -> Override:
     if override.is_sweep_override() and not sweep:
         raise UserError(
             f"{word}: one run takes one value of {key}; -m sweeps over several, and a list stands in brackets, as [a,b]"
+        )
+    return override
+
+
+def _experiment_word(override: Override) -> Override:
+    if not override.is_add() or override.key_or_group != EXPERIMENT:
+        raise UserError(
+            f"{override.input_line}: expected +{EXPERIMENT}=NAME, a file of --config-dir FOLDER/{EXPERIMENT}"
         )
     return override
 
@@ -230,11 +304,24 @@ def _choice(group: str, value: Any, path: str) -> str:
     """The name of a group's file; null stands for none. Raises UserError."""
     name = "none" if value is None else schema.shown(value)
     if not isinstance(value, str | int | None) or name not in choices(group):
-        raise UserError(f"{path}={name}: there is no such {group}; {nearest(name, choices(group))}")
+        elsewhere = _elsewhere(group, name)
+        hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, choices(group))
+        raise UserError(f"{path}={name}: there is no such {group}; {hint}")
     return name
 
 
+def _elsewhere(group: str, name: str) -> list[str]:
+    """Words that name something of another group, or of a library of models."""
+    others = [f"{other}={name}" for other in GROUPS if other != group and name in choices(other)]
+    if group == "model":
+        others += [f"model={library} model.name={name}" for library in LIBRARIES if name in model_names(library)]
+    return others
+
+
 def _set(settings: DictConfig, override: Override) -> None:
+    group, _, setting = override.key_or_group.partition(".")
+    if group in GROUPS and setting == "_target_" and settings[group].get("_target_") != override.value():
+        settings[group] = {}  # the settings were the other target's
     try:
         OmegaConf.update(settings, override.key_or_group, override.value(), merge=True, force_add=True)
     except (OmegaConfBaseException, ValueError) as error:

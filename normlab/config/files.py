@@ -1,5 +1,10 @@
-"""The files of conf/, which names on a command line stand for."""
+"""The files of conf/, and of a user's own folder beside it, which names on a command line stand for.
 
+`--config-dir FOLDER` is Hydra's: FOLDER/norm/mine.yaml is norm=mine then, and modules in FOLDER can be targets.
+"""
+
+import os
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,6 +14,8 @@ from normlab import schema
 from normlab.errors import UserError
 from normlab.reading import naming, read_mapping
 
+OWN = "NORMLAB_CONFIG_DIR"  # the environment variable
+
 
 def conf_dir() -> Path:
     """conf/ of the repository, or of the installed package."""
@@ -16,15 +23,51 @@ def conf_dir() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())
 
 
+def own_dir() -> Path | None:
+    """The folder that the command names, or that it was started with."""
+    named = os.environ.get(OWN)
+    return Path(named) if named else None
+
+
+def use_own_dir(folder: str) -> None:
+    """Take a user's folder in, for this process and all that it starts.
+
+    Raises UserError where it is none, or where it has a file whose name conf/ has taken.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"--config-dir {folder}: there is no such folder")
+    for file in sorted(Path(folder).glob("*/*.yaml")):
+        if (conf_dir() / file.parent.name / file.name).is_file():
+            raise UserError(f"{file}: normlab has a {file.parent.name} of this name; give yours another")
+    os.environ[OWN] = os.path.abspath(folder)
+    default_choice.cache_clear()
+    import_own_modules()
+
+
+def import_own_modules() -> None:
+    """Let modules of the user's folder be imported; behind all others, so that none of them hides one."""
+    own = own_dir()
+    if own is not None and str(own) not in sys.path:
+        sys.path.append(str(own))
+
+
 def choices(group: str) -> dict[str, str]:
     """Files of a config group and the comment that opens each."""
-    files = sorted((conf_dir() / group).glob("*.yaml"))
-    first_lines = {file.stem: file.read_text(encoding="utf-8", errors="replace").partition("\n")[0] for file in files}
+    first_lines = {
+        name: file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        for name, file in files_of(group).items()
+    }
     return {name: line.lstrip("# ") for name, line in first_lines.items()}
 
 
+def files_of(group: str) -> dict[str, Path]:
+    """Name -> file, by name."""
+    folders = [folder for folder in (conf_dir(), own_dir()) if folder is not None]
+    return {file.stem: file for file in sorted(f for at in folders for f in (at / group).glob("*.yaml"))}
+
+
 def file_of(group: str, name: str) -> Path:
-    return conf_dir() / group / f"{name}.yaml"
+    return files_of(group).get(name, conf_dir() / group / f"{name}.yaml")
 
 
 def node_of(group: str, name: str) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from normlab.processes.lifetimes import LAUNCHER, die_with_parent
 if __name__ == "__main__":
     die_with_parent(int(os.environ.get(LAUNCHER, 0)))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from normlab.config import import_own_modules
     from normlab.launch.peer import main
     from normlab.runs.folder import RunFolder
 
+    import_own_modules()
     sys.exit(main(RunFolder(Path(sys.argv[1])), timedelta(seconds=int(sys.argv[2]))))

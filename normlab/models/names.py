@@ -9,6 +9,7 @@ from typing import Literal
 from normlab.errors import UserError, unknown
 
 Library = Literal["timm", "torchvision"]
+LIBRARIES: tuple[Library, ...] = ("timm", "torchvision")
 
 _REGISTERED = re.compile(r"^@register_model\b(?:.*\n)*?def (\w+)\(", re.MULTILINE)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normlab import schema
-from normlab.config import BatchAverage, conf_dir
+from normlab.config import BatchAverage, files_of
 from normlab.errors import UserError, unknown
 from normlab.reading import naming, read_mapping
 from normlab.report.table import Claim, Difference, ExceptionalCell, Line, Source, Start, Table, checked
@@ -17,7 +17,7 @@ from normlab.report.table_checks import check_lines, check_names
 
 def tables() -> dict[str, Path]:
     """Name and aliases of each table -> its file."""
-    named = {file.stem: file for file in sorted((conf_dir() / "table").glob("*.yaml"))}
+    named = files_of("table")
     return named | {alias: file for file in named.values() for alias in _aliases(file)}
 
 
@@ -36,7 +36,7 @@ def load_table(name: str) -> Table:
 
 def all_tables() -> list[Table]:
     """Every table, by the names of their files."""
-    return [_load(file) for file in sorted((conf_dir() / "table").glob("*.yaml"))]
+    return [_load(file) for file in files_of("table").values()]
 
 
 def tables_at(scale: str) -> list[Table]:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,8 +21,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from normlab.config import GROUPS, Config, check_hydra, choices, conf_dir, load, parse
+from normlab.config import EXPERIMENT, GROUPS, Config, check_hydra, choices, conf_dir, load, parse, search_path
 from normlab.errors import BusyError, UserError, nearest
+
+if TYPE_CHECKING:
+    from normlab.runs.folder import RunFolder
 
 MOST_CELLS = 10_000
 
@@ -40,6 +43,7 @@ def multirun(words: list[str]) -> int:
     options = [word for word in words if word.partition("=")[0] in ("jobs", "on_failure")]
     given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in for_hydra}
     is_ours = given.get("hydra/launcher", "normlab") == "normlab"
+    searches = given.get("hydra/sweeper", "basic") != "basic"  # Optuna's: the words do not say which cells there are
     if options and not is_ours:
         raise UserError(f"{options[0]} is for normlab's own launcher; another's settings are hydra.launcher.KEY=VALUE")
     if not re.fullmatch(r"[\w./-]+", given.get("hydra/launcher", "normlab")):
@@ -50,22 +54,24 @@ def multirun(words: list[str]) -> int:
     check_hydra(for_hydra)
     settings = [_listed(word) for word in words if word not in for_hydra + options]
     overrides = [_for_hydra(word) for word in settings]
-    cells = expand(settings)
+    cells = [load(_fixed(settings))] if searches else expand(settings)
 
     sweep_id = hashlib.sha256(" ".join(sorted(overrides)).encode()).hexdigest()[:8]
     # Beside the runs: the working folder may be one that nothing can be written to.
     place = Path(cells[0].out).parent / "sweeps" / sweep_id
     quoted = str(place).replace("\\", "\\\\").replace("'", "\\'")
     defaults = {"hydra/launcher": "normlab", "hydra.sweep.dir": f"'{quoted}'"}
-    for_hydra += [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    for_hydra += [f"{key}={value}" for key, value in defaults.items() if key not in given] + search_path()
     sys.argv = ["normlab", "--multirun", *overrides, *for_hydra, *(f"hydra.launcher.{option}" for option in options)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong; else Hydra prints a traceback of its own and exits
     outcome = 0
+    if searches:
+        place.mkdir(parents=True, exist_ok=True)  # where a sweeper that searches says what it found
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
     except HydraException as error:
         raise UserError(str(error)) from None
-    if not is_ours:
+    if not is_ours and not searches:
         return _conclude(cells)
     if isinstance(outcome, UserError):
         raise outcome
@@ -121,14 +127,20 @@ def _listed(word: str) -> str:
     return f"{override.get_key_element()}={','.join(names)}"
 
 
+def _fixed(words: list[str]) -> list[str]:
+    """Those that stand for one value."""
+    return [word for word in words if not parse(word, sweep=True).is_sweep_override()]
+
+
 def _for_hydra(word: str) -> str:
     """Settings stand in the schema, where Hydra does not see them: for Hydra they are added."""
     key = parse(word, sweep=True).key_or_group
-    return word if key in GROUPS else f"++{word.lstrip('+')}"
+    return word if key in (*GROUPS, EXPERIMENT) else f"++{word.lstrip('+')}"
 
 
-def _run_cell(_composed: Any) -> str:
-    """What other launchers run for a cell: the same as `normlab train` with its overrides; returns its status.
+def _run_cell(_composed: Any) -> float | str:
+    """What other launchers run for a cell: the same as `normlab train` with its overrides; returns what it reached, for
+    sweepers that search, or else its status.
 
     A cell that fails says so in its folder, and costs no other. One that was stopped ends its process, as the scheduler
     expects: submitit queues it again after SIGUSR2, Slurm itself where it preempts, and then it resumes.
@@ -142,7 +154,7 @@ def _run_cell(_composed: Any) -> str:
     config = load(list(HydraConfig.get().overrides.task))
     folder = RunFolder.of(config)
     if folder.is_over and not config.rerun:
-        return folder.status()["status"]
+        return reached(folder)
     try:
         status = start(config, folder)
     except BusyError as error:
@@ -158,4 +170,11 @@ def _run_cell(_composed: Any) -> str:
         if number == signal.SIGUSR2:
             signal.raise_signal(number)  # now that the cell is saved, to the handler that was there before ours
         sys.exit(128 + number)
-    return status
+    return reached(folder)
+
+
+def reached(folder: "RunFolder") -> float | str:
+    """The number that a run is known by; its status where there is none."""
+    status = folder.status()["status"]
+    value = folder.summary()["headline"]["value"] if status == "finished" else None
+    return status if value is None else float(value)
