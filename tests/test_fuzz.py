@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sealed import unsealed
 
-from normlab.cli import VERBS, main
+from normlab.cli import main
+from normlab.cli.commands import command_line
 from normlab.config import GROUPS, SETTINGS, choices, conf_dir, load
 from normlab.runs.folder import RunFolder
+
+VERBS = command_line().commands
 
 SECONDS = 30  # for an answer; most take milliseconds
 SMALL = ("model.width=4", "data.fraction=0.1", "batch=4x4", "epochs=1", "batch_average.samples=64", "tracker=none")

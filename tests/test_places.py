@@ -15,8 +15,8 @@ import pytest
 from killing import SMALL
 from sealed import rewrite
 
-from normlab import cli
 from normlab.cli import main
+from normlab.cli.commands import _without_tilde
 from normlab.config import load
 from normlab.console import PlainConsole
 from normlab.errors import plain
@@ -68,8 +68,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     """`out=~/runs`, which a shell leaves as it is, plain and in quotes."""
     monkeypatch.setenv("HOME", str(tmp_path / "it's home"))
     for word in ("out=~/runs", "out='~/runs'", 'out="~/runs"'):
-        assert load([cli._without_tilde(word)]).out == str(tmp_path / "it's home" / "runs")
-    assert cli._without_tilde("norm=sn") == "norm=sn" and cli._without_tilde("~/x") == "~/x"
+        assert load([_without_tilde(word)]).out == str(tmp_path / "it's home" / "runs")
+    assert _without_tilde("norm=sn") == "norm=sn" and _without_tilde("~/x") == "~/x"
 
 
 def test_torchrun_is_told_what_to_type(monkeypatch, capsys):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from page_scripts import script
 
-from normlab.cli import VERBS
+from normlab.cli.commands import command_line
+
+VERBS = command_line().commands
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
