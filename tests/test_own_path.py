@@ -21,7 +21,14 @@ def section(name: str) -> str:
 def write_lab(folder: Path) -> None:
     """The files of the page, word for word."""
     blocks = re.findall(r"```\w+\n(.*?)```", section("lab"), re.DOTALL)
-    names = ("norm/own_norm.yaml", "own_data.py", "data/blobs.yaml", "experiment/blobs.yaml")
+    names = (
+        "norm/own_norm.yaml",
+        "own_data.py",
+        "data/blobs.yaml",
+        "experiment/blobs.yaml",
+        "scale/blobs.yaml",
+        "table/own_table.yaml",
+    )
     for name, text in zip(names, blocks, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -73,7 +80,10 @@ def test_a_researcher_sweeps_an_own_norm_on_own_data_and_searches_with_optuna(in
     assert "best_value" in found.read_text()
     for norm in ("own_norm", "sn"):
         assert len(re.findall(rf"blobs-digits_resnet-{norm}-4x2-s\d-\w{{8}}.*finished.*top1", said[2])) == 2, said[2]
-    assert len(list((tmp_path / "results" / "runs").glob("*/run.json"))) == 4 + 3
+    report = (tmp_path / "results" / "own_table-blobs" / "report.md").read_text()
+    assert (
+        "My norm beside SN" in report and "| **own** | blobs |" in report and "SN is ahead of SN without BN" in report
+    )
 
 
 @pytest.mark.long

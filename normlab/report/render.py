@@ -195,11 +195,15 @@ def markdown(results: Results) -> str:
         f"{METHOD} Margins are counted in {results.scale.margin:g} points here; a diverged run counts as guessing, "
         f"{_guessing(results)}.",
         *(f"![{name}]({name}.png)" for name in results.table.figures),
-        "## Where papers and code differ",
-        "\n".join(f"- {line}" for line in deviations(results.table)),
+        *_where_papers_differ(results),
         _footer(results),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _where_papers_differ(results: Results) -> list[str]:
+    lines = deviations(results.table)
+    return ["## Where papers and code differ", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -84,8 +84,8 @@ class Claim:
     """What a paper says, as tests that must all hold: nodes with a `_target_` in normlab.report.verdicts."""
 
     statement: str
-    sources: list[str]  # claims of results/paper: file.id
     tests: list[Any]
+    sources: list[str] = field(default_factory=list)  # claims of results/paper: file.id; none of one's own
     scales: list[str] = field(default_factory=list)  # where it can be tested; empty: at each
 
 
