@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from normlab.console import PlainConsole
 from normlab.figures.style import save
 from normlab.report.deviations import deviations
+from normlab.report.markup import in_latex, in_markdown
 from normlab.report.metrics import guessed
 from normlab.report.records import table_folder
 from normlab.report.results import Entry, Judged, Results, load_results
@@ -164,15 +165,22 @@ def _lines(results: Results) -> Iterator[tuple[str, str, list[str]]]:
 
 def markdown(results: Results) -> str:
     """The table, the verdicts with the numbers behind them, and the figures."""
-    header = ["", "", *results.table.column_labels]
-    rows = [[f"**{label}**" if label else "", whose, *values] for label, whose, values in _lines(results)]
+    header = ["", "", *map(in_markdown, results.table.column_labels)]
+    rows = [
+        [f"**{in_markdown(label)}**" if label else "", in_markdown(whose), *map(in_markdown, values)]
+        for label, whose, values in _lines(results)
+    ]
     claims = [
-        [judged.claim.statement, f"**{verdict_text(judged)}**", "<br>".join(evidence_text(*e) for e in judged.evidence)]
+        [
+            in_markdown(judged.claim.statement),
+            f"**{in_markdown(verdict_text(judged))}**",
+            "<br>".join(in_markdown(evidence_text(*e)) for e in judged.evidence),
+        ]
         for judged in results.judged.values()
     ]
     parts = [
-        f"# {_heading(results)}",
-        _subtitle(results),
+        f"# {in_markdown(_heading(results))}",
+        in_markdown(_subtitle(results)),
         _markdown_table(header, rows),
         *_notes(results),
         "## Claims",
@@ -182,7 +190,7 @@ def markdown(results: Results) -> str:
         *(f"![{name}]({name}.png)" for name in results.table.figures),
         "## Where papers and code differ",
         "\n".join(f"- {line}" for line in deviations(results.table)),
-        _footer(results),
+        in_markdown(_footer(results)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -212,21 +220,16 @@ def latex(results: Results) -> str:
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
-        f"\\caption{{{_tex(_heading(results))}. {_tex(_subtitle(results))} {_tex(' '.join(_notes(results)))}}}",
+        f"\\caption{{{in_latex(' '.join([_heading(results) + '.', _subtitle(results), *_notes(results)]))}}}",
         f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}",
         "\\toprule",
-        f"& & {' & '.join(map(_tex, columns))} \\\\",
+        f"& & {' & '.join(map(in_latex, columns))} \\\\",
     ]
     for label, whose, values in _lines(results):
         lines += ["\\midrule"] * bool(label)
         cells = [label, whose, *values]
-        lines.append(f"{' & '.join(map(_tex, cells))} \\\\")
+        lines.append(f"{' & '.join(map(in_latex, cells))} \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
-
-
-def _tex(text: str) -> str:
-    replaced = {"%": "\\%", "&": "\\&", "_": "\\_", "#": "\\#", "±": "$\\pm$", MINUS: "$-$", DASH: "--"}
-    return "".join(replaced.get(character, character) for character in text)
 
 
 def print_results(results: Results, console: Console) -> None:
