@@ -50,6 +50,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def overwrite_json(path: Path, value: Any) -> None:
+    """Replace the bytes of a file that is there, in its own place: a full disk has room for that, but a kill may leave
+    half of it. Raises DiskFullError."""
+    data = (json.dumps(value, indent=2) + "\n").encode()
+    with _room(path, len(data)), os.fdopen(open_own(path, os.O_RDWR), "rb+") as file:
+        file.write(data)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room for a file."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A line a row, behind the whole lines that there are. Raises DiskFullError."""
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -96,12 +112,12 @@ def _room(path: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         free = shutil.disk_usage(path.parent).free
         raise DiskFullError(
-            f"{path}: {_FULL[error.errno]}; it needs {_megabytes(needed)}, and {_megabytes(free)} are free. What was "
-            "saved before is whole; the same command goes on from there once there is room"
+            f"{path}: {_FULL[error.errno or 0]}; it needs {_megabytes(needed)}, and {_megabytes(free)} are free. What "
+            "was saved before is whole; the same command goes on from there once there is room"
         ) from None
 
 
