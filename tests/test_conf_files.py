@@ -73,7 +73,7 @@ def written(conf: Path, name: str, text: str, *words: list[str]) -> str:
             try:
                 LOADED[name]()
             except UserError as error:
-                assert "\n" not in str(error).strip()
+                assert "\n" not in str(error)
         return "".join(answer(*command)[1] for command in words or commands(name))
     finally:
         file.write_bytes(before)
