@@ -117,9 +117,9 @@ def read_jsonl(path: Path, fields: Fields = _ANY, others: Any = Any, holding: st
     return found
 
 
-def read_metrics(path: Path, holding: str = "") -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl: step and epoch, and numbers by name."""
-    return read_jsonl(path, EPOCH, Real | None, holding)
+def read_metrics(path: Path, fields: Fields = STEP, holding: str = "") -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, with at least these fields; all others are numbers."""
+    return read_jsonl(path, fields, Real | None, holding)
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(_text(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML raises ValueError on an impossible date
-        raise UserError(f"{path}: this is no YAML: {error}") from None
+        raise UserError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
 
 
 def last_json(path: Path, fields: Fields = _ANY) -> dict[str, Any] | None:

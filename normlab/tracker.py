@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from normlab.dynamics.ratios import flatten
 from normlab.reading import STEP, read_jsonl, read_metrics
+from normlab.writing import is_full
 
 if TYPE_CHECKING:
     import wandb
@@ -106,6 +107,7 @@ class WandB:
                 settings=_settings(),
             )
 
+        logging.raiseExceptions = False  # where a disk is full, W&B's own log would be a traceback for each line of it
         self._folder, self._start = run, start
         self._run: wandb.Run | None = None
         self._restarted = False
@@ -144,8 +146,9 @@ class WandB:
         try:
             action(self._run)
         except Exception as error:
-            if self._restarted:
-                _log.warning("W&B stopped again, going on without: %s", _first_line(error))
+            if self._restarted or is_full(error):  # another start would take what room is left
+                again = " again" * self._restarted
+                _log.warning("W&B stopped%s, going on without: %s", again, _first_line(error))
                 self._run = None
                 return
             self._restarted = True

@@ -53,6 +53,22 @@ def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
     write_text(path, (seal(text) if sealed else text) + "\n")
 
 
+def overwrite_sealed(path: Path, value: Any) -> None:
+    """Replace the bytes of a file that is there, in its own place: a full disk has room for that, but a kill may leave
+    half of it. Raises DiskFullError."""
+    data = (seal(json.dumps(value, indent=2)) + "\n").encode()
+    with _room(path, len(data)), os.fdopen(open_own(path, os.O_RDWR), "rb+") as file:
+        file.write(data)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room for a file."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def seal(text: str) -> str:
     """A JSON object as text, with the SHA-256 of all that follows it as its first field; reading.py looks at it."""
     rest = text[1:]  # behind the brace
@@ -108,12 +124,12 @@ def _room(path: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         free = shutil.disk_usage(path.parent).free
         raise DiskFullError(
-            f"{path}: {_FULL[error.errno]}; it needs {_megabytes(needed)}, and {_megabytes(free)} are free. What was "
-            "saved before is whole; the same command goes on from there once there is room"
+            f"{path}: {_FULL[error.errno or 0]}; it needs {_megabytes(needed)}, and {_megabytes(free)} are free. What "
+            "was saved before is whole; the same command goes on from there once there is room"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -70,6 +71,25 @@ def test_no_network_is_one_line_that_names_the_archives(name, archive, tmp_path)
     with pytest.raises(UserError, match=archive) as error:
         prepare(name, tmp_path / "new")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "mnist/MNIST/raw/train-images-idx3-ubyte.gz",
+        "cifar10/cifar-10-python.tar.gz",
+        "cifar100/cifar-100-python.tar.gz",
+        "caltech256/caltech256/256_ObjectCategories.tar",
+    ],
+)
+def test_an_archive_of_another_checksum_is_named(file, tmp_path):
+    """With what to do; and that there is no network is not what is wrong."""
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_bytes(b"another file")
+    name = file.partition("/")[0]
+    with pytest.raises(UserError, match=f"the checksum of {re.escape(str(tmp_path / file))} differs") as error:
+        prepare(name, tmp_path / name)
+    assert "remove it" in str(error.value) and "\n" not in str(error.value)
 
 
 def tar(files: dict[str, bytes], mode: str = "w") -> bytes:

@@ -1,10 +1,12 @@
 """Records are looked at before anything is made of them: ranges, finite numbers, no texts, one of each cell."""
 
 import copy
+import html
 import json
 import shutil
 from pathlib import Path
 
+import matplotlib
 import pytest
 from test_engine import config, run
 
@@ -174,3 +176,14 @@ def test_an_estimate_of_a_stranger_is_numbers(folder):
     (folder.path / "estimates.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match="top1=x: expected a number"):
         estimates(folder)
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "$x$ and $y$", "a $ b"])
+def test_dollars_in_a_strangers_names_are_no_formula(folder, name):
+    record = json.loads(folder.run_file.read_text())
+    record["config"]["choices"] |= {"norm": name, "batch": "8x2"}
+    folder.run_file.write_text(json.dumps(record))
+    picture = folder.path / "x.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert main(["figure", "learning_curves", str(folder.path), f"out={picture}"]) == 0
+    assert name in html.unescape(picture.read_text())

@@ -15,10 +15,25 @@ def download(dataset: str, root: Path, *, archives: str, into: Path) -> None:
         UserError: no network, or a file differs from its checksum or is damaged.
     """
     import torchvision
+    from torchvision.datasets import utils
 
+    differing: list[Path] = []  # torchvision downloads such a file again, and then speaks of the network alone
+
+    def noted(path: str | Path, md5: str | None = None) -> bool:
+        good = check_integrity(path, md5)
+        if not good and Path(path).is_file():
+            differing.append(Path(path))
+        return good
+
+    check_integrity, utils.check_integrity = utils.check_integrity, noted
     try:
         getattr(torchvision.datasets, dataset)(root, download=True)
     except (OSError, RuntimeError, HTTPException) as error:
+        if differing:
+            raise UserError(
+                f"{dataset}: the checksum of {differing[-1]} differs from the published one; remove it and run "
+                f"this again, or without a network put {archives} into {into}"
+            ) from None
         raise UserError(
             f"{dataset} could not be downloaded ({one_line(error)}); "
             f"without a network put {archives} into {into} and run this again"
@@ -26,6 +41,8 @@ def download(dataset: str, root: Path, *, archives: str, into: Path) -> None:
     except Exception as error:  # it also reads what is there, and damaged bytes make it raise nearly anything
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise UserError(f"{dataset}: a file in {into} is damaged ({reason}); remove it and run this again") from None
+    finally:
+        utils.check_integrity = check_integrity
 
 
 def one_line(message: object) -> str:

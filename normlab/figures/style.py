@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from normlab.writing import write_bytes
@@ -58,7 +59,12 @@ def at_print_size(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, PDF or SVG, as the name ends; the same figure gives the same bytes."""
+    """Write a PNG, PDF or SVG, as the name ends; the same figure gives the same bytes.
+
+    Texts in it are names and settings of runs, which may be anyone's: dollars make no formula of them.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math("$" not in text.get_text())  # type: ignore[attr-defined]
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix[1:]
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}

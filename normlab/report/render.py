@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from normlab.console import PlainConsole
 from normlab.figures.style import save
 from normlab.report.deviations import deviations
 from normlab.report.makers import cells_by_maker, shown
+from normlab.report.markup import in_latex, in_markdown
 from normlab.report.metrics import guessed
 from normlab.report.records import table_folder
 from normlab.report.results import Entry, Judged, Results, load_results
@@ -126,12 +127,12 @@ def _notes(results: Results) -> list[str]:
     return [*dict.fromkeys(exceptions + table.notes), *results.disagreements]
 
 
-def _mixture(results: Results) -> list[str]:
+def _mixture(results: Results, escaped: Callable[[str], str]) -> list[str]:
     """What makes cells hard to compare, and what to do; nothing where one version made them all."""
     by_maker = cells_by_maker(results.made)
     if len(by_maker) < 2:
         return []
-    lines = "\n".join(f"- {name}: {shown(cells)}" for name, cells in by_maker.items())
+    lines = "\n".join(f"- {escaped(f'{name}: {shown(cells)}')}" for name, cells in by_maker.items())
     return [
         "These cells were not made by one version of the code from the same data, and a claim that needs cells of "
         f"several has no verdict. `normlab reproduce {results.table.name} scale={results.scale_name} --renew` makes "
@@ -178,25 +179,32 @@ def _lines(results: Results) -> Iterator[tuple[str, str, list[str]]]:
 
 def markdown(results: Results) -> str:
     """The table, the verdicts with the numbers behind them, and the figures."""
-    header = ["", "", *results.table.column_labels]
-    rows = [[f"**{label}**" if label else "", whose, *values] for label, whose, values in _lines(results)]
+    header = ["", "", *map(in_markdown, results.table.column_labels)]
+    rows = [
+        [f"**{in_markdown(label)}**" if label else "", in_markdown(whose), *map(in_markdown, values)]
+        for label, whose, values in _lines(results)
+    ]
     claims = [
-        [judged.claim.statement, f"**{verdict_text(judged)}**", "<br>".join(evidence_text(*e) for e in judged.evidence)]
+        [
+            in_markdown(judged.claim.statement),
+            f"**{in_markdown(verdict_text(judged))}**",
+            "<br>".join(in_markdown(evidence_text(*e)) for e in judged.evidence),
+        ]
         for judged in results.judged.values()
     ]
     parts = [
-        f"# {_heading(results)}",
-        _subtitle(results),
+        f"# {in_markdown(_heading(results))}",
+        in_markdown(_subtitle(results)),
         _markdown_table(header, rows),
         *_notes(results),
-        *_mixture(results),
+        *_mixture(results, in_markdown),
         "## Claims",
         _markdown_table(["claim", "verdict", "evidence"], claims),
         f"{METHOD} Margins are counted in {results.scale.margin:g} points here; a diverged run counts as guessing, "
         f"{_guessing(results)}.",
         *(f"![{name}]({name}.png)" for name in results.table.figures),
         *_where_papers_differ(results),
-        _footer(results),
+        in_markdown(_footer(results)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -231,21 +239,16 @@ def latex(results: Results) -> str:
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
-        f"\\caption{{{_tex(_heading(results))}. {_tex(_subtitle(results))} {_tex(' '.join(_notes(results)))}}}",
+        f"\\caption{{{in_latex(' '.join([_heading(results) + '.', _subtitle(results), *_notes(results)]))}}}",
         f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}",
         "\\toprule",
-        f"& & {' & '.join(map(_tex, columns))} \\\\",
+        f"& & {' & '.join(map(in_latex, columns))} \\\\",
     ]
     for label, whose, values in _lines(results):
         lines += ["\\midrule"] * bool(label)
         cells = [label, whose, *values]
-        lines.append(f"{' & '.join(map(_tex, cells))} \\\\")
+        lines.append(f"{' & '.join(map(in_latex, cells))} \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
-
-
-def _tex(text: str) -> str:
-    replaced = {"%": "\\%", "&": "\\&", "_": "\\_", "#": "\\#", "±": "$\\pm$", MINUS: "$-$", DASH: "--"}
-    return "".join(replaced.get(character, character) for character in text)
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -257,7 +260,7 @@ def print_results(results: Results, console: Console) -> None:
     for names in (list(table.rows), list(table.differences)):
         for first in range(0, len(names), across):
             console.print(_terminal_table(results, names[first : first + across]))
-    for note in [*_notes(results), *_mixture(results)]:
+    for note in [*_notes(results), *_mixture(results, str)]:
         console.print(note, highlight=False, markup=False)
     for judged in results.judged.values():
         _print_judged(judged, console)

@@ -23,10 +23,10 @@ import yaml
 
 from normlab.config import Config, identity, inputs, recorded, recorded_inputs, run_name
 from normlab.config.initial import RUN_ID, find_runs
-from normlab.errors import UserError, nearest
+from normlab.errors import DiskFullError, UserError, nearest
 from normlab.reading import RUN, STATUS, STEP, SUMMARY, last_json, read_json
 from normlab.versions import PACKAGES, commit, version
-from normlab.writing import TEMPORARY, write_json, write_text
+from normlab.writing import TEMPORARY, overwrite_sealed, write_json, write_text
 
 # Of summary.json and checkpoints: all that two runs of one experiment may differ in.
 TIME_FIELDS = ("seconds",)
@@ -147,7 +147,13 @@ class RunFolder:
         return row["step"] if row else 0
 
     def set_status(self, status: str, **details: Any) -> None:
-        write_json(self.status_file, {"status": status} | details, sealed=True)
+        record = {"status": status} | details
+        try:
+            write_json(self.status_file, record, sealed=True)
+        except DiskFullError:
+            if not self.status_file.is_file():
+                raise
+            overwrite_sealed(self.status_file, record)  # or it would say running for ever
 
     def begin(self) -> None:
         """Note that an attempt at the run is under way; what is left of an earlier one, or half written, goes."""

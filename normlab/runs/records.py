@@ -74,7 +74,7 @@ class Run:
     @cached_property
     def epochs(self) -> list[Record]:
         """Measures of each epoch, as "val/top1". Raises NoRecordsError before the first one ended."""
-        rows = read_metrics(self._whole("metrics.jsonl"), holding='"val')
+        rows = read_metrics(self._whole("metrics.jsonl"), EPOCH, holding='"val')
         found = [row for row in rows if any(key.startswith("val") for key in row)]
         if not found:
             raise NoRecordsError(f"{self.name}: no epoch of it was evaluated; {self.folder / 'metrics.jsonl'} has none")

@@ -4,7 +4,8 @@ Beside them, what a training step calls without torch's dispatcher between: `for
 of a normalizer in one call, and `advance`, a step of a moving average (see normlab.norm.kernels.direct).
 
 The library is built at its first use, by the compiler of this machine for its processor (some seconds, once), and kept
-in $NORMLAB_CACHE, or normlab/ in the user's cache folder. It has a plain C interface and shares torch's OpenMP threads:
+in $NORMLAB_CACHE, or normlab/ in the user's cache folder; where another user could write there, it is built anew in a
+folder of the process's own. It has a plain C interface and shares torch's OpenMP threads:
 it runs as many as torch.get_num_threads(). Results do not depend on their number.
 """
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from normlab.norm.algebra import Algebra
 from normlab.norm.kernels import Backend, UnavailableError
+from normlab.norm.kernels.place import safe_place
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _HEADERS = sorted(_SOURCE.parent.glob("native_*.h"))
@@ -59,7 +61,8 @@ def load() -> Backend:
         UnavailableError: there is no compiler, it fails, or the cache folder cannot be written.
     """
     try:
-        library = ctypes.CDLL(str(_build()))
+        with tempfile.TemporaryDirectory(prefix="normlab-") as own:
+            library = ctypes.CDLL(str(_build(Path(own))))  # what is loaded stays so without its file
     except OSError as error:
         raise UnavailableError(f"the built kernels cannot be used: {_line(error)}") from None
     kernels = _Kernels(library)
@@ -69,8 +72,11 @@ def load() -> Backend:
 # ---- the library -----------------------------------------------------------------------------------------------------
 
 
-def _build() -> Path:
-    """The library for this source, compiler and processor, built if need be; several processes may do so at once."""
+def _build(own: Path) -> Path:
+    """The library for this source, compiler and processor, built if need be; several processes may do so at once.
+
+    It is code that runs as this user, so a place that others can write to is no cache: it is built in `own` then.
+    """
     compiler = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
     if compiler is None:
         raise UnavailableError("no C++ compiler (c++, g++ or clang++)")
@@ -78,11 +84,13 @@ def _build() -> Path:
     sources = [path.read_text() for path in (_SOURCE, *_HEADERS)]
     key = (sources, _FLAGS, os.path.realpath(compiler), built.st_size, built.st_mtime, _processor())
     path = _cache() / f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = safe_place(path, own)
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             new = Path(folder) / path.name
             _compile([compiler, *_FLAGS, str(_SOURCE), "-o", str(new)])
+            new.chmod(0o755)
             os.replace(new, path)
     return path
 
