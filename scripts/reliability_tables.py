@@ -31,14 +31,17 @@ def filled(page: str) -> str:
 
 def _section(path: Path) -> str:
     report = json.loads(path.read_text(encoding="utf-8"))
-    kills, writes, damages = report["kills"], report["writes"], report["damages"]
+    kills, writes, damages, twice = (report[key] for key in ("kills", "writes", "damages", "twice"))
     settings = [f"kills={len(kills)}", f"writes={len(writes)}", f"damages={len(damages) // 2}"]
+    settings.append(f"twice={len(twice) // 2}")
     settings += [f"{key}={report[key]}" for key in ("ranks", "workers", "seed")]
     inside = sum(write["inside"] for write in writes)
     rows = [
         ("kill of a run", _count(kills, "phase"), len(kills)),
         ("kill of a write", f"during a write {inside}, between two {len(writes) - inside}", len(writes)),
         ("damage", _count(damages, "kind"), len(damages)),
+        ("damage", _count(damages, "file"), len(damages)),
+        ("typed twice at once", _count(twice, "what"), len(twice)),
     ]
     lines = [f"| {what} | {how} | {number} |" for what, how, number in rows if number]
     machine = f"{report['machine']['CPU']}, GPU: {report['machine']['GPU']}, torch {report['versions']['torch']}"
@@ -55,12 +58,12 @@ def _section(path: Path) -> str:
 
 def _outcome(report: dict[str, Any]) -> str:
     kills, lost = report["kills"], report["lost"]
-    named = sum(damage["named"] for damage in report["damages"])
+    named, unchanged = (sum(damage[key] for damage in report["damages"]) for key in ("named", "unchanged"))
     parts = [f"**{report['verdict'].capitalize()}**" + (f": {len(lost)} differences" if lost else "")]
     if kills:
         parts.append(f"{len({kill['run'] for kill in kills})} runs ended as the undisturbed one")
     if report["damages"]:
-        parts.append(f"{named} of {len(report['damages'])} damages named")
+        parts.append(f"{named} of {len(report['damages'])} damages named, {unchanged} changed no answer")
     return "; ".join(parts)
 
 

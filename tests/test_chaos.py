@@ -17,7 +17,10 @@ from normlab.cli import main
 from normlab.doctor.attempts import Server
 from normlab.doctor.chaos import Proof, chaos
 from normlab.doctor.compare import differences, missing_or_repeated, unequal
+from normlab.doctor.damage import CHECKPOINT, Damage
 from normlab.doctor.kills import Kill
+from normlab.doctor.readers import READERS
+from normlab.doctor.twice import Twice
 from normlab.doctor.watch import PHASES
 from normlab.runs.folder import RunFolder
 
@@ -31,13 +34,14 @@ def prove(out: Path, **settings: int) -> dict:
     report = json.loads((out / "report.json").read_text())
     assert (status, report["lost"], report["verdict"]) == (0, [], "nothing was lost")
     assert len(report["kills"]) == settings["kills"] and all(kill["run"] for kill in report["kills"])
-    assert all(damage["named"] for damage in report["damages"])
+    assert all(damage["named"] or damage["unchanged"] for damage in report["damages"])
     assert [path.name for path in out.iterdir()] == ["report.json"]
     return report
 
 
 def test_a_run_killed_at_twenty_moments_loses_nothing(tmp_path, capsys):
-    report = prove(tmp_path / "out", kills=20, writes=10, damages=1, seed=(seed := int(time.time()) % 10**6))
+    seed = int(time.time()) % 10**6
+    report = prove(tmp_path / "out", kills=20, writes=10, damages=1, twice=0, seed=seed)
     assert f"seed={seed}" in capsys.readouterr().err
     phases = {kill["phase"] for kill in report["kills"]}
     assert len(phases) >= 4 and phases <= set(PHASES)
@@ -47,26 +51,32 @@ def test_a_run_killed_at_twenty_moments_loses_nothing(tmp_path, capsys):
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(4))
-def test_two_hundred_kills(tmp_path, part):
-    prove(tmp_path / "out", kills=50, writes=0, damages=0, seed=part)
+def test_three_hundred_kills(tmp_path, part):
+    prove(tmp_path / "out", kills=75, writes=0, damages=0, twice=0, seed=part)
 
 
 @pytest.mark.long
 def test_two_hundred_kills_while_checkpoints_are_written(tmp_path):
-    prove(tmp_path / "out", kills=0, writes=200, damages=0)
+    prove(tmp_path / "out", kills=0, writes=200, damages=0, twice=0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(4))
 def test_a_hundred_truncations_and_a_hundred_bit_flips(tmp_path, part):
-    prove(tmp_path / "out", kills=0, writes=0, damages=25, seed=part)
+    report = prove(tmp_path / "out", kills=0, writes=0, damages=25, twice=0, seed=part)
+    assert {damage["file"] for damage in report["damages"]} == {CHECKPOINT, *READERS}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (2, 2)])
+def test_sweeps_and_tables_typed_twice_at_once(tmp_path):
+    prove(tmp_path / "out", kills=0, writes=0, damages=0, twice=4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (2, 2), (3, 0), (4, 0)])
 def test_kills_of_ranks_and_of_loader_workers(tmp_path, ranks, workers):
     """One process of several is killed too: the others end, and the same command goes on."""
-    report = prove(tmp_path / "out", kills=10, writes=0, damages=0, ranks=ranks, workers=workers)
+    report = prove(tmp_path / "out", kills=10, writes=0, damages=0, twice=0, ranks=ranks, workers=workers)
     assert len({kill["victim"] for kill in report["kills"]}) > 2
 
 
@@ -76,7 +86,7 @@ def test_kills_of_ranks_and_of_loader_workers(tmp_path, ranks, workers):
 def test_what_is_lost_is_found(tmp_path, monkeypatch, capsys):
     """With checkpoints written in place, and rows that stay although their updates are done again."""
     monkeypatch.setenv("PYTHONPATH", str(HERE))
-    proof = Proof.draw(seed=0, ranks=1, workers=0, kills=0, writes=10, damages=0)
+    proof = Proof.draw(seed=0, ranks=1, workers=0, kills=0, writes=10, damages=0, twice=0)
     proof.kills = [Kill("updates", 1, share, "everything", last=True) for share in (0.3, 0.5, 0.7)]
     assert chaos(proof, tmp_path, tmp_path / "report.json", server="toy_losing") == 1
     report = json.loads((tmp_path / "report.json").read_text())
@@ -86,6 +96,19 @@ def test_what_is_lost_is_found(tmp_path, monkeypatch, capsys):
     assert "something was lost" in capsys.readouterr().out
     kept = [path.name for path in next(tmp_path.glob("runs-*")).iterdir()]
     assert "uninterrupted" in kept and any(name.startswith("write") for name in kept)
+
+
+@pytest.mark.long
+def test_damage_that_nobody_names_is_found_and_so_are_records_that_another_command_loses(tmp_path, monkeypatch):
+    """With digests that nobody looks at, and a table's records that lack the last one."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    proof = Proof.draw(seed=0, ranks=1, workers=0, kills=0, writes=0, damages=0, twice=0)
+    proof.damages = [Damage("truncation", 0.5, 0, "metrics.jsonl"), Damage("bit flip", 0.5, 6, "ratios.jsonl")]
+    proof.twice = [Twice("table", 0.0)]
+    assert chaos(proof, tmp_path, tmp_path / "report.json", server="toy_losing") == 1
+    lost = json.loads((tmp_path / "report.json").read_text())["lost"]
+    assert any("of metrics.jsonl `figure learning_curves" in line for line in lost)
+    assert any("plain bn_8x2 seed 1 is missing" in line for line in lost)
 
 
 def test_processes_that_are_left_behind_are_found_and_ended(tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_gpus_and_nccl():
         (["--chaos", "kill=3"], "did you mean 'kills'?"),
         (["--chaos", "kills=many"], "kills=many"),
         (["--chaos", "ranks=0"], "ranks=0"),
-        (["--chaos", "ranks=3"], "ranks=3: expected 1 or 2"),
+        (["--chaos", "ranks=5"], "ranks=5: expected one of 1, 2, 3, 4"),
         (["--json"], "--json: expected a file"),
     ],
 )

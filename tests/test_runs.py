@@ -27,6 +27,7 @@ from normlab.report.table import BatchAverage, Line, Start, Table, cells
 from normlab.report.tables import all_tables, load_table
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
+from normlab.runs.lock import locked
 from normlab.sweeps import reproduce as module
 from normlab.sweeps.reproduce import reproduce
 from normlab.tasks.metrics import MetricInfo, metrics_of
@@ -126,6 +127,22 @@ def test_an_estimate_is_measured_once(run):
     (row,) = read_jsonl(run_folder / "estimates.jsonl")
     assert (row["samples"], row["variance"], row["augment"]) == ("64", "population", False)
     assert load_results(table, "digits", folder).entries["anew", "top1"].mean == row["top1"]
+
+
+def test_a_run_that_another_command_is_at_costs_its_own_measurement_alone(run, tmp_path):
+    """As in a sweep: the rest is recorded, and the same command goes on with it."""
+    table, _, folder = run
+    copy = Path(shutil.copytree(folder, tmp_path / "made"))
+    words = [*SMALL, f"out={copy / 'runs'}"]
+    measured, _ = next(plan(table, "digits", [0], words, copy).measurements())
+    (measured.path / "estimates.jsonl").unlink()
+    (copy / "made-digits" / "records.jsonl").unlink()
+    with locked(measured.path):
+        assert reproduce([table], "digits", 1, 1, words, copy) == 1
+    rows = {record["row"] for record in read_jsonl(copy / "made-digits" / "records.jsonl")}
+    assert rows == table.rows.keys() - {"anew"}
+    assert reproduce([table], "digits", 1, 1, words, copy) == 0
+    assert load_results(table, "digits", copy).entries["anew", "top1"].missing == 0
 
 
 def test_a_start_takes_what_it_says(run):

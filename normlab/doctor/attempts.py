@@ -28,6 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _IMPORTED = (  # what a run loads sooner or later
     *("normlab.launch.start", "normlab.launch.life", "normlab.tasks.classification", "normlab.models.resnet"),
     *("normlab.data.digits", "torch._dynamo", "matplotlib.backends.backend_agg"),
+    *("normlab.sweeps.reproduce", "normlab.engine.saved", "normlab.figures.command"),
 )
 
 
@@ -58,16 +59,19 @@ class Server:
             _kill(pid)
         self._process.communicate()
 
-    def start(self, words: list[str], log: Path, *, typed: bool = False, verb: str = "normlab") -> "Attempt":
+    def start(
+        self, words: list[str], log: Path, out: Path | None = None, *, typed: bool = False, verb: str = "normlab"
+    ) -> "Attempt":
         """Run a command, its output added to `log`.
 
         Args:
             words: of the command.
             log: a file.
+            out: a file of its own for stdout; None: `log` has it too.
             typed: a new process that imports everything, as when the command is typed, instead of a fork.
             verb: "normlab", or "save" for the loop in `normlab.doctor.saving`.
         """
-        request = {"verb": verb, "words": words, "log": str(log), "typed": typed}
+        request = {"verb": verb, "words": words, "log": str(log), "out": str(out or log), "typed": typed}
         self._requests.write(json.dumps(request).encode() + b"\n")
         self._requests.flush()
         return Attempt(self, self.answer()["pid"])
@@ -188,8 +192,8 @@ def serve() -> None:
 def _become(request: dict[str, Any]) -> None:
     """In the child: the command, to its end."""
     os.setsid()
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for target, stream in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+    out, err = (os.open(request[key], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) for key in ("out", "log"))
+    for target, stream in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
         os.dup2(target, stream)
     if request["verb"] == "save":
         from normlab.doctor.saving import save_forever

@@ -13,11 +13,13 @@ from rich.table import Table
 
 from normlab.console import PlainConsole
 from normlab.doctor.attempts import Server
-from normlab.doctor.damage import Damage, WriteKill, damage_runs, draw_damages, draw_writes, kill_writes
+from normlab.doctor.damage import Damage, damage_runs, draw_damages
 from normlab.doctor.experiment import Experiment
 from normlab.doctor.hardware import machine
 from normlab.doctor.kills import Kill, draw_kills, kill_runs
+from normlab.doctor.twice import Twice, draw_twice, type_twice
 from normlab.doctor.watch import PHASES
+from normlab.doctor.writes import WriteKill, draw_writes, kill_writes
 from normlab.errors import UserError
 from normlab.progress import progress_bar
 from normlab.versions import PACKAGES, commit, version
@@ -39,11 +41,12 @@ class Proof:
     kills: list[Kill]
     writes: list[WriteKill]
     damages: list[Damage]
+    twice: list[Twice]
     seconds: float = 0.0
     lost: list[str] | None = None
 
     @classmethod
-    def draw(cls, seed: int, ranks: int, workers: int, kills: int, writes: int, damages: int) -> "Proof":
+    def draw(cls, seed: int, ranks: int, workers: int, kills: int, writes: int, damages: int, twice: int) -> "Proof":
         """The moments of the kills, and the places of the damages, from the seed.
 
         Args:
@@ -52,7 +55,8 @@ class Proof:
             workers: loader workers of each.
             kills: of a run.
             writes: kills of a process that does nothing but write checkpoints.
-            damages: truncations of the newest checkpoint, and as many flips of a bit in it.
+            damages: truncations of files of a run, and as many flips of a bit in them.
+            twice: sweeps, and as many tables, that are typed twice at once.
 
         Raises:
             UserError: a number of ranks that cannot share the run.
@@ -61,7 +65,7 @@ class Proof:
             raise UserError(f"ranks={ranks}: expected one of {', '.join(map(str, RANKS))}")
         rng = random.Random(seed)
         drawn = draw_kills(kills, ranks, workers, rng), draw_writes(writes, rng), draw_damages(damages, rng)
-        return cls(seed, ranks, workers, *drawn)
+        return cls(seed, ranks, workers, *drawn, draw_twice(twice, rng))
 
 
 def chaos(proof: Proof, out: Path, report: Path, server: str = "normlab.doctor.attempts") -> int:
@@ -91,7 +95,8 @@ def chaos(proof: Proof, out: Path, report: Path, server: str = "normlab.doctor.a
         if not proof.lost:
             proof.lost += kill_runs(experiment, proof.kills, partial(progress, "kills of runs"))
             proof.lost += kill_writes(experiment, proof.writes, partial(progress, "kills of writes"))
-            proof.lost += damage_runs(experiment, proof.damages, partial(progress, "damaged checkpoints"))
+            proof.lost += damage_runs(experiment, proof.damages, partial(progress, "damaged files"))
+            proof.lost += type_twice(experiment, server, proof.twice, partial(progress, "commands typed twice"))
     proof.seconds = round(time.monotonic() - began, 1)
     if not proof.lost:
         shutil.rmtree(folder)
@@ -116,7 +121,12 @@ def _show(proof: Proof, report: Path) -> None:
     table.add_row("kill: writing of checkpoints", str(len(proof.writes)), f"{inside} within a write")
     for kind in ("truncation", "bit flip"):
         damages = [damage for damage in proof.damages if damage.kind == kind]
-        table.add_row(f"checkpoint: {kind}", str(len(damages)), f"{sum(d.named for d in damages)} noticed")
+        noticed, same = sum(d.named for d in damages), sum(d.unchanged for d in damages)
+        table.add_row(f"damage: {kind}", str(len(damages)), f"{noticed} noticed, {same} changed nothing")
+    for what in ("sweep", "table"):
+        pairs = [pair for pair in proof.twice if pair.what == what]
+        shared = sum(pair.statuses != [0, 0] for pair in pairs)
+        table.add_row(f"typed twice at once: {what}", str(len(pairs)), f"{shared} with cells left to the other command")
     console = PlainConsole()
     console.print(table)
     for line in proof.lost or []:

@@ -14,7 +14,7 @@ from normlab.runs.folder import TIME_FIELDS, RunFolder, checkpoint_files
 from normlab.writing import SEAL
 
 _PLACES = ("out",)  # the runs lie in different folders
-_LOCK = "lock"
+_BESIDE = ("lock", "log.txt", "estimates.jsonl")  # who works on a run, what its cell printed, what came later
 
 
 def differences(expected: RunFolder, found: RunFolder) -> list[str]:
@@ -75,9 +75,9 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _records(run: RunFolder) -> list[Path]:
-    """What is compared as files: all that a run leaves but its checkpoints and who worked on it."""
+    """What is compared as files: all that a run leaves but its checkpoints, and what may be added to it."""
     files = (path for path in run.path.rglob("*") if path.is_file())
-    return [path for path in files if path.suffix != ".pt" and path.name != _LOCK]
+    return [path for path in files if path.suffix != ".pt" and path.name not in _BESIDE]
 
 
 def _without_times_and_places(tree: Any) -> Any:

@@ -1,121 +1,110 @@
-"""Checkpoints whose writing is killed, and checkpoints that are cut short or altered."""
+"""Files of runs that are cut short or altered: what reads them says so, or answers as if they were not."""
 
 import random
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from normlab.doctor.experiment import PATIENCE, UPDATES, Experiment, follow, loadable
-from normlab.doctor.watch import unfinished_writes
-from normlab.errors import RunError
-from normlab.runs.folder import RunFolder, checkpoint_files
+from normlab.doctor.experiment import UPDATES, Experiment, follow
+from normlab.doctor.readers import READERS, REPRODUCE, Answer, notices
+from normlab.runs.folder import checkpoint_files
 
-_DELAY = 0.003  # seconds, at most, that a write is under way at its kill: about as long as it takes
-_LOOK = 0.1  # seconds to wait for the sight of one
-_STOPPED = "stopped"
-
-
-@dataclass
-class WriteKill:
-    """A kill of a process that writes checkpoint after checkpoint, as it is drawn, and what came of it.
-
-    Args:
-        seconds: from the sight of a write to the kill.
-        written: checkpoints that were reported as written.
-        inside: whether it hit within a write, as a temporary file tells.
-    """
-
-    seconds: float
-    written: int = 0
-    inside: bool = False
+CHECKPOINT = "checkpoints/*.pt"  # the newest one of a run that was stopped
+Kind = Literal["truncation", "bit flip"]
+_STOPPED, _FINISHED = "stopped", "finished"
 
 
 @dataclass
 class Damage:
-    """A newest checkpoint that is cut short at a place, or has a bit flipped there, and what came of it.
+    """A file that is cut short at a place, or has a bit flipped there, and what came of it.
 
     Args:
         kind: what is done.
         place: as a share of the file's length.
         bit: of the byte there.
-        named: whether a warning of the resumed run named the file.
+        file: of a finished run, or the newest checkpoint of a stopped one.
+        named: whether each command that reads the file named it; a resumed run: in a warning.
+        unchanged: whether each that did not gave the answer that it gives of the whole file.
     """
 
-    kind: Literal["truncation", "bit flip"]
+    kind: Kind
     place: float
     bit: int
+    file: str = CHECKPOINT
     named: bool = False
-
-
-def draw_writes(number: int, rng: random.Random) -> list[WriteKill]:
-    return [WriteKill(round(rng.uniform(0, _DELAY), 6)) for _ in range(number)]
+    unchanged: bool = False
 
 
 def draw_damages(number: int, rng: random.Random) -> list[Damage]:
-    """So many of each kind, by turns."""
-    return [Damage(kind, rng.random(), rng.randrange(8)) for _ in range(number) for kind in ("truncation", "bit flip")]
-
-
-def kill_writes(experiment: Experiment, kills: list[WriteKill], progress: Callable[[int, int], None]) -> list[str]:
-    """Kill loops of writing; returns what is wrong: a checkpoint that cannot be loaded, or one that was lost."""
-    wrong = []
-    reference = experiment.reference
-    for done, kill in enumerate(kills, 1):
-        name = f"write{done}"
-        run = RunFolder(experiment.out / name / reference.path.name)
-        run.checkpoints.mkdir(parents=True)
-        shutil.copy(reference.run_file, run.run_file)
-        log = experiment.log(name)
-        words = [str(checkpoint_files(reference.checkpoints)[-1]), str(run.path)]
-        attempt = experiment.server.start(words, log, verb="save")
-        while not (log.is_file() and log.stat().st_size):
-            if attempt.ended(0.001):
-                raise RunError(f"the writing of checkpoints ended by itself; see {log}")
-        until = time.monotonic() + _LOOK
-        while not unfinished_writes(run) and time.monotonic() < until:
-            pass
-        time.sleep(kill.seconds)
-        attempt.kill()
-        attempt.ended(PATIENCE)
-        kill.written = len(log.read_text().split())
-        kill.inside = bool(unfinished_writes(run))
-        newest, unloadable = loadable(run)
-        problems = [f"{path.name} cannot be loaded" for path in unloadable]
-        if newest < UPDATES + kill.written:
-            problems.append(f"checkpoint {UPDATES + kill.written} was written, and the newest to be had is {newest}")
-        wrong += [f"{name}: {line}" for line in problems]
-        if not problems:
-            shutil.rmtree(experiment.out / name)
-        progress(done, len(kills))
-    return wrong
+    """So many of each kind, on each file in its turn."""
+    files = (CHECKPOINT, *READERS)
+    kinds: tuple[Kind, ...] = ("truncation", "bit flip")
+    drawn = enumerate(kind for kind in kinds for _ in range(number))
+    return [Damage(kind, rng.random(), rng.randrange(8), files[i % len(files)]) for i, kind in drawn]
 
 
 def damage_runs(experiment: Experiment, damages: list[Damage], progress: Callable[[int, int], None]) -> list[str]:
-    """Damage the newest checkpoint of a stopped run, and resume; returns what is wrong.
-
-    That is: no warning named the file, or the run came to another end.
-    """
+    """Damage files, and have them read; returns what is wrong: damage that changed something, and nobody said so."""
     wrong = []
-    if damages:
+    if any(damage.file == CHECKPOINT for damage in damages):
         _stop_a_run(experiment)
+    if any(damage.file != CHECKPOINT for damage in damages):
+        made = experiment.type(_FINISHED, f"{REPRODUCE} seeds=1").answer()
+        if made.status or made.problems:
+            return [f"{_FINISHED}: the command ended with {made}", *made.problems]
+    answers: dict[str, Answer] = {}
     for done, damage in enumerate(damages, 1):
         name = f"damage{done}"
-        shutil.copytree(experiment.out / _STOPPED, experiment.out / name)
-        newest = checkpoint_files(experiment.run(name).checkpoints)[-1]
-        _inflict(damage, newest)
-        log = experiment.log(name)
-        log.unlink()
-        problems = experiment.finish(name)
-        damage.named = newest.name in log.read_text(errors="replace")
-        if not damage.named:
-            problems.append(f"no warning named {newest.name} after a {damage.kind} at {damage.place:.4f} of it")
-        problems = problems or experiment.verdict(name)
-        wrong += [f"{name}: {line}" for line in problems]
+        look = _resume if damage.file == CHECKPOINT else _read
+        wrong += [f"{name}: {line}" for line in look(experiment, damage, name, answers)]
         progress(done, len(damages))
     return wrong
+
+
+def _resume(experiment: Experiment, damage: Damage, name: str, _: dict[str, Answer]) -> list[str]:
+    """The stopped run goes on without the damaged checkpoint."""
+    shutil.copytree(experiment.out / _STOPPED, experiment.out / name)
+    newest = checkpoint_files(experiment.run(name).checkpoints)[-1]
+    _inflict(damage, newest)
+    log = experiment.log(name)
+    log.unlink()
+    problems = experiment.finish(name)
+    damage.named = newest.name in log.read_text(errors="replace")
+    if not damage.named:
+        problems.append(f"no warning named {newest.name} after a {damage.kind} at {damage.place:.4f} of it")
+    return problems or experiment.verdict(name)
+
+
+def _read(experiment: Experiment, damage: Damage, name: str, answers: dict[str, Answer]) -> list[str]:
+    """Every command that reads the file names it, or answers as it does of the whole file (`answers`, once known)."""
+    problems, quiet = [], []
+    for command in READERS[damage.file]:
+        answer = _ask(experiment, command, damage)
+        if notices(command, damage.file, answer):
+            continue
+        quiet.append(command)
+        if command not in answers:
+            answers[command] = _ask(experiment, command, None)
+        if not answer.is_as(answers[command]):
+            problems.append(
+                f"after a {damage.kind} at {damage.place:.4f} of {damage.file} `{command}` did not name it, and ended "
+                f"with {answer}"
+            )
+    damage.named, damage.unchanged = not quiet, bool(quiet) and not problems
+    return problems
+
+
+def _ask(experiment: Experiment, command: str, damage: Damage | None) -> Answer:
+    """What a command says of the finished run, in a copy that is always at the same place, damaged or whole."""
+    copy = experiment.out / "copy"
+    shutil.copytree(experiment.out / _FINISHED, copy)
+    if damage is not None:
+        _inflict(damage, experiment.run(copy.name).path / damage.file)
+    answer = experiment.ask(copy.name, command)
+    shutil.rmtree(copy)
+    return answer
 
 
 def _stop_a_run(experiment: Experiment) -> None:

@@ -3,12 +3,13 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from normlab.config import load
 from normlab.doctor.attempts import Attempt, Server
 from normlab.doctor.compare import differences, load_state, missing_or_repeated
+from normlab.doctor.readers import Answer, words, written
 from normlab.doctor.watch import TRAINING, Watch
 from normlab.errors import UserError
 from normlab.runs import checkpoint
@@ -18,9 +19,10 @@ EPOCHS, PER_EPOCH, INTERVAL = 3, 12, 3  # updates in an epoch, and from checkpoi
 UPDATES = EPOCHS * PER_EPOCH
 _SETTINGS = (
     *("norm=sn", "batch=12x1", f"epochs={EPOCHS}", "data.fraction=0.104", "model.width=4", "task.dropout=0.1"),
-    *(f"checkpoint.every={INTERVAL / PER_EPOCH}", "ratios_every=2", "log_every=1", "threads=1", "tracker=none"),
+    *(f"checkpoint.every={INTERVAL / PER_EPOCH}", "ratios_every=2", "log_every=1", "snapshots=[0.5]"),
+    *("threads=1", "tracker=none", "figures=summary"),
 )
-PATIENCE = 120.0  # seconds in which any attempt ends, or hangs
+PATIENCE = 300.0  # seconds in which any attempt ends, or hangs
 _POLL = 0.001
 
 
@@ -37,12 +39,48 @@ class Experiment:
     workers: int = 0
     spans: list[tuple[str, float]] = field(default_factory=list)
 
+    @property
+    def settings(self) -> list[str]:
+        return [*_SETTINGS, f"devices={self.ranks}", f"workers={self.workers}"]
+
     def words(self, name: str) -> list[str]:
         """The command of the run below out/name."""
-        return ["train", *_SETTINGS, f"devices={self.ranks}", f"workers={self.workers}", f"out={self.out / name}"]
+        return ["train", *self.settings, f"out={self.out / name}"]
 
-    def run(self, name: str) -> RunFolder:
-        return RunFolder.of(load(self.words(name)[1:]))
+    def run(self, name: str, seed: int = 0) -> RunFolder:
+        return RunFolder.of(load([*self.words(name)[1:], f"seed={seed}"]))
+
+    def spelled(self, name: str, command: str) -> list[str]:
+        """The words of a command on the runs below out/name (readers.py)."""
+        out = str(self.out / name)
+        places = {
+            "RUN": str(self.run(name).path),
+            "OUT": out,
+            "TABLES": str(self.tables(name)),
+            "ELSEWHERE": str(self.elsewhere(name)),
+        }
+        return words(command, places, self.settings)
+
+    def tables(self, name: str) -> Path:
+        """Where the records of tables go."""
+        return self.out / name / "tables"
+
+    def elsewhere(self, name: str) -> Path:
+        """Where commands may write files that are of no run."""
+        return self.out / name / "elsewhere"
+
+    def ask(self, name: str, command: str) -> Answer:
+        """What a command says of the runs below out/name, and what it writes."""
+        self.elsewhere(name).mkdir(exist_ok=True)
+        answer = self.type(name, command).answer()
+        return replace(answer, written=written(self.elsewhere(name), self.tables(name)))
+
+    def type(self, name: str, command: str, server: Server | None = None) -> "Typed":
+        """Start a command on the runs below out/name; with another server, beside one that is under way."""
+        (self.out / name).mkdir(parents=True, exist_ok=True)
+        place = self.out / f"{name}-{(server or self.server).pid}"
+        out, err = place.with_suffix(".out"), place.with_suffix(".err")
+        return Typed((server or self.server).start(self.spelled(name, command), err, out), out, err)
 
     def start(self, name: str, *, typed: bool = False) -> tuple[Attempt, Watch]:
         (self.out / name).mkdir(parents=True, exist_ok=True)
@@ -92,13 +130,32 @@ class Experiment:
         return lines
 
 
-def follow(attempt: Attempt, watch: Watch, look: Callable[[str], object] = lambda phase: None) -> list[str]:
-    """Watch an attempt to its end, each time with a `look` at its phase; returns what is wrong with the end.
+@dataclass(frozen=True)
+class Typed:
+    """A command under way whose words are of interest, not its phases."""
 
-    That is: it hangs, or leaves processes behind.
-    """
+    attempt: Attempt
+    out: Path
+    err: Path
+
+    def answer(self) -> Answer:
+        """Once it has ended."""
+        problems = _wait(self.attempt)
+        out, err = (path.read_text(errors="replace") for path in (self.out, self.err))
+        for path in (self.out, self.err):
+            path.unlink()
+        return Answer(self.attempt.status, out, err, problems=problems)
+
+
+def follow(attempt: Attempt, watch: Watch, look: Callable[[str], object] = lambda phase: None) -> list[str]:
+    """Watch an attempt to its end, each time with a `look` at its phase; returns what is wrong with the end."""
+    return _wait(attempt, lambda: look(watch.look()))
+
+
+def _wait(attempt: Attempt, look: Callable[[], object] = lambda: None) -> list[str]:
+    """Wait for an attempt's end; returns what is wrong with it: it hangs, or leaves processes behind."""
     while not attempt.ended(_POLL):
-        look(watch.look())
+        look()
         if time.monotonic() - attempt.began > PATIENCE:
             attempt.kill()
             while not attempt.ended(PATIENCE):

@@ -10,6 +10,7 @@ from normlab.config import Config
 from normlab.console import PlainConsole
 from normlab.engine.provenance import made_by
 from normlab.engine.saved import estimate_run
+from normlab.errors import BusyError
 from normlab.processes.devices import this_device
 from normlab.report.printed import printed
 from normlab.report.records import check_changed, collect, estimate_of, recorded, recorded_seeds
@@ -118,17 +119,24 @@ def _run(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, console: C
                 )
                 status = max(status, 1)
         status = max(status, sweep(able, jobs)) if able else status
-    if status < 128:
-        _measure(plans)
-    return status
+    return max(status, _measure(plans, console)) if status < 128 else status
 
 
-def _measure(plans: Sequence[Plan]) -> None:
-    """Batch averages that cells ask for and that are not among a run's estimates."""
+def _measure(plans: Sequence[Plan], console: Console) -> int:
+    """Batch averages that cells ask for and that are not among a run's estimates; returns the exit status.
+
+    One of a run that another command is at is left out, as a cell of a sweep is; the same command goes on with it.
+    """
+    status = 0
     for one in plans:
         for run, settings in one.measurements():
             if run.status()["status"] == "finished" and estimate_of(run, settings) is None:
-                estimate_run(run, settings)
+                try:
+                    estimate_run(run, settings)
+                except BusyError as error:
+                    console.print(f"not measured: {error}", soft_wrap=True)
+                    status = 1
+    return status
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
