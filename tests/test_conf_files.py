@@ -158,6 +158,12 @@ def test_the_line_names_the_file_and_the_setting(conf: Path, name: str, text: st
         assert str(conf / f"{name}.yaml") in line or "bacth" in line  # who mistypes a setting hears of that
 
 
+@pytest.mark.parametrize("kind", ["3", "-4.4e+16", "[3]"])
+def test_a_kind_that_is_a_number_is_a_word(conf: Path, kind: str) -> None:
+    text = f"_kind_: {kind}\n_target_: normlab.models.mlp.mlp\n"
+    assert "and task=classification takes classifier" in written(conf, "model/mlp", text)
+
+
 def test_a_wrong_setting_of_config_is_of_that_file(conf: Path) -> None:
     text = (REAL / "config.yaml").read_text().replace("epochs: 30", "epochs: [30]")
     assert f"{conf / 'config.yaml'}: epochs=[30]: expected" in written(conf, "config", text, ["train", "--cfg", "job"])

@@ -80,11 +80,12 @@ def recorded(settings: dict[str, Any]) -> Config:
     return config
 
 
-def _typed(words: list[str]) -> tuple[Config, dict[str, Any]]:
+def _typed(words: list[str]) -> tuple[Config, dict[str, list[str]]]:
     """Settings whose types and ranges are right, and the kinds that files of groups say. Raises UserError."""
     composed, chosen = _compose(words)
     _import_from_here(composed)
-    kinds = {group: node.pop("_kind_", None) for group in GROUPS if isinstance(node := composed.get(group), dict)}
+    nodes = {group: node for group in GROUPS if isinstance(node := composed.get(group), dict)}
+    kinds = {group: files.kinds(node.pop("_kind_", ())) for group, node in nodes.items()}
     return _check_types(composed | {"choices": chosen}), kinds
 
 
@@ -355,14 +356,13 @@ def _targets_of(group: str) -> set[str]:
     return {target for name in choices(group) if (target := files.target_of(group, name)) is not None}
 
 
-def _check_kinds(config: Config, kinds: Mapping[str, Any]) -> None:
+def _check_kinds(config: Config, kinds: Mapping[str, list[str]]) -> None:
     """Raise UserError unless the task takes the kinds of the model and of the data, as far as both say (`_kind_`)."""
     if config.task is None:
         return
     takes = schema.class_attribute(config.task["_target_"], "takes") or {}
     for group, wanted in takes.items():
-        kind = kinds.get(group)
-        given = [kind] if isinstance(kind, str) else list(kind or ())
+        given = kinds.get(group, [])
         if given and not {*given} & {*wanted}:
             fitting = [name for name in choices(group) if {*files.kinds_of(group, name)} & {*wanted}]
             raise UserError(

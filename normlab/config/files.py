@@ -90,8 +90,12 @@ def target_of(group: str, name: str) -> str | None:
 
 def kinds_of(group: str, name: str) -> list[str]:
     """What a model or dataset is for (`_kind_`), as tasks know it; nothing where its file does not say."""
-    kind = node_of(group, name).get("_kind_", ())
-    return [kind] if isinstance(kind, str) else list(kind)
+    return kinds(node_of(group, name).get("_kind_", ()))
+
+
+def kinds(said: Any) -> list[str]:
+    """`_kind_` may be one word or several."""
+    return [str(kind) for kind in (said if isinstance(said, list | tuple) else [said])]
 
 
 @cache
