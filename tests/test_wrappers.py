@@ -1,4 +1,7 @@
-"""FSDP2: two gloo ranks on the CPU that share every parameter do what one process does. No GPU has seen this."""
+"""Converted models in DDP and FSDP2: two gloo ranks on the CPU do what one process does.
+
+No GPU has seen FSDP2 here. tests/test_replicas.py holds the engine against DDP.
+"""
 
 import os
 from pathlib import Path
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 import normlab
 from normlab.errors import UserError
@@ -23,6 +27,7 @@ CASES = [  # norm, its settings, weight
     *((norm, {}, None) for norm in ("bn", "sn", "syncsn", "sn_hard", "sn_tied")),
     *(("group_sn", {}, "ws"), ("bn", {"frozen": True}, "wn"), ("sn", {"profile": "official"}, None)),
 ]
+EVERY = [(case, dtype, wrapper) for case in CASES for dtype in TOLERANCE for wrapper in ("fsdp", "ddp")]
 State = dict[str, Tensor]
 
 
@@ -40,14 +45,17 @@ def sharded(model: nn.Sequential, **options) -> nn.Sequential:
     return fully_shard(model, **options)
 
 
-def trained(model: nn.Sequential, rows: slice, replicas: int, dtype: torch.dtype) -> dict[str, State]:
+def trained(
+    model: nn.Sequential, rows: slice, replicas: int, dtype: torch.dtype, wrapped: nn.Module | None = None
+) -> dict[str, State]:
     """Steps on these rows of batches of two replicas of three samples: the last gradients, the state, the ratios."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     statistics = normlab.RunningStatistics(model)
     normlab.set_replicas(model, replicas)
     for step in range(STEPS):
         optimizer.zero_grad()
-        model(images(6, 3, 8, 8, seed=step, dtype=dtype)[rows]).square().mean().backward()
+        x = images(6, 3, 8, 8, seed=step, dtype=dtype)[rows]
+        (wrapped or model)(x).square().mean().backward()
         statistics.collect()
         statistics.advance()
         optimizer.step()
@@ -64,8 +72,12 @@ def trained(model: nn.Sequential, rows: slice, replicas: int, dtype: torch.dtype
 
 
 def of_trained() -> list[dict[str, State]]:
-    rows = slice(3 * dist.get_rank(), 3 * dist.get_rank() + 3)
-    return [trained(sharded(network(*case, dtype)), rows, 1, dtype) for case in CASES for dtype in TOLERANCE]
+    rows, found = slice(3 * dist.get_rank(), 3 * dist.get_rank() + 3), []
+    for case, dtype, wrapper in EVERY:
+        model = network(*case, dtype)
+        wrapped = sharded(model) if wrapper == "fsdp" else DistributedDataParallel(model)
+        found.append(trained(model, rows, 1, dtype, wrapped))
+    return found
 
 
 def of_measured() -> State:
@@ -84,7 +96,9 @@ def of_refused() -> list[str]:
         with pytest.raises(UserError) as error:
             refused()
         said.append(str(error.value))
-    return said
+    with pytest.raises(UserError) as error:
+        normlab.convert(DistributedDataParallel(network("sn", {}, None, torch.float64)), "gn")
+    return [*said, str(error.value)]
 
 
 def of_narrow() -> list[str]:
@@ -108,10 +122,11 @@ def of_ranks(tmp_path_factory) -> list[Any]:
     return on_ranks(2, on_a_rank, tmp_path_factory.mktemp("fsdp") / "run")
 
 
+@pytest.mark.parametrize("wrapper", ["fsdp", "ddp"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_steps_on_two_ranks_are_those_of_one_process(of_ranks, case, dtype):
-    found = of_ranks[0][CASES.index(case) * len(TOLERANCE) + list(TOLERANCE).index(dtype)]
+def test_steps_on_two_ranks_are_those_of_one_process(of_ranks, case, dtype, wrapper):
+    found = of_ranks[0][EVERY.index((case, dtype, wrapper))]
     wanted = trained(network(*case, dtype), slice(None), 2, dtype)
     assert wanted["state"]["0.1.num_batches_tracked"] == (0 if "frozen" in case[1] else STEPS)
     for what, tensors in wanted.items():
@@ -126,9 +141,10 @@ def test_batch_average_joins_the_ranks(of_ranks):
 
 
 def test_what_comes_too_late_is_refused_in_a_line(of_ranks):
-    *converted, traced = of_ranks[2]
-    assert all("wrapped by FSDPModule" in line and "convert it before" in line for line in converted)
+    *sharded, traced, of_ddp = of_ranks[2]
+    assert all("wrapped by FSDPModule" in line and "convert it before" in line for line in sharded)
     assert "FSDP does not support deepcopy" in traced
+    assert "wrapped by DistributedDataParallel" in of_ddp
 
 
 def test_statistics_and_gradients_stay_wide(of_ranks):
