@@ -106,7 +106,18 @@ def test_the_script_of_the_page_runs_where_it_is_installed(wheel, tmp_path):
     elsewhere.mkdir()
     run([sys.executable, "-m", "venv", "--without-pip", environment], tmp_path)
     python = environment / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-compile",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    ]
     run(install, tmp_path)
     packages = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path).strip())
     (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
