@@ -1,12 +1,10 @@
 """The command line: what is printed, exit statuses, and that nothing imports torch before it must."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -315,40 +313,6 @@ def test_all_runs_are_looked_at_before_the_first_is_evaluated(tmp_path: Path, ca
     done.weights.touch()  # whoever reads this says that it is damaged
     for verb in ("eval", "estimate", "export"):
         assert "has no weights: it is running" in refusal(capsys, verb, str(done.path), str(running.path))
-
-
-# ---- installed -----------------------------------------------------------------------------------------------------
-
-
-def test_wheel_runs_outside_the_repository(tmp_path: Path) -> None:
-    """The wheel holds every module and every file of conf/, and finds them when it is installed."""
-    source, installed, cwd = tmp_path / "source", tmp_path / "installed", tmp_path / "cwd"
-    for folder in (source, cwd):
-        folder.mkdir()
-    (source / "results").mkdir()
-    for name in ("pyproject.toml", "README.md", "normlab", "conf", "hydra_plugins", "results/paper"):
-        (source / name).symlink_to(SOURCE / name)
-    build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
-        wheel.extractall(installed)
-
-    def files(root: Path, pattern: str) -> set[Path]:
-        return {path.relative_to(root) for path in root.rglob(pattern)}
-
-    assert files(installed / "normlab" / "conf", "*.yaml") == files(SOURCE / "conf", "*.yaml")
-    assert files(installed / "normlab", "*.py") - {Path("conf/__init__.py")} == files(SOURCE / "normlab", "*.py")
-    script = (
-        "import json, normlab.config as c; "
-        "print(json.dumps([c.__path__[0], str(c.conf_dir()), c.identity(c.load(['norm=hn', 'batch=4x4']))]))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    module, conf, run_id = json.loads(done.stdout)
-    assert Path(module).parent == Path(conf).parent == installed / "normlab"
-    assert run_id == identity(load(["norm=hn", "batch=4x4"]))
 
 
 # ---- terminals, pipes and signals ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1] / "normlab"
 # From the top to the ground. What stands in one line does not import each other.
 LEVELS = (
     {"__main__"},
-    {"cli"},
+    {"cli", "api"},
     {"exchange", "doctor"},
     {"bench"},
     {"sweeps"},

@@ -53,10 +53,16 @@ def snapshot(
             "shortcut": site.shortcut,
             "receptive_field": site.receptive_field,
         }
-        for moment, scopes, ratio in zip(MOMENTS, (layer.mean_scopes, layer.var_scopes), layer.ratios(), strict=True):
-            row |= _by_scope(moment, scopes, ratio)
-        rows.append(row)
+        rows.append(row | of_layer(layer))
     return rows
+
+
+def of_layer(layer: Any) -> Row:
+    """Mean and var of a normalizing layer now, and those of its groups, as a row has them."""
+    row: Row = {}
+    for moment, scopes, ratio in zip(MOMENTS, (layer.mean_scopes, layer.var_scopes), layer.ratios(), strict=True):
+        row |= _by_scope(moment, scopes, ratio)
+    return row
 
 
 def _by_scope(moment: str, scopes: Sequence[str], ratio: "Tensor") -> Row:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from normlab.errors import unknown
+from normlab.errors import UserError, unknown
 from normlab.norm.weight import Convolution, WeightStandardization
 
 # Their subclasses too: SyncBatchNorm, and timm's layers with an activation inside. A LayerNorm over the last axis
@@ -22,7 +22,8 @@ from normlab.norm.weight import Convolution, WeightStandardization
 _NORMS = _BatchNorm | _InstanceNorm | nn.GroupNorm
 # Known by name: torchvision has one, as have detectron2, DETR and others, and they have no class in common.
 _FROZEN = {"FrozenBatchNorm2d", "FrozenBatchNormAct2d"}
-
+# They know the parameters that they found, and no others: new ones would stay unsynchronized, without a word.
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 _SETTINGS = ("eps", "momentum")
 
@@ -68,6 +69,7 @@ def convert(
     *,
     select: Callable[[str], bool] = lambda name: True,
     keep: Collection[Literal["eps", "momentum"]] = (),
+    stacklevel: int = 2,
 ) -> Conversion:
     """Replace, in place, every batch, instance and group norm of `model` by `norm(channels)`; None removes them.
 
@@ -77,20 +79,21 @@ def convert(
     parameters. So are eps and momentum, unless `keep` names them: then it is built with those of the old layer, as far
     as that has them, `norm(channels, eps=..., momentum=...)`. What is returned has both, old and new. A layer that
     appears in several places is replaced by one layer. The activation inside timm's fused layers stays.
-    `weight` then parametrizes each convolution (normlab.norm.weight), but those that standardize their weight already;
-    None leaves the weights alone.
+    `weight` then parametrizes each convolution, as `parametrize_weights` does; None leaves the weights alone.
     `select` limits both to modules whose name, in `model`, it accepts.
 
-    Warns NothingReplacedWarning where a norm is given and there is none to replace, as in most transformers. Raises
-    UserError if `keep` names anything else.
+    Warns NothingReplacedWarning where a norm is given and there is none to replace, as in most transformers, at
+    `stacklevel` as of warnings.warn. Raises UserError if `keep` names anything else, or the model is wrapped for
+    several devices already.
     """
     for setting in keep:
         if setting not in _SETTINGS:
             raise unknown("convert: keep", setting, _SETTINGS)
+    _refuse_wrapped(model)
     norms: dict[nn.Module, nn.Module] = {}  # old layer -> what stands in its place
     conversion = Conversion()
     for name, old in list(model.named_modules(remove_duplicate=False)):
-        if _is_norm(old) and select(name):
+        if is_replaceable(old) and select(name):
             if old not in norms:
                 norms[old] = _replacement(old, norm, model, keep)
                 conversion.norms.append(f"{name}.norm" if isinstance(norms[old], NormAct) else name)
@@ -102,17 +105,41 @@ def convert(
         warnings.warn(
             f"no batch, instance or group norm to replace: the model stays as it is{f' ({there})' if there else ''}",
             NothingReplacedWarning,
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
     if weight is not None:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, Convolution) and select(name) and not _is_standardized(module):
-                weight(module)
-                conversion.weights.append(name)
+        conversion.weights = parametrize_weights(model, weight, select)
     return conversion
 
 
-def _is_norm(module: nn.Module) -> bool:
+def parametrize_weights(
+    model: nn.Module, weight: Callable[[Convolution], None], select: Callable[[str], bool] = lambda name: True
+) -> list[str]:
+    """Parametrize each convolution (normlab.norm.weight), but those that standardize their weight already.
+
+    Returns the names of those that it was done to.
+    """
+    _refuse_wrapped(model)
+    done = []
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Convolution) and select(name) and not _is_standardized(module):
+            weight(module)
+            done.append(name)
+    return done
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            if kind.__name__ in _WRAPPERS:
+                raise UserError(
+                    f"convert: the model is wrapped by {kind.__name__}, which misses new parameters; "
+                    "convert it before it is wrapped"
+                )
+
+
+def is_replaceable(module: nn.Module) -> bool:
+    """Whether it is a batch, instance or group norm, or a frozen batch norm."""
     return isinstance(module, _NORMS) or _is_frozen(module)
 
 

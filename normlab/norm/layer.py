@@ -179,11 +179,16 @@ class Normalizer(nn.Module):
         return bool(self._batch_scopes) and not self.frozen
 
     def ratios(self) -> tuple[Tensor, Tensor]:
-        """Importance ratios of mean and variance, (S,) each, or (ratio_groups, S): softmax, or one-hot if hard."""
+        """Importance ratios of mean and variance, (S,) each, or (ratio_groups, S): softmax, or one-hot if hard.
+
+        Of a layer that FSDP has sharded, all ranks ask together.
+        """
         mean = self._ratio(self.mean_logits)
         return mean, mean if self.tied else self._ratio(self.var_logits)
 
     def _ratio(self, logits: Tensor | None) -> Tensor:
+        if logits is not None and hasattr(logits, "full_tensor"):  # a DTensor: its own argmax fails
+            logits = logits.full_tensor()
         found = ratios(logits, self.hard)
         return torch.ones(1) if logits is None or found is None else found.view_as(logits)
 
