@@ -55,8 +55,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.errors import RunError, UserError, is_out_of_memory, nearest, plain, unknown
+from normlab.errors import DiskFullError, RunError, UserError, is_out_of_memory, nearest, plain, unknown
 from normlab.processes.lifetimes import LAUNCHER, takes_signals
+from normlab.writing import is_full
 
 if TYPE_CHECKING:
     from normlab.config import Config
@@ -87,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # of a file or folder that cannot be used
         if error.filename is None:
             _discard_output()
-        return _refuse(f"{error.filename or 'output'}: {error.strerror or error}")
+        full = error.filename is not None and is_full(error)
+        status = DiskFullError.exit_status if full else BAD_INPUT
+        return _refuse(f"{error.filename or 'output'}: {error.strerror or error}", status)
     except Exception as error:
         if is_out_of_memory(error):
             return _refuse(f"there is not enough memory for these settings: {error}", RunError.exit_status)

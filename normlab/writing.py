@@ -61,6 +61,11 @@ def seal(text: str) -> str:
     return f'{{{indent}"{SEAL}": "{hashlib.sha256(rest.encode()).hexdigest()}",{rest}'
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room for a file."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, sealed: bool = False) -> None:
     """A line a row, behind the whole lines that there are; `sealed`: each with its digest. Raises DiskFullError."""
     lines = (json.dumps(row) for row in rows)
@@ -108,12 +113,12 @@ def _room(path: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         free = shutil.disk_usage(path.parent).free
         raise DiskFullError(
-            f"{path}: {_FULL[error.errno]}; it needs {_megabytes(needed)}, and {_megabytes(free)} are free. What was "
-            "saved before is whole; the same command goes on from there once there is room"
+            f"{path}: {_FULL[error.errno or 0]}; it needs {_megabytes(needed)}, and {_megabytes(free)} are free. What "
+            "was saved before is whole; the same command goes on from there once there is room"
         ) from None
 
 
