@@ -28,7 +28,7 @@
                                           measure speed (docs/performance.md); `normlab bench NAME options` explains
   normlab doctor [--json FILE] [out=FOLDER]
                                           check the machine: versions, devices, disk, collectives, datasets
-  normlab doctor --chaos [kills=20] [writes=20] [damages=5] [twice=1] [seed=0] [ranks=1] [workers=0] [out=FOLDER]
+  normlab doctor --chaos [kills=20] [writes=20] [damages=6] [twice=1] [seed=0] [ranks=1] [workers=0] [out=FOLDER]
                  [--json FILE]            kill and damage small runs, and prove that nothing is lost
   normlab figure NAME RUN ... [KEY=VALUE ...] [out=FILE.png|pdf|svg] [runs=FOLDER]
                                           draw a figure of the papers from the records of runs (docs/gallery.md)
@@ -421,7 +421,7 @@ def _bench(words: list[str]) -> int:
 def _doctor(words: list[str]) -> int:
     chaos, flags = "--chaos" in words, ("--chaos", "--json")
     report = _take_file(words, "--json")
-    of_chaos = {"kills": 20, "writes": 20, "damages": 5, "twice": 1, "seed": 0, "ranks": 1, "workers": 0}
+    of_chaos = {"kills": 20, "writes": 20, "damages": 6, "twice": 1, "seed": 0, "ranks": 1, "workers": 0}
     counts = of_chaos if chaos else {}
     place = {"out": "results/chaos" if chaos else DEFAULT_OUT}
     plain, options = _split([word for word in words if word != "--chaos"], counts | place, flags)

@@ -22,7 +22,7 @@ from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder, checkpoint_files
 from normlab.runs.lock import locked
 
-STATE = {"id": "1a2b3c4d", "updates": 7, "phases": {}, "model": {"weight": torch.arange(6.0)}}
+STATE = {"id": "1a2b3c4d", "updates": 7, "phases": {}, "rows": {}, "model": {"weight": torch.arange(6.0)}}
 
 
 def steps(folder: Path) -> list[int]:
@@ -221,9 +221,10 @@ def test_a_file_over_the_limit_is_one_line_too(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_one_of_an_older_version_is_named_as_such(tmp_path):
-    """Before there were phases; a run cannot go on from it."""
-    old = {key: value for key, value in STATE.items() if key != "phases"}
+@pytest.mark.parametrize("missing", ["phases", "rows"])
+def test_one_of_an_older_version_is_named_as_such(tmp_path, missing):
+    """Before there were phases, or digests of rows; a run cannot go on from it."""
+    old = {key: value for key, value in STATE.items() if key != missing}
     checkpoint.save(tmp_path, old, keep=1)
     with pytest.raises(UserError, match=r"000007\.pt was written by an older version of normlab; rerun=true starts"):
         checkpoint.load(tmp_path / "000007.pt", "1a2b3c4d")
