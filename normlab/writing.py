@@ -64,17 +64,17 @@ def overwrite_sealed(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether there is no room for a file."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
 def seal(text: str) -> str:
     """A JSON object as text, with the SHA-256 of all that follows it as its first field; reading.py looks at it."""
     rest = text[1:]  # behind the brace
     indent = rest[: len(rest) - len(rest.lstrip())]
     rest = f"{indent or ' '}{rest.lstrip()}"
     return f'{{{indent}"{SEAL}": "{hashlib.sha256(rest.encode()).hexdigest()}",{rest}'
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room for a file."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, sealed: bool = False) -> None:

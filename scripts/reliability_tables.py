@@ -31,9 +31,10 @@ def filled(page: str) -> str:
 
 def _section(path: Path) -> str:
     report = json.loads(path.read_text(encoding="utf-8"))
-    kills, writes, damages, twice = (report[key] for key in ("kills", "writes", "damages", "twice"))
+    kills, writes, damages = (report[key] for key in ("kills", "writes", "damages"))
+    twice = report.get("twice", ())  # older reports have none
     settings = [f"kills={len(kills)}", f"writes={len(writes)}", f"damages={len(damages) // 2}"]
-    settings.append(f"twice={len(twice) // 2}")
+    settings += [f"twice={len(twice) // 2}"] if "twice" in report else []
     settings += [f"{key}={report[key]}" for key in ("ranks", "workers", "seed")]
     inside = sum(write["inside"] for write in writes)
     rows = [

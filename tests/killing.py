@@ -3,7 +3,9 @@
 Processes fork from a server that has torch loaded, so that one more costs little.
 """
 
+import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -95,3 +97,13 @@ def _leaves(value: object, name: str = "checkpoint") -> list[tuple[str, object]]
 def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
     """Names of what is not the same in two outcomes."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def use_up(disk: Path) -> Path:
+    """Leave no room on a disk; returns the file that takes it."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096 if shutil.disk_usage(disk).free >= 4096 else 1))
+    assert shutil.disk_usage(disk).free == 0
+    return filler

@@ -17,7 +17,7 @@ from normlab.cli import main
 from normlab.doctor.attempts import Server
 from normlab.doctor.chaos import Proof, chaos
 from normlab.doctor.compare import differences, missing_or_repeated, unequal
-from normlab.doctor.damage import CHECKPOINT, Damage
+from normlab.doctor.damage import OF_STOPPED, Damage
 from normlab.doctor.kills import Kill
 from normlab.doctor.readers import READERS
 from normlab.doctor.twice import Twice
@@ -64,7 +64,7 @@ def test_two_hundred_kills_while_checkpoints_are_written(tmp_path):
 @pytest.mark.parametrize("part", range(4))
 def test_a_hundred_truncations_and_a_hundred_bit_flips(tmp_path, part):
     report = prove(tmp_path / "out", kills=0, writes=0, damages=25, twice=0, seed=part)
-    assert {damage["file"] for damage in report["damages"]} == {CHECKPOINT, *READERS}
+    assert {damage["file"] for damage in report["damages"]} == {*OF_STOPPED, *READERS}
 
 
 @pytest.mark.long

@@ -1,27 +1,28 @@
 """Checkpoints: whole or not there, told from damaged ones, kept in number, harmless; and disks that are full."""
 
+import errno
 import os
 import pickle
 import random
 import resource
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from killing import SHORT, SMALL, attempt, config, differences, outcome
+from killing import SHORT, SMALL, attempt, config, differences, outcome, use_up
 
 from normlab import writing
 from normlab.cli import main
 from normlab.config import Config
-from normlab.errors import DiskFullError, UserError
+from normlab.errors import BusyError, DiskFullError, UserError
 from normlab.launch.start import start
 from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder, checkpoint_files
+from normlab.runs.lock import locked
 
-STATE = {"id": "1a2b3c4d", "updates": 7, "phases": {}, "model": {"weight": torch.arange(6.0)}}
+STATE = {"id": "1a2b3c4d", "updates": 7, "phases": {}, "rows": {}, "model": {"weight": torch.arange(6.0)}}
 
 
 def steps(folder: Path) -> list[int]:
@@ -164,17 +165,6 @@ def test_what_killed_writes_left_is_removed(tmp_path):
 # ---- full disks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk; the limit on a file's size is tested all the same")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
 @pytest.mark.parametrize("when", [("training", 5), ("evaluating", 256), ("measuring statistics", 8)])
 def test_a_disk_that_is_full_ends_the_run_in_one_line_and_costs_nothing(small_disk, capfd, whole, when):
     settings, filler = config(small_disk), small_disk / "filler"
@@ -182,9 +172,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_costs_nothing(small_di
 
     def fill(what: str, done: int, total: int) -> None:
         if (what, done) == when and not filler.exists():
-            with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(4096 if shutil.disk_usage(small_disk).free >= 4096 else 1))
+            use_up(small_disk)
 
     with pytest.raises(DiskFullError) as error:
         start(settings, folder, fill)
@@ -199,6 +187,22 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_costs_nothing(small_di
     filler.unlink()
     assert main(["train", *SMALL, *SHORT, f"out={small_disk}"]) == 0
     assert differences(outcome(settings), whole) == []
+
+
+def test_a_full_disk_keeps_nobody_from_a_lock(small_disk):
+    (small_disk / "run").mkdir()
+    use_up(small_disk)
+    with locked(small_disk / "run"), pytest.raises(BusyError), locked(small_disk / "run"):
+        pass
+
+
+def test_a_folder_that_a_full_disk_has_no_room_for(monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results")
+
+    monkeypatch.setattr("normlab.launch.start.start", full)
+    assert main(["train", *SMALL, *SHORT, "out=nowhere"]) == DiskFullError.exit_status
+    assert capsys.readouterr().err == "normlab: results: No space left on device\n"
 
 
 def test_a_file_over_the_limit_is_one_line_too(tmp_path):
@@ -217,9 +221,10 @@ def test_a_file_over_the_limit_is_one_line_too(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_one_of_an_older_version_is_named_as_such(tmp_path):
-    """Before there were phases; a run cannot go on from it."""
-    old = {key: value for key, value in STATE.items() if key != "phases"}
+@pytest.mark.parametrize("missing", ["phases", "rows"])
+def test_one_of_an_older_version_is_named_as_such(tmp_path, missing):
+    """Before there were phases, or digests of rows; a run cannot go on from it."""
+    old = {key: value for key, value in STATE.items() if key != missing}
     checkpoint.save(tmp_path, old, keep=1)
     with pytest.raises(UserError, match=r"000007\.pt was written by an older version of normlab; rerun=true starts"):
         checkpoint.load(tmp_path / "000007.pt", "1a2b3c4d")

@@ -55,7 +55,9 @@ def test_the_records_of_a_run(tmp_path):
     assert epochs[0]["train/loss"] == pytest.approx(sum(row["batch/loss"] for row in updates[:8]) / 8)
     assert [row["step"] for row in read_jsonl(folder.ratios)] == [0, 8, 16]
 
-    assert folder.status() == {"status": "finished", "updates": 16}
+    status = folder.status()
+    assert (status["status"], status["updates"]) == ("finished", 16)
+    assert {"metrics.jsonl", "checkpoints/weights.safetensors"} <= status["files"].keys()
     assert summary["metrics"].keys() == {"moving_average", "batch_average"}
     assert summary["metrics"]["moving_average"]["top1"] == epochs[-1]["val/top1"]
     assert summary["headline"] == {

@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 
 from normlab.errors import UserError
 from normlab.report.charts import accuracy, heat_map, ratios
+from normlab.report.quantities import Measured
 from normlab.report.results import Entry, Results
 from normlab.report.table import Difference, Line
 from normlab.report.tables import load_table
@@ -23,7 +24,7 @@ def results(rows: dict[str, str], columns: dict[str, str], entries: dict[tuple[s
     table.rows, table.columns = ({n: Line(label, []) for n, label in t.items()} for t in (rows, columns))
     table.differences = {"x": Difference("a", "b")}
     records = [{"model": "net", "data": "digits", "seed": 0}]
-    return Results(table, "digits", table.scale("digits"), records, entries, {}, [])
+    return Results(table, "digits", table.scale("digits"), records, entries, {}, [], {}, Measured({}))
 
 
 def cell(printed: float | None, *values: float, diverged: int = 0, missing: int = 0) -> Entry:

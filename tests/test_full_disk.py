@@ -61,7 +61,7 @@ def test_a_tracker_whose_disk_is_full_is_not_started_again(caplog):
 
 @pytest.mark.parametrize("after", [{"status": "finished"}, {"status": "failed", "error": "the disk is full"}])
 def test_a_status_is_written_in_its_own_place_where_the_disk_is_full(tmp_path, monkeypatch, after):
-    def full(path, value):
+    def full(path, value, **options):
         raise DiskFullError("no room")
 
     folder = RunFolder(tmp_path)

@@ -258,7 +258,7 @@ def any_command(words: list[str]) -> None:
 
 
 test_commands = ORDINARY(given(command())(any_command))
-test_many_commands = pytest.mark.long(thorough(2000)(given(command())(any_command)))
+test_many_commands = pytest.mark.long(thorough(10_000)(given(command())(any_command)))
 
 
 @st.composite

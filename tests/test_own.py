@@ -162,7 +162,7 @@ def test_own_tables_are_found(lab, capsys):
     ("words", "message"),
     [
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
-        (["--config-dir"], "--config-dir: expected a file after it"),
+        (["--config-dir"], "--config-dir: expected a folder after it"),
         (["experiment=quick"], "expected +experiment=NAME"),
         (["+experiment=quik"], "did you mean 'quick'?"),
         (["+experiment=broken"], "broken"),

@@ -115,9 +115,9 @@ def test_a_signal_anywhere_interrupts(tmp_path, monkeypatch, where):
     """While the model is built, W&B starts, the outcome is written."""
     original = getattr(life, where)
 
-    def signalled(*arguments: object) -> object:
+    def signalled(*arguments: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     words = ["train", *SMALL, "iterations=2", f"out={tmp_path}"]
     folder = RunFolder.of(config(tmp_path, "iterations=2"))

@@ -32,7 +32,8 @@ def test_training_is_the_same_with_and_without(tmp_path, more):
     added = other.keys() - one.keys()
     assert added == {"statistics.jsonl", "gradients.jsonl", "snapshots/0.25.safetensors", "snapshots/0.5.safetensors"}
     differing = {name for name in one if one[name] != other[name]}
-    assert differing <= {"files", "metrics.jsonl", *(name for name in one if name.startswith("checkpoint.records"))}
+    counted = {name for name in one if name.startswith("checkpoint.rows")}
+    assert differing <= {"files", "status", "metrics.jsonl", *counted}
     rows, expected = read_jsonl(folder.metrics), read_jsonl(RunFolder.of(plain).metrics)
     assert [{k: v for k, v in row.items() if not k.startswith("val_batch_average")} for row in rows] == expected
     last = folder.summary()["metrics"]["batch_average"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from sealed import forget_digests, rewrite
 from test_engine import config, run
 
 from normlab.cli import main
@@ -135,6 +136,7 @@ def folder(whole, tmp_path) -> RunFolder:
 
 
 def test_a_text_for_a_metric_is_one_line(folder, capsys):
+    forget_digests(folder)
     rows = folder.metrics.read_text().splitlines()
     changed = json.loads(rows[-1]) | {"val/top1": "x"}
     folder.metrics.write_text("\n".join([*rows[:-1], json.dumps(changed)]) + "\n")
@@ -180,9 +182,7 @@ def test_an_estimate_of_a_stranger_is_numbers(folder):
 
 @pytest.mark.parametrize("name", [r"$\frac{$", "$x$ and $y$", "a $ b"])
 def test_dollars_in_a_strangers_names_are_no_formula(folder, name):
-    record = json.loads(folder.run_file.read_text())
-    record["config"]["choices"] |= {"norm": name, "batch": "8x2"}
-    folder.run_file.write_text(json.dumps(record))
+    rewrite(folder.run_file, lambda record: record["config"]["choices"].update(norm=name, batch="8x2"))
     picture = folder.path / "x.svg"
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         assert main(["figure", "learning_curves", str(folder.path), f"out={picture}"]) == 0

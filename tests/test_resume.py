@@ -109,6 +109,20 @@ def test_rows_that_are_missing_cost_the_checkpoints_behind_them(tmp_path, whole)
     assert differences(outcome(settings), whole) == []
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ratios.jsonl"])
+def test_rows_that_are_damaged_cost_the_checkpoints_behind_them(tmp_path, whole, caplog, name):
+    """Another bit in one of them would be in what the run leaves for good."""
+    settings = config(tmp_path)
+    attempt(settings, ("training", 7))
+    file = RunFolder.of(settings).path / name
+    data = bytearray(file.read_bytes())
+    data[data.index(b'"step": ' if name == "ratios.jsonl" else b'"step": 3') + 8] ^= 1
+    file.write_bytes(data)
+    start(settings, RunFolder.of(settings), lambda *_: None)
+    assert f"{file}: rows up to update 6 are missing or damaged; going back" in caplog.text
+    assert differences(outcome(settings), whole) == []
+
+
 def test_a_torn_line_is_no_row(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"step": 1}\n{"st')

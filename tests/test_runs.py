@@ -362,7 +362,7 @@ def test_code_that_computes_is_told_from_code_that_does_not(tmp_path, monkeypatc
     before = digest(())
     for name, computes in (
         ("norm/algebra.py", True), ("norm/kernels/native.cpp", True), ("replicas.py", True), ("engine/phase.py", True),
-        ("report/render.py", False), ("figures/bars.py", False), ("cli.py", False), ("runs/folder.py", False),
+        ("report/render.py", False), ("figures/bars.py", False), ("cli/main.py", False), ("runs/folder.py", False),
     ):  # fmt: skip
         file = package / name
         assert file.is_file(), name

@@ -1,5 +1,6 @@
 """Sweeps: a cell is a process, finished cells are skipped, what happens to one costs no other."""
 
+import logging
 import os
 import re
 import signal
@@ -13,12 +14,14 @@ import pytest
 
 from normlab.cli import main
 from normlab.config import load
+from normlab.console import PlainConsole
+from normlab.errors import DiskFullError
 from normlab.launch.start import _clear, start
 from normlab.reading import read_json, read_jsonl
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
-from normlab.sweeps.multirun import expand
-from normlab.sweeps.pool import LOG, Cell, _Job, _Pool, plan
+from normlab.sweeps.multirun import _once, expand
+from normlab.sweeps.pool import LOG, Cell, _Job, _Pool, conclude, plan
 
 SMALL = ["batch=4x4", "epochs=1", "model.width=4", "data.fraction=0.1", "tracker=none"]
 
@@ -189,6 +192,28 @@ def test_a_process_that_ended_beside_another_command_is_no_failure(tmp_path):
     assert folder.status() == {"status": "new"} and not pool.stopping
     pool._note_end(_Job(pool.cells[0], ended, None))
     assert folder.status() == {"status": "failed", "error": "the process ended with status 0"} and pool.stopping
+
+
+def test_no_cell_is_started_on_a_full_disk(tmp_path, capsys):
+    config = load([*SMALL, f"out={tmp_path}"])
+    folder = RunFolder.of(config)
+    folder.create(config)
+    pool = _Pool([Cell(config, folder)], 1, "continue")
+    pool._note_end(_Job(pool.cells[0], SimpleNamespace(join=lambda: None, exitcode=DiskFullError.exit_status), None))
+    assert pool.stopping and folder.status() == {"status": "new"}
+    assert conclude(pool.cells, PlainConsole(stderr=True), disk_is_full=pool.disk_is_full) == 74
+    assert "The disk is full; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_warning_of_another_launcher_is_said_once(capsys):
+    """submitit's, at every look at its jobs where Slurm has no sacct; test_long_sweeps.py has it in full."""
+    logger = logging.Logger("submitit")
+    logger.addHandler(logging.StreamHandler(sys.stderr))
+    logger.addFilter(_once(set()))
+    for call in range(3):
+        logger.warning(f"Call #{call} - Bypassing sacct error")
+    logger.warning("Another")
+    assert capsys.readouterr().err == "submitit: Bypassing sacct error\nsubmitit: Another\n"
 
 
 def test_a_run_killed_while_it_is_cleared_says_nothing_that_is_gone(tmp_path, monkeypatch):

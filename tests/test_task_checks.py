@@ -268,8 +268,7 @@ def test_a_table_of_another_task_shows_any_of_its_metrics(tmp_path, monkeypatch,
     }
     for name, text in written.items():
         (tmp_path / "conf" / f"{name}.yaml").write_text(text)
-    for module in ("normlab.config.files", "normlab.report.tables"):
-        monkeypatch.setattr(f"{module}.conf_dir", lambda: tmp_path / "conf")
+    monkeypatch.setattr("normlab.config.files.conf_dir", lambda: tmp_path / "conf")
     compose._compose_files.cache_clear()
     monkeypatch.chdir(tmp_path)
     try:

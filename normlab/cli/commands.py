@@ -280,7 +280,7 @@ def _commands() -> list[_Verb]:
         ),
         _command(
             "doctor", verbs.doctor,
-            "[out=FOLDER] [kills=20] [writes=20] [damages=5] [twice=1] [seed=0] [ranks=1] [workers=0]",
+            "[out=FOLDER] [kills=20] [writes=20] [damages=6] [twice=1] [seed=0] [ranks=1] [workers=0]",
             "Check the machine. Versions, devices, disk, collectives, datasets; the numbers are --chaos's.",
             "normlab doctor", "normlab doctor --chaos kills=5",
             params=[

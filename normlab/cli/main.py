@@ -10,8 +10,9 @@ import click
 from click.shell_completion import shell_complete
 
 from normlab.cli.commands import command_line, said
-from normlab.errors import RunError, UserError, is_out_of_memory, plain
+from normlab.errors import DiskFullError, RunError, UserError, is_out_of_memory, plain
 from normlab.processes.lifetimes import takes_signals
+from normlab.writing import is_full
 
 BAD_INPUT = 2
 COMPLETE = "_NORMLAB_COMPLETE"  # the environment variable by which a shell asks for completions
@@ -37,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # of a file or folder that cannot be used
         if error.filename is None:
             _discard_output()
-        return _refuse(f"{error.filename or 'output'}: {error.strerror or error}")
+        full = error.filename is not None and is_full(error)
+        status = DiskFullError.exit_status if full else BAD_INPUT
+        return _refuse(f"{error.filename or 'output'}: {error.strerror or error}", status)
     except Exception as error:
         if is_out_of_memory(error):
             return _refuse(f"there is not enough memory for these settings: {error}", RunError.exit_status)

@@ -250,7 +250,7 @@ def bench(words: list[str]) -> int:
 
 def doctor(words: list[str], chaos: bool, json: str | None) -> int:
     report = Path(json) if json else None
-    of_chaos = {"kills": 20, "writes": 20, "damages": 5, "twice": 1, "seed": 0, "ranks": 1, "workers": 0}
+    of_chaos = {"kills": 20, "writes": 20, "damages": 6, "twice": 1, "seed": 0, "ranks": 1, "workers": 0}
     counts = of_chaos if chaos else {}
     place = {"out": "results/chaos" if chaos else DEFAULT_OUT}
     plain, options = _split(words, counts | place)

@@ -312,7 +312,9 @@ def _choice(group: str, value: Any, path: str) -> str:
 
 
 def _elsewhere(group: str, name: str) -> list[str]:
-    """Words that name something of another group, or of a library of models."""
+    """Words that name something of another group, or of a library of models; many groups have none."""
+    if name == "none":
+        return []
     others = [f"{other}={name}" for other in GROUPS if other != group and name in choices(other)]
     if group == "model":
         others += [f"model={library} model.name={name}" for library in LIBRARIES if name in model_names(library)]

@@ -11,7 +11,8 @@ from normlab.doctor.experiment import UPDATES, Experiment, follow
 from normlab.doctor.readers import READERS, REPRODUCE, Answer, notices
 from normlab.runs.folder import checkpoint_files
 
-CHECKPOINT = "checkpoints/*.pt"  # the newest one of a run that was stopped
+CHECKPOINT = "checkpoints/*.pt"  # the newest one
+OF_STOPPED = {f"stopped/{name}": name for name in (CHECKPOINT, "metrics.jsonl", "ratios.jsonl")}
 Kind = Literal["truncation", "bit flip"]
 _STOPPED, _FINISHED = "stopped", "finished"
 
@@ -24,22 +25,23 @@ class Damage:
         kind: what is done.
         place: as a share of the file's length.
         bit: of the byte there.
-        file: of a finished run, or the newest checkpoint of a stopped one.
+        file: of a finished run, or in `stopped` of a stopped one.
         named: whether each command that reads the file named it; a resumed run: in a warning.
-        unchanged: whether each that did not gave the answer that it gives of the whole file.
+        unchanged: whether each that did not gave the answer that it gives of the whole file, and the resumed run ended
+            as if nothing had been.
     """
 
     kind: Kind
     place: float
     bit: int
-    file: str = CHECKPOINT
+    file: str
     named: bool = False
     unchanged: bool = False
 
 
 def draw_damages(number: int, rng: random.Random) -> list[Damage]:
     """So many of each kind, on each file in its turn."""
-    files = (CHECKPOINT, *READERS)
+    files = (*OF_STOPPED, *READERS)
     kinds: tuple[Kind, ...] = ("truncation", "bit flip")
     drawn = enumerate(kind for kind in kinds for _ in range(number))
     return [Damage(kind, rng.random(), rng.randrange(8), files[i % len(files)]) for i, kind in drawn]
@@ -48,33 +50,37 @@ def draw_damages(number: int, rng: random.Random) -> list[Damage]:
 def damage_runs(experiment: Experiment, damages: list[Damage], progress: Callable[[int, int], None]) -> list[str]:
     """Damage files, and have them read; returns what is wrong: damage that changed something, and nobody said so."""
     wrong = []
-    if any(damage.file == CHECKPOINT for damage in damages):
+    if any(damage.file in OF_STOPPED for damage in damages):
         _stop_a_run(experiment)
-    if any(damage.file != CHECKPOINT for damage in damages):
+    if any(damage.file in READERS for damage in damages):
         made = experiment.type(_FINISHED, f"{REPRODUCE} seeds=1").answer()
         if made.status or made.problems:
             return [f"{_FINISHED}: the command ended with {made}", *made.problems]
     answers: dict[str, Answer] = {}
     for done, damage in enumerate(damages, 1):
         name = f"damage{done}"
-        look = _resume if damage.file == CHECKPOINT else _read
+        look = _resume if damage.file in OF_STOPPED else _read
         wrong += [f"{name}: {line}" for line in look(experiment, damage, name, answers)]
         progress(done, len(damages))
     return wrong
 
 
 def _resume(experiment: Experiment, damage: Damage, name: str, _: dict[str, Answer]) -> list[str]:
-    """The stopped run goes on without the damaged checkpoint."""
+    """The stopped run goes on as if the file had never been written; rows behind the checkpoint are not read at all."""
     shutil.copytree(experiment.out / _STOPPED, experiment.out / name)
-    newest = checkpoint_files(experiment.run(name).checkpoints)[-1]
-    _inflict(damage, newest)
+    run = experiment.run(name)
+    is_checkpoint = OF_STOPPED[damage.file] == CHECKPOINT
+    path = checkpoint_files(run.checkpoints)[-1] if is_checkpoint else run.path / OF_STOPPED[damage.file]
+    _inflict(damage, path)
     log = experiment.log(name)
     log.unlink()
     problems = experiment.finish(name)
-    damage.named = newest.name in log.read_text(errors="replace")
-    if not damage.named:
-        problems.append(f"no warning named {newest.name} after a {damage.kind} at {damage.place:.4f} of it")
-    return problems or experiment.verdict(name)
+    damage.named = path.name in log.read_text(errors="replace")
+    if is_checkpoint and not damage.named:
+        problems.append(f"no warning named {path.name} after a {damage.kind} at {damage.place:.4f} of it")
+    problems = problems or experiment.verdict(name)
+    damage.unchanged = not damage.named and not problems
+    return problems
 
 
 def _read(experiment: Experiment, damage: Damage, name: str, answers: dict[str, Answer]) -> list[str]:

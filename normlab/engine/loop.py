@@ -144,7 +144,7 @@ class Loop:
                 "updates": self.updates,
                 "seconds": self.seconds,
                 "made_by": self.made_by,
-                "records": resumption.records(folder),
+                "rows": resumption.rows(folder),
                 "epoch_sums": self.journal.epoch_sums,
                 "model": self.session.experiment.model.state_dict(),
                 "phases": {phase.name: phase.state_dict() for phase in self.phases},

@@ -1,7 +1,6 @@
 """From the exception that ends a run to one line that says what to do, and the records of it in the run's folder."""
 
 import contextlib
-import errno
 import os
 import re
 import traceback
@@ -12,7 +11,7 @@ from normlab.data.dataset import SampleError
 from normlab.errors import DiskFullError, RunError, UserError, is_out_of_memory
 from normlab.processes.devices import rank_and_size
 from normlab.runs.folder import RunFolder
-from normlab.writing import write_text
+from normlab.writing import is_full, write_text
 
 
 def failed(folder: RunFolder, error: BaseException) -> UserError | RunError:
@@ -29,7 +28,7 @@ def failed(folder: RunFolder, error: BaseException) -> UserError | RunError:
                 write_text(folder.traceback, "".join(traceback.format_exception(error)))
     if told is not None:
         return told
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return DiskFullError(reason)
     return RunError(f"the run failed: {reason}; traceback: {folder.traceback}")
 

@@ -66,7 +66,7 @@ def load(path: Path, run_id: str) -> State:
         raise UserError(f"{path} is no checkpoint of normlab; nothing in it was executed; remove it") from None
     if run != run_id:
         raise UserError(f"{path} belongs to run {run}, not to {run_id}; remove it or pass rerun=true")
-    if "phases" not in state:
+    if not {"phases", "rows"} <= state.keys():
         raise UserError(f"{path} was written by an older version of normlab; rerun=true starts the run over")
     return state
 

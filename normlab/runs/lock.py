@@ -1,5 +1,6 @@
 """One command at a time works on a run's folder."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -93,8 +94,9 @@ def _is_still(file: int, path: Path) -> bool:
 def _sign(file: int, shared_by: str | None) -> None:
     now = datetime.now().isoformat(" ", "seconds")
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "shared_by": shared_by}
-    os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(holder).encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk it holds all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(holder).encode(), 0)
 
 
 def _holder(file: int) -> dict[str, str]:

@@ -5,12 +5,14 @@ hydra/launcher=submitit_slurm: it calls the task function below for each cell, o
 """
 
 import hashlib
+import logging
 import math
 import os
 import re
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,8 @@ def multirun(words: list[str]) -> int:
     outcome = 0
     if searches:
         place.mkdir(parents=True, exist_ok=True)  # where a sweeper that searches says what it found
+    if not is_ours:
+        logging.getLogger("submitit").addFilter(_once(set()))
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
     except HydraException as error:
@@ -78,12 +82,27 @@ def multirun(words: list[str]) -> int:
     return outcome
 
 
+def _once(said: set[str]) -> Callable[[logging.LogRecord], bool]:
+    """A filter that says each warning once; without sacct, submitit has three at every look at its jobs."""
+
+    def is_to_be_said(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        text = re.sub(r"^Call #\d+ - ", "", record.getMessage())
+        if text not in said:
+            said.add(text)
+            print(f"{record.name}: {text}", file=sys.stderr)
+        return False
+
+    return is_to_be_said
+
+
 def _conclude(cells: list[Config]) -> int:
     """What our own launcher does at a sweep's end, for another's."""
     from normlab.console import PlainConsole
     from normlab.sweeps.pool import conclude, plan
 
-    return conclude(plan(cells), 0, PlainConsole(stderr=True))
+    return conclude(plan(cells), PlainConsole(stderr=True))
 
 
 def expand(words: list[str]) -> list[Config]:

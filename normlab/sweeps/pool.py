@@ -18,7 +18,7 @@ from rich.console import Console
 
 from normlab.config import Config, identity, inputs
 from normlab.console import PlainConsole
-from normlab.errors import BusyError, UserError
+from normlab.errors import BusyError, DiskFullError, UserError
 from normlab.launch.elastic import num_devices
 from normlab.launch.start import start
 from normlab.processes.lifetimes import takes_signals
@@ -74,8 +74,10 @@ def sweep(configs: list[Config], jobs: int = 0, on_failure: str = "continue", co
     cells = plan(configs)
     waiting = [cell for cell in cells if not cell.folder.is_over or cell.config.rerun]
     console.print(f"{len(cells)} cells: {len(cells) - len(waiting)} finished already, {len(waiting)} to run")
-    ended_by = _Pool(waiting, jobs, on_failure).run(console) if waiting else 0
-    return conclude(cells, ended_by, console)
+    pool = _Pool(waiting, jobs, on_failure)
+    if waiting:
+        pool.run(console)
+    return conclude(cells, console, pool.signal, pool.disk_is_full)
 
 
 def plan(configs: list[Config]) -> list[Cell]:
@@ -91,7 +93,7 @@ def relative_time(config: Config) -> float:
     return iterations * (samples + 32)
 
 
-def conclude(cells: list[Cell], ended_by: int, console: Console) -> int:
+def conclude(cells: list[Cell], console: Console, ended_by: int = 0, disk_is_full: bool = False) -> int:
     """Say what failed, each with its own error, and how to go on; returns the exit status.
 
     `ended_by` is the signal that ended the sweep, as the status of a run that it ends says; 0: none.
@@ -105,6 +107,9 @@ def conclude(cells: list[Cell], ended_by: int, console: Console) -> int:
     if ended_by:
         console.print("Interrupted; the same command goes on from there.")
         return 128 + ended_by
+    if disk_is_full:
+        console.print("The disk is full; the same command goes on from there once there is room.")
+        return DiskFullError.exit_status
     return 1 if failed or len(counts.keys() - {"finished", "diverged"}) else 0
 
 
@@ -120,16 +125,16 @@ class _Pool:
         self.waiting, self.on_failure = list(waiting), on_failure
         self.cells = list(waiting)
         self.free_gpus = list(range(torch.cuda.device_count()))
-        self.jobs = min(num_jobs(jobs), len(waiting))
+        self.jobs = max(1, min(num_jobs(jobs), len(waiting)))
         self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
         self.running: list[_Job] = []
-        self.stopping = False
+        self.stopping = self.disk_is_full = False
         self.signal = 0
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(["normlab.sweeps.cell_server"])
 
-    def run(self, console: Console) -> int:
-        """Run all cells; returns the signal that cut them short, Ctrl-C or SIGTERM; 0: none."""
+    def run(self, console: Console) -> None:
+        """Run all cells, unless `signal` (Ctrl-C or SIGTERM) or a full disk cuts them short."""
         numbers = (signal.SIGINT, signal.SIGTERM) if takes_signals() else ()
         previous = {number: signal.signal(number, self._stop) for number in numbers}
         total = sum(cell.weight for cell in self.cells)
@@ -145,7 +150,6 @@ class _Pool:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return self.signal
 
     def _stop(self, number: int, _frame: object) -> None:
         """Stop starting cells, and let the running ones save and end; asked again, end them at once."""
@@ -184,7 +188,9 @@ class _Pool:
         job.process.join()
         code, folder = job.process.exitcode, job.cell.folder
         status = folder.status()["status"]
-        if status in ("new", "running") and code != BUSY:
+        if code == DiskFullError.exit_status:
+            self.disk_is_full = self.stopping = True
+        elif status in ("new", "running") and code != BUSY:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             with contextlib.suppress(BusyError), locked(folder.path):  # else another command goes on with it
                 folder.set_status("failed", error=f"the process {how}")
@@ -232,6 +238,9 @@ def _run_cell(config: Config, folder: RunFolder, gpus: list[int], pipe: Pipe) ->
     except BusyError as error:
         print(error, file=sys.stderr)
         sys.exit(BUSY)
+    except DiskFullError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_status)
     except UserError as error:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.set_status("failed", error=str(error))
