@@ -83,5 +83,5 @@ def test_accuracy_along_rows():
 
 
 def test_ratios_need_a_row_of_the_table():
-    with pytest.raises(UserError, match="row 'sm' does not exist; allowed: sn"):
+    with pytest.raises(UserError, match="row 'sm' does not exist; did you mean 'sn'"):
         ratios(results({"sn": "SN"}, {"a": "A"}, {}), row="sm")
