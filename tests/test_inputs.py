@@ -67,12 +67,21 @@ def test_any_change_of_the_files_is_another_fingerprint(data, change, read_whole
 
 def test_what_no_dataset_reads_does_not_count(data):
     before = fingerprint(data)
-    for name in (".DS_Store", "train/._cat", "val/cat/Thumbs.db", "ILSVRC2012_img_train.tar", ".cache/x"):
+    for name in (".DS_Store", "train/._cat", "val/cat/Thumbs.db", ".cache/x"):
         (data / name).parent.mkdir(exist_ok=True)
         (data / name).write_bytes(b"x")
     (data / "nowhere").symlink_to("gone")
     (data / "train" / "around").symlink_to("..")
     assert fingerprint(data) == before
+
+
+def test_archives_count_where_nobody_says_what_is_read(data, words):
+    """A dataset may read them (shards of a web dataset); ImageNet says that it reads train and val."""
+    config = load([*words, f"data.root={data}"])
+    before, of_imagenet = fingerprint(data), inputs(config)
+    (data / "train-000.tar").write_bytes(b"x")
+    assert fingerprint(data) != before
+    assert inputs(config) == of_imagenet
 
 
 def test_a_dataset_says_which_files_are_its_own_and_at_which_level(tmp_path):

@@ -54,7 +54,8 @@ def _digest(target: str, path: Path, notes: Path, without: str) -> str | None:
     if not os.path.isdir(path):
         return None
     folders, files = (schema.class_attribute(target, name) for name in ("folders", "files"))
-    return fingerprint(path, folders or (), files or ("*",), notes, without)
+    declared = {key: value for key, value in (("folders", folders), ("names", files)) if value}
+    return fingerprint(path, **declared, notes=notes, without=without)
 
 
 def _of_run(path: Path | None) -> str | None:

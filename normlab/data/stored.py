@@ -17,12 +17,10 @@ from normlab.writing import write_json
 
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
 NOTES = ".fingerprints.json"  # in the folder of the runs: the fingerprints of large datasets
-_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 _READ_WHOLE = 2**28  # bytes: of a dataset up to this size every byte counts
 _SAMPLE, _OF_A_FILE = 64, 2**20  # of a larger one, the first bytes of so many files, spread over all
 _NOTED_FROM = 20_000  # files: what takes seconds to look at is noted
-
-
+_ALL = ("*",)
 _NOTED: dict[str, dict[str, Any]] = {}  # by this process; the cells of a sweep share their data
 
 
@@ -49,7 +47,7 @@ def first_existing(root: Path | str, *folders: str) -> Path:
 def fingerprint(
     root: Path | str,
     folders: Sequence[str] = (),
-    names: Sequence[str] = ("*",),
+    names: Sequence[str] = _ALL,
     notes: Path | None = None,
     without: str = "",
 ) -> str:
@@ -57,12 +55,13 @@ def fingerprint(
 
     Up to 256 MiB every byte counts. Of larger data, those at the beginning of 64 files do: another dataset, another
     file more or less, another resolution or compression show; a change within a large dataset that keeps each size may
-    not. Hidden files, those of file managers, and archives that the data were unpacked from do not count.
+    not. Hidden files and those of file managers do not count, all others that `names` fit do: nobody knows which of
+    them a dataset reads.
 
     Args:
         root: folder of the dataset.
         folders: where the data may lie in root; the first that is there counts.
-        names: patterns of what is read there, as *.bin or train.
+        names: patterns of what is read there, as *.bin or train; of a file and its .gz, both named, the file counts.
         notes: file that keeps the fingerprints of large datasets; one counts again while no folder of the dataset, and
             none of the 64 files, has changed.
         without: file in root that does not count.
@@ -115,12 +114,12 @@ def _walk(base: str, names: Sequence[str]) -> tuple[list[str], list[_File]]:
                 elif entry.is_file():  # no link to nowhere, no device
                     files.append(_File(name, entry.path, entry.stat().st_size))
         waiting += sorted(deeper, reverse=True)
-    unpacked = {f"{file.name}.gz" for file in files}  # MNIST's download keeps both, and one of them is read
+    unpacked = {f"{file.name}.gz" for file in files if tuple(names) != _ALL}  # MNIST's download keeps both
     return folders, sorted(file for file in files if file.name not in unpacked)
 
 
 def _counts(name: str) -> bool:
-    return not is_hidden(name) and not is_of_system(name) and not name.lower().endswith(_ARCHIVES)
+    return not is_hidden(name) and not is_of_system(name)
 
 
 def _add_bytes(digest: "hashlib._Hash", files: Sequence[_File]) -> Sequence[_File]:
@@ -137,7 +136,7 @@ def _add_bytes(digest: "hashlib._Hash", files: Sequence[_File]) -> Sequence[_Fil
     return chosen
 
 
-# ---- notes -----------------------------------------------------------------------------------------
+# ---- notes -----------------------------------------------------------------------------------------------------------
 
 
 def _stamps(base: str, names: Iterable[str]) -> dict[str, list[int] | None]:
