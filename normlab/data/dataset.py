@@ -15,6 +15,7 @@ from normlab.data.splits import Integers
 from normlab.errors import UserError, unknown
 
 SPLITS = ("train", "val")
+VOID = 255  # in label maps: a pixel that counts nowhere
 Transform = Callable[[Any], Tensor]
 OnError = Literal["stop", "skip"]
 

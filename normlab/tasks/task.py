@@ -203,6 +203,10 @@ class Task(ABC):
             return []
         return trace(model, self.example, lambda module: isinstance(module, Normalizer))
 
+    def weighted(self, name: str) -> bool:
+        """Whether `weight` is for this convolution: those that a norm follows take it, those that predict do not."""
+        return True
+
     def initial(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
         """What `init` names, made to fit the model (filters inflated to three dimensions); taken by name and shape."""
         return state
