@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from normlab import schema
-from normlab.config import choices, file_of, node_of
+from normlab.config import choices, file_of, node_of, settings_of
+from normlab.data.dataset import SPLITS
 from normlab.data.download import one_line
 from normlab.errors import UserError, unknown
 from normlab.reading import naming
@@ -29,12 +30,12 @@ def prepare(name: str, root: Path | None = None) -> str:
     """
     dataset, folder = _locate(name, root)
     if folder is None:
-        return f"{name}: {_sizes(dataset)}, nothing to prepare"
+        return f"{name}: {_sizes(name)}, nothing to prepare"
     try:
-        sizes = _sizes(dataset, root=str(folder))
+        sizes = _sizes(name, root=str(folder))
     except UserError:
         dataset.prepare(folder)
-        sizes = _sizes(dataset, root=str(folder))
+        sizes = _sizes(name, root=str(folder))
     return f"{name}: {sizes} in {folder}"
 
 
@@ -74,6 +75,10 @@ def default_root(name: str) -> str | None:
     return schema.check(found, {"root": schema.Parameter(str | None)})["root"]  # type: ignore[arg-type]
 
 
-def _sizes(dataset: Any, **options: str) -> str:
-    train, val = (len(dataset(split, 0, **options)) for split in ("train", "val"))
+def _sizes(name: str, **options: str) -> str:
+    """Of the splits, under the settings of the dataset's file."""
+    with naming(file_of("data", name)):
+        settings = settings_of("data", name) or {}
+    dataset = schema.bind(settings | options)
+    train, val = (len(dataset(split, 0)) for split in SPLITS)
     return f"{train} training and {val} validation images"

@@ -21,17 +21,17 @@ def _first(group: str, task: str) -> str:
     return next(name for name in names if _fits(group, name, task))
 
 
-def task_of(group: str, name: str) -> str:
-    """A task that a file can be tried with."""
+def task_of(group: str, name: str) -> str | None:
+    """A task that a file can be tried with; None for data of a task that is not there yet."""
     if group == "task":
         return name
     tasks = [default_choice("task"), *choices("task")]
-    return next(task for task in tasks if group not in PAIRED or _fits(group, name, task))
+    return next((task for task in tasks if group not in PAIRED or _fits(group, name, task)), None)
 
 
 def companions(group: str, name: str) -> list[str]:
     """The words that a file needs beside it to be composed; none for most."""
-    task = task_of(group, name)
+    task = task_of(group, name) or default_choice("task")
     words = [f"task={task}"] * (task != default_choice("task") and group != "task")
     others = [(other, _first(other, task)) for other in PAIRED if other != group]
     return words + [f"{other}={chosen}" for other, chosen in others if chosen != default_choice(other)]

@@ -8,7 +8,7 @@ initial.py    what `init` names
 inputs.py     what a run reads beside its settings
 """
 
-from normlab.config.compose import EXPERIMENT, check_hydra, load, parse, recorded, search_path
+from normlab.config.compose import EXPERIMENT, check_hydra, load, parse, recorded, search_path, settings_of
 from normlab.config.files import (
     choices,
     conf_dir,
@@ -64,6 +64,7 @@ __all__ = [
     "recorded_inputs",
     "run_name",
     "search_path",
+    "settings_of",
     "target_of",
     "use_own_dir",
 ]

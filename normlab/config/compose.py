@@ -5,7 +5,7 @@ load(["norm=sn", "batch=8x2"]) -> Config        composed by Hydra, checked again
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -60,6 +60,13 @@ def load(overrides: list[str]) -> Config:
     check_values(config)
     check_paths(config)
     return config
+
+
+def settings_of(group: str, name: str, words: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The settings of one file, as no run has it: some changed by words, as group.KEY=VALUE. Raises UserError."""
+    node = _compose([f"{group}={name}", *words])[0][group]
+    node.pop("_kind_", None)
+    return _check_node(node, group, group, False)
 
 
 def recorded(settings: dict[str, Any]) -> Config:
@@ -415,7 +422,5 @@ def _chosen(config: Config, value: Any, group: str, path: str) -> dict[str, Any]
     if "name" in changes:
         name = _choice(group, changes.pop("name"), path)
         with naming(files.file_of(group, name)):
-            node = _compose([f"{group}={name}"])[0][group]
-            node.pop("_kind_", None)
-            _check_node(node, group, group, False)
+            node = settings_of(group, name)
     return _check_node((node or {"_target_": None}) | changes, group, path, False)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from normlab.errors import UserError, unknown
 SPLITS = ("train", "val")
 VOID = 255  # in label maps: a pixel that counts nowhere
 Transform = Callable[[Any], Tensor]
+VOID = 255  # in a map of labels: a pixel that does not count
 OnError = Literal["stop", "skip"]
+Target = TypeVar("Target")  # of an image: its label, a map of labels, boxes
 
 
 class SampleError(UserError):
@@ -41,28 +43,55 @@ class SampleError(UserError):
         return type(self), (self.split, self.index, self.folder, self.file, self.reason)
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Labelled images of one split. `dataset[epoch, index]` is (float32 image (C, H, W), label).
+class Samples(Dataset[tuple[Tensor, Target]]):
+    """Images of one split with what is known of each. `dataset[epoch, index]` is (float32 image (C, H, W), target).
 
-    With epoch None, or without a training transform, an image is the evaluation transform of what `read` gives.
-    Otherwise it is the training transform under random numbers drawn from (seed, epoch, index).
+    With epoch None an image is not augmented. Otherwise it is a function of (seed, epoch, index).
 
     A dataset kept in a folder says where its files lie and which they are, as literals; by them a run knows its data
     again (normlab.data.stored). It also has the class methods `prepare(root)`, which puts the files there, and
     `verify(root)`, which lists what is wrong with them; normlab.datasets calls both. Its setting `on_error` says
     what becomes of a sample that raises SampleError (normlab.engine.loader): the run stops, or does without it.
+    A dataset whose samples cannot be bad may have a method `take_all(keys)` that gives those of many keys at once,
+    each as `take` does.
 
     Images that are stored as bytes travel as bytes, a quarter of the room: `take` gives them as uint8, and `normalize`
     makes numbers of a whole batch, on its device.
     """
 
-    num_classes: int
-    shape: tuple[int, int, int]
-    mean: ClassVar[Sequence[float]] = ()  # per channel, of pixels in [0, 1]
+    seed: int
+    shape: tuple[int, int, int]  # of a training image
+    mean: ClassVar[Sequence[float]] = ()  # per channel, or one for all, of pixels in [0, 1]
     std: ClassVar[Sequence[float]] = ()
     on_error: OnError = "stop"
     folders: ClassVar[Sequence[str]] = ()  # in root; the first that is there holds the files, else root itself
     files: ClassVar[Sequence[str]] = ("*",)  # patterns of what is read there
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, Target]:
+        """What `self[epoch, index]` would be with what is stored of the sample `stored`, and before `normalize`."""
+
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, Target]:
+        epoch, index = key
+        image, target = self.take(epoch, index, index)
+        return self.normalize(image) if image.dtype == torch.uint8 else image, target
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images in bytes (..., C, H, W) to float32, by the mean and std of the dataset."""
+        return normalize(images, self.mean, self.std)
+
+
+class ImageDataset(Samples[int]):
+    """Labelled images of one split. `dataset[epoch, index]` is (float32 image (C, H, W), label).
+
+    With epoch None, or without a training transform, an image is the evaluation transform of what `read` gives.
+    Otherwise it is the training transform under random numbers drawn from (seed, epoch, index).
+    """
+
+    num_classes: int
 
     def __init__(
         self, seed: int, labels_N: Integers, *, eval_transform: Transform, train_transform: Transform | None = None
@@ -79,23 +108,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        image, label = self.take(epoch, index, index)
-        return self.normalize(image) if image.dtype == torch.uint8 else image, label
-
     def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, int]:
-        """What `self[epoch, index]` would be with image and label of the sample `stored`, and before `normalize`."""
         label = int(self.labels_N[stored])
         image = self.read(stored)
         if epoch is None or self.train_transform is None:
             return self.eval_transform(image), label
         with sample_rng(self.seed, epoch, index):
             return self.train_transform(image), label
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Images in bytes (..., C, H, W) to float32, by the mean and std of the dataset."""
-        return normalize(images, self.mean, self.std)
 
 
 def check_split(split: str) -> None:

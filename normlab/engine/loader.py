@@ -41,6 +41,9 @@ class _Samples(Dataset):
         self.skips = getattr(dataset, "on_error", "stop") == "skip"
 
     def __getitems__(self, keys: list[tuple[int | None, int]]) -> _Fetched:
+        take_all = getattr(self.dataset, "take_all", None)
+        if take_all is not None:  # of a dataset without bad samples
+            return _Fetched(take_all(keys), keys, [])
         fetched = _Fetched([], [], [])
         for key in keys:
             try:
