@@ -21,6 +21,8 @@ QUANTITIES = (  # report/quantities.py says what they are
     *(f"changed@{earlier:g}@{later:g}" for earlier, later in combinations(CHOICES_AT, 2)),
     *(f"fluctuation.{of}_{what}{layers}" for of in ("bn", "en") for what in ("mean", "std") for layers in _LAYERS),
     *("apart.mean", "apart.std", "taken.division", "taken.centring"),
+    *(f"{start}moved.{moment}" for start in ("", "start.") for moment in MOMENTS),
+    *(f"{start}backbone.{moment}.{scope}" for start in ("", "start.") for moment, scope in _RATIOS),
 )
 
 

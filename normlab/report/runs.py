@@ -40,6 +40,11 @@ class Plan:
         origin = self.table.start_of(cell.row, cell.column)
         return origin and self.ids[origin.row, origin.column, cell.seed]
 
+    def origins(self) -> list[RunFolder | None]:
+        """What the run of each cell begins from."""
+        ids = map(self.origin_of, self.cells)
+        return [None if run_id is None else RunFolder.of(self.configs[run_id]) for run_id in ids]
+
     def measurements(self) -> Iterator[tuple[RunFolder, BatchAverage]]:
         """Statistics that a cell wants measured anew from the weights of its run."""
         for cell, run in zip(self.cells, self.runs(), strict=True):

@@ -69,7 +69,7 @@ def reproduce(
     status = _run(plans, shared, jobs, console)
     for one in plans:
         if any(run.is_over for run in one.runs()):
-            collect(one.table, one.cells, one.runs(), one.ids, one.folder, one.changed)
+            collect(one.table, one.cells, one.runs(), one.ids, one.folder, one.changed, one.origins())
             for path in report(one.table, scale, results, console):
                 console.print(f"written: {path}", soft_wrap=True)
     return status
