@@ -56,6 +56,7 @@ def completed(line: str, cwd: Path) -> list[str]:
         ("normlab reproduce table2 scale=d", ["digits"]),
         ("normlab figure ratio_", ["ratio_curves"]),
         ("normlab data verify cifar", ["cifar10", "cifar100"]),
+        ("normlab data sh", ["show"]),
         ("normlab estimate x variance=p", ["population"]),
     ],
 )

@@ -269,9 +269,10 @@ def _commands() -> list[_Verb]:
             "normlab export 1a2b3c4d", kinds=["runs", "export"],
         ),
         _command(
-            "data", verbs.data, "prepare|verify NAME [root=FOLDER]",
-            "Make a dataset ready, or list what is wrong with it.",
-            "normlab data prepare cifar10", "normlab data verify imagenet root=/data/imagenet", kinds=["data"],
+            "data", verbs.data, "prepare|verify|show NAME [root=FOLDER] [KEY=VALUE]... [out=FILE.png]",
+            "Make a dataset ready, list what is wrong with it, or draw samples of it, under settings of the dataset.",
+            "normlab data prepare cifar10", "normlab data verify imagenet root=/data/imagenet",
+            "normlab data show scenes light=1 out=scenes.png", kinds=["data"],
         ),
         _command(
             "bench", verbs.bench, "norm|step|train|data|start [KEY=VALUE]...",

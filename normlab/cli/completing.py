@@ -176,7 +176,7 @@ def _groups() -> Iterable[str]:
 def _data() -> Iterable[str]:
     from normlab.config import choices
 
-    return ["prepare", "verify", *choices("data")]
+    return ["prepare", "verify", "show", *choices("data")]
 
 
 def _benches() -> Iterable[str]:

@@ -120,14 +120,25 @@ def export(words: list[str]) -> int:
 def data(words: list[str]) -> int:
     from normlab.config import choices
 
-    plain, options = _split(words, {"root": None})
-    if len(plain) != 2 or plain[0] not in ("prepare", "verify"):
-        raise UserError(f"{' '.join(['data', *plain])}: expected prepare or verify and a dataset's name")
-    verb, name = plain
+    verb, *names = [word for word in words if "=" not in word] or [""]
+    if verb not in ("prepare", "verify", "show") or len(names) != 1:
+        raise UserError(
+            f"{' '.join(['data', verb, *names]).strip()}: expected prepare, verify or show and a dataset's name"
+        )
+    (name,) = names
     if name not in choices("data"):
         raise unknown("dataset", name, choices("data"))
+    given = [word for word in words if "=" in word]
+    if verb == "show":
+        from normlab.figures.command import RESULTS
+        from normlab.figures.samples import show
+
+        _, options = _split([word for word in given if word.startswith("out=")], {"out": RESULTS / f"{name}.png"})
+        show(name, [word for word in given if not word.startswith("out=")], Path(options["out"]))
+        return 0
     from normlab.datasets import prepare, verify
 
+    _, options = _split(given, {"root": None})
     root = Path(options["root"]) if options["root"] else None
     if verb == "prepare":
         print(prepare(name, root))

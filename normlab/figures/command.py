@@ -58,11 +58,6 @@ def _parameters(node: dict[str, object]) -> dict[str, Parameter]:
 
 def _file(given: str | None, name: str, runs: list[RunFolder]) -> Path:
     """Where the figure goes: as given, or into the run's folder, or, of several runs, results/figures."""
-    from normlab.figures.style import FORMATS
+    from normlab.figures.style import name_of_file
 
-    path = Path(given) if given else (runs[0].path if len(runs) == 1 else RESULTS) / f"{name}.png"
-    if path.suffix[1:] not in FORMATS:
-        raise UserError(f"out={path}: expected a file that ends in {', '.join('.' + f for f in FORMATS)}")
-    if path.is_dir():
-        raise UserError(f"out={path}: expected a file, and this is a folder")
-    return path
+    return name_of_file(Path(given) if given else (runs[0].path if len(runs) == 1 else RESULTS) / f"{name}.png")

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from normlab.errors import UserError
 from normlab.writing import write_bytes
 
 # Okabe and Ito's palette, told apart by colour-blind readers; BN green, IN blue, LN red as in seed 000, Fig. 2.
@@ -56,6 +57,15 @@ def at_print_size(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             return draw(*args, **settings)
 
     return drawn
+
+
+def name_of_file(path: Path) -> Path:
+    """A file that a figure can be written to. Raises UserError."""
+    if path.suffix[1:] not in FORMATS:
+        raise UserError(f"out={path}: expected a file that ends in {', '.join('.' + f for f in FORMATS)}")
+    if path.is_dir():
+        raise UserError(f"out={path}: expected a file, and this is a folder")
+    return path
 
 
 def save(figure: Figure, path: Path) -> None:

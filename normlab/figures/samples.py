@@ -1,0 +1,132 @@
+"""`normlab data show NAME`: samples of a dataset as training meets them, with what is known of each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from normlab import schema
+from normlab.config import settings_of
+from normlab.data.dataset import VOID
+from normlab.errors import UserError
+from normlab.figures.style import PAGE, at_print_size, fitting_size, name_of_file, save
+
+_ACROSS, _DOWN = 6, 4  # pictures
+_VOID = (1.0, 1.0, 1.0)  # no class has this colour
+_OPAQUE = 0.55
+_GOLDEN = (5**0.5 - 1) / 2  # of a circle of hues: neighbouring classes are far apart
+
+
+def show(name: str, words: Sequence[str], out: Path) -> None:
+    """Draw samples of a dataset and say where the figure is.
+
+    Args:
+        name: of a file in conf/data.
+        words: settings of it, as size=16.
+        out: the file.
+
+    Raises:
+        UserError: a setting or a file that cannot be used, or a dataset of something else than images.
+    """
+    name_of_file(out)
+    settings = settings_of("data", name, [f"data.{word}" for word in words])
+    if settings is None:
+        raise UserError(f"{name}: there is nothing to show")
+    save(draw(schema.bind(settings)("train", 0)), out)
+    print(f"written: {out}")
+
+
+@at_print_size
+def draw(dataset: Any) -> Figure:
+    """A grid of samples, spread over the whole dataset: a class above, a map beside, boxes and masks upon the image."""
+    count = min(len(dataset), _ACROSS * _DOWN)
+    samples = [_sample(dataset, k * len(dataset) // count) for k in range(count)]
+    with_map = isinstance(samples[0][1], Tensor)
+    if with_map:  # beside each image
+        samples = samples[: _ACROSS * _DOWN // 2]
+    panels = len(samples) * (2 if with_map else 1)
+    rows, columns = math.ceil(panels / _ACROSS), min(panels, _ACROSS)
+    side = PAGE / columns
+    figure = Figure(figsize=(PAGE, rows * (side + 0.15)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    names = getattr(dataset, "classes", None)
+    for k, (image, target) in enumerate(samples):
+        axis, *beside = axes[2 * k : 2 * k + 2] if with_map else axes[k : k + 1]
+        picture_HW3 = _picture(image)
+        axis.imshow(picture_HW3)
+        title = _draw_target(beside[0] if with_map else axis, picture_HW3, target, names)
+        if title:
+            axis.set_title(title, pad=2, fontsize=fitting_size(title, side, 7))
+    return figure
+
+
+def _sample(dataset: Any, index: int) -> tuple[Tensor, Any]:
+    """As the engine takes it: bytes where these are what a dataset keeps."""
+    sample = dataset.take(0, index, index) if hasattr(dataset, "take") else dataset[0, index]
+    if not (isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[0], Tensor) and sample[0].ndim == 3):
+        raise UserError(f"{type(dataset).__name__}: its samples are no images with a label, a map or boxes")
+    return sample
+
+
+def _picture(image_CHW: Tensor) -> NDArray[np.floating]:
+    """In [0, 1] and three colours. Numbers that are no bytes are drawn from their least to their most."""
+    image_HWC = image_CHW.permute(1, 2, 0).numpy()
+    if image_HWC.dtype == np.uint8:
+        image_HWC = image_HWC / 255
+    else:
+        least, most = float(image_HWC.min()), float(image_HWC.max())
+        image_HWC = (image_HWC - least) / ((most - least) or 1.0)
+    if image_HWC.shape[2] != 3:
+        image_HWC = image_HWC.mean(2, keepdims=True).repeat(3, 2)
+    return image_HWC
+
+
+def _draw_target(axis: Axes, picture_HW3: NDArray[np.floating], target: Any, names: Sequence[str] | None) -> str:
+    """Returns the title: the class, or the classes that there are."""
+    if isinstance(target, Mapping):
+        _draw_instances(axis, picture_HW3, target)
+        return ""
+    if not isinstance(target, Tensor):
+        return _called(int(target), names)
+    map_HW = target.numpy()
+    there = [int(label) for label in np.unique(map_HW) if label != VOID]
+    painted_HW3 = picture_HW3.copy()
+    for label in there:
+        _paint(painted_HW3, map_HW == label, _colour(label))
+    painted_HW3[map_HW == VOID] = _VOID
+    axis.imshow(painted_HW3)
+    return ", ".join(_called(label, names) for label in there)
+
+
+def _draw_instances(axis: Axes, picture_HW3: NDArray[np.floating], target: Mapping[str, Any]) -> None:
+    painted_HW3 = picture_HW3.copy()
+    for mask_HW, label in zip(target["masks"].numpy(), target["labels"].tolist(), strict=True):
+        _paint(painted_HW3, mask_HW, _colour(label))
+    axis.imshow(painted_HW3)
+    for (left, top, right, bottom), label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
+        corner = (left - 0.5, top - 0.5)  # imshow's pixels have their centres at whole numbers
+        axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_colour(label), lw=1))
+        axis.text(*corner, str(label), size=6, va="bottom", color=_colour(label), clip_on=True)
+
+
+def _paint(picture_HW3: NDArray[np.floating], mask_HW: NDArray[np.bool_], colour: tuple[float, ...]) -> None:
+    picture_HW3[mask_HW] = (1 - _OPAQUE) * picture_HW3[mask_HW] + _OPAQUE * np.array(colour)
+
+
+def _colour(label: int) -> tuple[float, ...]:
+    """The first class of a map is often its background: black."""
+    return (0.0, 0.0, 0.0) if label == 0 else tuple(hsv_to_rgb((label * _GOLDEN % 1, 0.9, 1.0)).tolist())
+
+
+def _called(label: int, names: Sequence[str] | None) -> str:
+    return names[label] if names is not None and label < len(names) else str(label)
