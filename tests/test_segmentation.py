@@ -12,8 +12,12 @@ from normlab.cli import main
 from normlab.config import load
 from normlab.data.dataset import VOID
 from normlab.engine.build import build, build_task
+from normlab.engine.evaluate import statistics
+from normlab.engine.saved import open_run
 from normlab.replicas import set_replicas
+from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
+from normlab.runs.records import Run
 from normlab.tasks.segmentation import Maps
 
 K = 4
@@ -196,6 +200,28 @@ def test_a_second_evaluation_at_several_scales(tmp_path):
     assert {"miou", "val_scales/miou", "val_scales/iou.0"} <= found.keys()
     assert found["miou"] != found["val_scales/miou"]
     assert summary["headline"]["value"] == found["miou"]
+
+
+def test_predictions_are_kept_and_drawn(tmp_path, capsys):
+    """By the weights and statistics of the headline, and refused once they are damaged."""
+    run(tmp_path, "norm=bn")
+    config = load([*SMALL, "batch=4x2", "iterations=2", "norm=bn", f"out={tmp_path}"])
+    folder = RunFolder.of(config)
+    kept = Run.load(folder).predictions
+    session = open_run(folder)
+    task, model = session.experiment.task, session.experiment.model.eval()
+    with statistics(model, load_tensors(folder.batch_average)):
+        for place, sample in zip((0, 1, 3, 4, 6, 7, 9, 10), kept, strict=True):
+            image, labels = task.dataset("val")[None, place]
+            batch = task.prepare((image[None], labels[None]), "val")
+            assert np.array_equal(sample["truth"], labels.numpy())
+            assert np.array_equal(sample["predicted"], task.predict(model, batch)[0].numpy())
+            np.testing.assert_allclose(sample["image"], image.numpy(), atol=5e-3)
+    assert main(["figure", "predictions", str(folder.path), str(folder.path), f"out={tmp_path / 'two.png'}"]) == 0
+    folder.predictions.write_bytes(folder.predictions.read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    assert main(["figure", "predictions", str(folder.path)]) == 2
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_it_begins_from_a_classifier(tmp_path):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from normlab.dynamics import ratios
+from normlab.engine import pictures
 from normlab.engine.batch_average import measure
 from normlab.engine.evaluate import evaluate, statistics
 from normlab.engine.session import Session
@@ -27,6 +28,7 @@ def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
         checkpoint.save_tensors(folder.weights, model.state_dict())
         checkpoint.save_tensors(folder.batch_average, state)
     with statistics(model, state):
+        pictures.keep(session)
         return {"moving_average": moving_average, "batch_average": _tested(session) if state else moving_average}
 
 

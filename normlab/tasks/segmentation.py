@@ -200,6 +200,13 @@ class Segmentation(Task):
     def update(self, metric: Metric, predictions: Tensor, batch: Maps, indices: Sequence[int]) -> None:
         metric.update(predictions, batch.labels)
 
+    def pictures(self, batch: Maps, predictions: Tensor) -> list[dict[str, Tensor]]:
+        maps = zip(batch.images, batch.labels, predictions, strict=True)
+        return [
+            {"image": image, "truth": truth.to(torch.uint8), "predicted": predicted.to(torch.uint8)}
+            for image, truth, predicted in maps
+        ]
+
     def results(self, metric: Metric) -> dict[str, float]:
         """Classes that are neither in the labels nor predicted have no IoU, and no part in the mean."""
         counts_KK = metric.compute().double()  # labels x predictions

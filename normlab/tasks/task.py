@@ -148,6 +148,13 @@ class Task(ABC):
         for name, values in predictions.items():
             metric[name].update(values)
 
+    def pictures(self, batch: Batch, predictions: Any) -> Sequence[Mapping[str, Tensor]]:
+        """Of each sample of an evaluation's pass what a figure shows; without more, nothing is kept.
+
+        {"image": (C, H, W)} and, as far as there are: "truth" and "predicted", class maps (H, W).
+        """
+        return ()
+
     def results(self, metric: Metric) -> dict[str, float]:
         """What was counted on all ranks, by the names of `metrics`, in their units; not those with a complement."""
         return {name: mean.compute().item() for name, mean in metric.items()}
