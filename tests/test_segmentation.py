@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_replicas import engine
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -14,6 +15,7 @@ from normlab.data.dataset import VOID
 from normlab.engine.build import build, build_task
 from normlab.engine.evaluate import statistics
 from normlab.engine.saved import open_run
+from normlab.errors import UserError
 from normlab.replicas import set_replicas
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
@@ -142,8 +144,8 @@ def test_classes_that_are_nowhere_do_not_count():
     labels = torch.tensor([[[0, 1], [1, VOID]]])
     found = measured(task_of(), [(torch.tensor([[[0, 1], [0, 3]]]), labels)])
     assert found["miou"] == pytest.approx(50.0) and "iou.2" not in found and "iou.3" not in found
-    nothing = measured(task_of(), [(labels.clamp(max=K - 1), torch.full_like(labels, VOID))])
-    assert nothing == {"miou": 0.0, "accuracy": 0.0, "class_accuracy": 0.0}
+    with pytest.raises(UserError, match="no pixel of the split has a label"):
+        measured(task_of(), [(labels.clamp(max=K - 1), torch.full_like(labels, VOID))])
 
 
 # ---- predictions ---------------------------------------------------------------------------------------------------
@@ -204,8 +206,8 @@ def test_a_second_evaluation_at_several_scales(tmp_path):
 
 def test_predictions_are_kept_and_drawn(tmp_path, capsys):
     """By the weights and statistics of the headline, and refused once they are damaged."""
-    run(tmp_path, "norm=bn")
-    config = load([*SMALL, "batch=4x2", "iterations=2", "norm=bn", f"out={tmp_path}"])
+    run(tmp_path, "norm=sn")
+    config = load([*SMALL, "batch=4x2", "iterations=2", "norm=sn", f"out={tmp_path}"])
     folder = RunFolder.of(config)
     kept = Run.load(folder).predictions
     session = open_run(folder)
@@ -222,6 +224,22 @@ def test_predictions_are_kept_and_drawn(tmp_path, capsys):
     capsys.readouterr()
     assert main(["figure", "predictions", str(folder.path)]) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_predictions_as_files(tmp_path, capsys):
+    """A PNG for each image; a task that writes none says so."""
+    run(tmp_path, "norm=bn")
+    folder = RunFolder.of(load([*SMALL, "batch=4x2", "iterations=2", "norm=bn", f"out={tmp_path}"]))
+    assert main(["predict", str(folder.path), f"out={tmp_path / 'maps'}"]) == 0
+    files = sorted((tmp_path / "maps").iterdir())
+    assert [file.name for file in files] == [f"{k:06}.png" for k in range(12)]
+    kept = Run.load(folder).predictions
+    assert np.array_equal(np.array(Image.open(files[0])), kept[0]["predicted"])
+    words = ["model.width=4", "data.fraction=0.1", "batch=4x4", "iterations=1", "tracker=none", f"out={tmp_path}"]
+    assert main(["train", *words]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(RunFolder.of(load(words)).path)]) == 2
+    assert "task=classification: its predictions are not written as files" in capsys.readouterr().err
 
 
 def test_it_begins_from_a_classifier(tmp_path):

@@ -96,6 +96,11 @@ def test_the_scenes_network_holds_its_classifiers_maps():
     assert segmenter(x).shape == (2, 11, 16, 16) and 150_000 < parameters(segmenter) < 170_000
 
 
+def test_the_scenes_network_may_have_a_pyramid():
+    model = scenes_segmenter((1, 48, 48), 11, pyramid=True)
+    assert norms(model) == 18 and model.eval()(torch.randn(2, 1, 48, 48)).shape == (2, 11, 12, 12)
+
+
 @pytest.mark.parametrize(("norm", "works"), [("sn", True), ("ln", True), ("gn", True), ("in", False), ("bn", False)])
 def test_pooling_to_one_bin(norm, works):
     """IN has no variance in a 1x1 map, and BN of one sample neither; mixtures stay finite."""

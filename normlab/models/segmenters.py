@@ -67,11 +67,15 @@ class PyramidPooling(nn.Module):
 
 
 def scenes_segmenter(
-    shape: tuple[int, int, int], num_classes: int, *, width: Annotated[int, Ge(1), Le(2**16)] = 16
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: Annotated[int, Ge(1), Le(2**16)] = 16,
+    pyramid: bool = False,
 ) -> nn.Module:
     """scenes_resnet whose last two stages keep the resolution at rates 2 and 4, with SN's two heads; 14 norm layers.
 
-    A position of the logits stands for 4 x 4 pixels.
+    With a pyramid of pooling ahead of the decoder, as in PSPNet, 18. A position of the logits stands for 4 x 4 pixels.
     """
     last, before = 4 * width, 3 * width
     backbone = SmallResNet(
@@ -86,10 +90,13 @@ def scenes_segmenter(
         block = backbone.get_submodule(layer)[0]  # type: ignore[index]
         _keep_resolution(block, rate // 2)
         _set_rate(block.conv2, rate)
-    heads = [convolutional_head(channels, 2 * width, num_classes) for channels in (last, before)]
-    for head in heads:
-        init_conv(head[0])  # type: ignore[arg-type]
-    return Segmenter(_maps(backbone), *heads)
+    pooling = [PyramidPooling(last, width)] if pyramid else []
+    decoder = nn.Sequential(*pooling, *convolutional_head(2 * last if pyramid else last, 2 * width, num_classes))
+    auxiliary = convolutional_head(before, 2 * width, num_classes)
+    for conv in (m for head in (decoder, auxiliary) for m in head.modules() if isinstance(m, nn.Conv2d)):
+        if conv.bias is None:
+            init_conv(conv)
+    return Segmenter(_maps(backbone), decoder, auxiliary)
 
 
 def dilated_deeplab(

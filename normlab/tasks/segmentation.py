@@ -1,11 +1,15 @@
 """Semantic segmentation: a class for every pixel, but for those that are void."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import Dataset
@@ -14,8 +18,9 @@ from normlab.data.dataset import VOID
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
-from normlab.schema import bind
+from normlab.schema import bind, named
 from normlab.tasks.task import Declaration, Evaluation, Metric, Outcome, Task, Traced
+from normlab.writing import write_bytes
 
 SEVERAL = "val_scales"  # the split that is evaluated at several scales
 
@@ -78,11 +83,16 @@ class Segmentation(Task):
     @property
     def splits(self) -> Mapping[str, str]:  # type: ignore[override]
         more = {SEVERAL: "validation, at several scales"} if self.several else {}
-        return {"train": "training", "val": "validation"} | more
+        withheld = {"test": "test, whose labels are withheld"} if "test" in self._stored() else {}
+        return {"train": "training", "val": "validation"} | more | withheld
 
     @property
     def tested(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("val", SEVERAL) if self.several else ("val",)
+
+    def _stored(self) -> Mapping[str, int]:
+        """The splits that a dataset in a folder has."""
+        return getattr(named(self.data["_target_"]), "counts", {})
 
     parts: ClassVar = {
         "backbone": "backbone",
@@ -200,6 +210,17 @@ class Segmentation(Task):
     def update(self, metric: Metric, predictions: Tensor, batch: Maps, indices: Sequence[int]) -> None:
         metric.update(predictions, batch.labels)
 
+    def write(self, predictions: Tensor, indices: Sequence[int], split: str, folder: Path) -> int:
+        """A PNG of each map, by its image's name, with the numbers by which the dataset stores its classes."""
+        dataset: Any = self.dataset(split)
+        stored_K = np.array(getattr(dataset, "label_ids", range(self.num_classes)), np.uint8)
+        for map_HW, index in zip(predictions.cpu().numpy(), indices, strict=True):
+            name = Path(dataset.pair(index).image).stem if hasattr(dataset, "pair") else f"{index:06}"
+            content = io.BytesIO()
+            Image.fromarray(stored_K[map_HW]).save(content, "PNG")
+            write_bytes(folder / f"{name}.png", content.getvalue())
+        return len(indices)
+
     def pictures(self, batch: Maps, predictions: Tensor) -> list[dict[str, Tensor]]:
         maps = zip(batch.images, batch.labels, predictions, strict=True)
         return [
@@ -215,10 +236,12 @@ class Segmentation(Task):
         iou_K = 100 * hits_K / union_K
         names = _names(getattr(self.dataset("train"), "classes", ()), self.num_classes)
         there_K = union_K > 0
+        if not labels_K.sum():
+            raise UserError("no pixel of the split has a label; `normlab predict` writes what a run predicts of it")
         return {
-            "miou": _mean(iou_K[there_K]),
-            "accuracy": 100 * _mean(hits_K.sum() / labels_K.sum()) if labels_K.sum() else 0.0,
-            "class_accuracy": _mean(100 * (hits_K / labels_K)[labels_K > 0]),
+            "miou": iou_K[there_K].mean().item(),
+            "accuracy": (100 * hits_K.sum() / labels_K.sum()).item(),
+            "class_accuracy": (100 * hits_K / labels_K)[labels_K > 0].mean().item(),
             **{f"iou.{name}": iou_K[k].item() for k, name in enumerate(names) if there_K[k]},
         }
 
@@ -249,10 +272,6 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if images.shape[-2:] == torch.Size(size):
         return images
     return interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _mean(values: Tensor) -> float:
-    return values.mean().item() if values.numel() else 0.0
 
 
 def _names(classes: Sequence[str], number: int) -> list[str]:

@@ -9,6 +9,7 @@ Shapes: R replicas of N samples pass through the model together as rows (R*N, ..
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -147,6 +148,10 @@ class Task(ABC):
         """Count a batch's predictions; `indices` are those of its samples in the split."""
         for name, values in predictions.items():
             metric[name].update(values)
+
+    def write(self, predictions: Any, indices: Sequence[int], split: str, folder: Path) -> int:
+        """Write the predictions of an evaluation's pass as files; returns their number. Without more, it has none."""
+        raise NotImplementedError
 
     def pictures(self, batch: Batch, predictions: Any) -> Sequence[Mapping[str, Tensor]]:
         """Of each sample of an evaluation's pass what a figure shows; without more, nothing is kept.
