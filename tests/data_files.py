@@ -85,3 +85,58 @@ def write_class_folders(folder: Path, classes: list[str], count: int, suffix: st
             mode = {0: "L", 1: "CMYK"}.get(i, "RGB")
             content = jpeg((40 + 7 * i, 50 + number), mode)
             (folder / name / f"{name[:3]}_{i + 1:04d}{suffix}").write_bytes(content)
+
+
+def write_pair(image: Path, labels: Path | None, size: tuple[int, int], numbers: list[int], mode: str = "L") -> None:
+    """A JPEG or PNG in noise and its map: blocks of these numbers, one after the other along the rows."""
+    for path in filter(None, (image, labels)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    noise = Image.fromarray(RANDOM.randint(0, 256, (size[1], size[0], 3), np.uint8))
+    noise.save(image, quality=95)
+    if labels is not None:
+        write_map(labels, np.resize(np.repeat(numbers, 5), size[::-1]), mode)
+
+
+def write_map(path: Path, map_HW: np.ndarray, mode: str = "L") -> None:
+    """A PNG of grey values (L), of 16 bits (I;16), or of a palette (P), whose colours are not the numbers."""
+    image = Image.fromarray(map_HW.astype(np.uint16 if mode == "I;16" else np.uint8))
+    if mode == "P":
+        image.putpalette([(7 * k + 90) % 256 for k in range(768)])
+    image.save(path)
+
+
+def write_ade20k(root: Path) -> None:
+    """Three images a split; 0 is void."""
+    folder = root / "ADEChallengeData2016"
+    for split, name in (("training", "train"), ("validation", "val")):
+        for k, size in enumerate([(40, 30), (30, 44), (64, 20)]):
+            stem = f"ADE_{name}_{k + 1:08d}"
+            maps = folder / "annotations" / split
+            write_pair(folder / "images" / split / f"{stem}.jpg", maps / f"{stem}.png", size, [0, 1, 150, 13 + k])
+    names = ["Idx\tRatio\tTrain\tVal\tName"]
+    names += [f"{k}\t0.1\t{k}\t2\tthing {k}, the {k}th" for k in range(1, 151)]
+    (folder / "objectInfo150.txt").write_text("\n".join(names))
+
+
+def write_cityscapes(root: Path) -> None:
+    """Three images a split, in two cities; 0 to 6 and others are void."""
+    for split, cities in (("train", "aachen ulm"), ("val", "lindau munster"), ("test", "berlin bonn")):
+        for k in range(3):
+            city = cities.split()[k // 2]
+            stem = f"{city}_00000{k}_000019"
+            image = root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
+            labels = root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png"
+            write_pair(image, None if split == "test" else labels, (64, 32), [0, 3, 7, 9, 11, 26, 33])
+
+
+def write_voc(root: Path) -> None:
+    """Three images a split; the maps of two are palettes, as VOC's own are."""
+    folder = root / "VOCdevkit" / "VOC2012"
+    for split, year in (("trainaug", 2007), ("val", 2009)):
+        names = [f"{year}_{k:06d}" for k in (32, 39, 63)]
+        for k, name in enumerate(names):
+            maps = folder / "SegmentationClassAug" / f"{name}.png"
+            size, mode = (50 - 8 * k, 25 + 10 * k), "L" if k == 1 else "P"
+            write_pair(folder / "JPEGImages" / f"{name}.jpg", maps, size, [0, 20, 255, 15], mode)
+        (folder / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")

@@ -110,7 +110,7 @@ def plain(dataset, epoch, index):
         covers.append(cover if digit < count else 0 * cover)
         chosen.append(labels[member])
     noise = random_bytes(key, Stream.NOISE, channels * size**2).reshape(channels, size, size).astype(float)
-    grids = 0.5 * draw(Stream.TEXTURE, channels * 16).reshape(channels, 4, 4)
+    grids = 0.4 * draw(Stream.TEXTURE, channels * 16).reshape(channels, 4, 4)
     gain = np.exp(-3 * dataset.light * light[0])
     image = np.zeros((channels, size, size))
     for k in range(channels):
@@ -122,7 +122,7 @@ def plain(dataset, epoch, index):
                 (p, q), (s, t) = grids[k][i : i + 2, j : j + 2]
                 value = (1 - a) * ((1 - b) * p + b * q) + a * ((1 - b) * s + b * t)
                 for layer, cover in enumerate(covers):
-                    value = (1 - cover[r, c]) * value + cover[r, c] * (0.6 + 0.4 * inks[k * layers + layer])
+                    value = (1 - cover[r, c]) * value + cover[r, c] * (0.7 + 0.3 * inks[k * layers + layer])
                 value += dataset.noise * 3**0.5 * (noise[k, r, c] / 127.5 - 1)
                 image[k, r, c] = 255 * (gain * value + (1 - gain) * light[1])
     return image.clip(0, 255), np.array(covers[fragments:]), chosen[fragments:]

@@ -70,6 +70,58 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.to(torch.float32).sub_(mean_C11).div_(std_C11)  # in bytes' own scale: a pass less
 
 
+def scale_crop_flip(
+    image_CHW: Tensor,
+    map_HW: Tensor,
+    *,
+    factors: tuple[float, float] | None = None,
+    short_side: tuple[int, int] | None = None,
+    most: int | None = None,
+    crop: int,
+    flip: bool,
+    mean: Sequence[float],
+    void: int,
+) -> tuple[Tensor, Tensor]:
+    """An image and its map of labels, resized at random, cropped and flipped together.
+
+    Args:
+        image_CHW, map_HW: both in bytes.
+        factors: both sides are multiplied by a number drawn from here,
+        short_side: or the shorter side becomes that many pixels, and the other in proportion.
+        most: pixels of the longer side, whatever the shorter one is to be.
+        crop: side of the result. What an image lacks is split at random between its two sides.
+        flip: half of the pairs.
+        mean: colour of what an image lacks, per channel in [0, 1].
+        void: label of what a map lacks.
+    """
+    v2 = _transforms()
+    from torchvision import tv_tensors
+    from torchvision.transforms import InterpolationMode
+
+    height, width = map_HW.shape
+    if short_side is not None:
+        factor = int(torch.randint(short_side[0], short_side[1] + 1, ())) / min(height, width)
+    else:
+        least, largest = factors or (1.0, 1.0)
+        factor = least + (largest - least) * torch.rand(()).item()
+    if most is not None:
+        factor = min(factor, most / max(height, width))
+    size = [max(1, round(height * factor)), max(1, round(width * factor))]
+    image_CHW = v2.functional.resize(image_CHW, size, antialias=True)
+    # Not as a Mask: v2 takes the pixel at the corner then, half a pixel away from where the image's comes from.
+    map_1HW = v2.functional.resize(map_HW[None], size, interpolation=InterpolationMode.NEAREST_EXACT)
+    fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: void}
+    together = v2.Compose(
+        [
+            v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
+            v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+            v2.ToPureTensor(),
+        ]
+    )
+    image_CHW, map_1HW = together(tv_tensors.Image(image_CHW), tv_tensors.Mask(map_1HW))
+    return image_CHW, map_1HW[0]
+
+
 def chain(*steps: torch.nn.Module) -> torch.nn.Module:
     """The steps one after the other."""
     return _transforms().Compose(list(steps))

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from normlab.data.augment import normalize, sample_rng
 from normlab.data.splits import Integers
 from normlab.errors import UserError, unknown
+from normlab.schema import shown
 
 SPLITS = ("train", "val")
 VOID = 255  # in label maps: a pixel that counts nowhere
@@ -117,10 +118,16 @@ class ImageDataset(Samples[int]):
             return self.train_transform(image), label
 
 
-def check_split(split: str) -> None:
+def check_split(split: str, splits: Sequence[str] = SPLITS) -> None:
     """Refuse an unknown split with a UserError."""
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    if split not in splits:
+        raise unknown("split", split, splits)
+
+
+def check_range(name: str, ends: Sequence[float] | None) -> None:
+    """Refuse a range whose ends are reversed with a UserError."""
+    if ends is not None and ends[0] > ends[1]:
+        raise UserError(f"data.{name}={shown(ends)}: expected the smaller number first")
 
 
 def missing(what: str, folder: Path, name: str, root: Path | str) -> UserError:

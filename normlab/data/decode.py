@@ -2,9 +2,13 @@
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import EACCES, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from normlab.data.download import one_line
@@ -16,6 +20,7 @@ _MOST_BYTES = 2**30  # PIL reads some formats whole
 # What the system says about a file itself; other errors (of the disk, the network, too many open files) may pass.
 _ABOUT_THE_FILE = {EACCES, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM}
 _DEEP = ("I", "F")  # modes of more than 8 bits a channel start so; turned into RGB, their pixels would be clipped
+_NUMBERS = ("L", "I;16B", "1", "P", "P;4", "P;2", "P;1")  # what a PNG may hold for its numbers to be read as they are
 _BITS, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323  # tags of TIFF
 _NOT_READ = {b"GIF8": "a GIF", b"%!PS": "a PostScript file", b"%PDF": "a PDF file"}  # by their first bytes
 
@@ -34,21 +39,41 @@ def decode(path: Path, least_side: int | None = None) -> Image.Image:
             8 bits a channel.
         OSError: the disk or the system failed; the file may be good.
     """
+    with _opened(path, FORMATS) as image:
+        _check_depth(image)
+        if least_side is not None:
+            image.draft(None, (least_side, least_side))
+        if image.mode != "RGB":
+            return image.convert("RGB")
+        image.load()
+        return image  # convert would copy it
+
+
+def decode_map(path: Path) -> NDArray[np.integer]:
+    """The numbers (H, W) in a PNG: of a palette its indices, else grey values of 8 or 16 bits.
+
+    Raises:
+        DecodeError, OSError: as decode; and for a PNG of colours, or of grey values that PIL would scale to 8 bits.
+    """
+    with _opened(path, ("PNG",)) as image:
+        raw = next((str(tile.args) for tile in getattr(image, "tile", [])), image.mode)
+        if raw not in _NUMBERS:
+            raise DecodeError(f"it is a map of mode {raw}, not of numbers; save it with a palette, or grey with 8 bits")
+        return np.asarray(image)
+
+
+@contextmanager
+def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """An image whose header is read and whose size is fit; what goes wrong inside with it is a DecodeError too."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise DecodeError("it is no regular file")
         if status.st_size > _MOST_BYTES:
             raise DecodeError(f"it has {status.st_size:,} bytes, and an image at most {_MOST_BYTES:,}; make it smaller")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=formats) as image:
             _check_size(*image.size)
-            _check_depth(image)
-            if least_side is not None:
-                image.draft(None, (least_side, least_side))
-            if image.mode != "RGB":
-                return image.convert("RGB")
-            image.load()
-            return image  # convert would copy it
+            yield image
     except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError:

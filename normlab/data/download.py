@@ -1,7 +1,10 @@
-"""Downloads through torchvision, which knows the addresses and the checksums."""
+"""Downloads through torchvision, which knows the addresses and the checksums; archives that the user has."""
 
+import zlib
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 from normlab.errors import UserError
 
@@ -43,6 +46,22 @@ def download(dataset: str, root: Path, *, archives: str, into: Path) -> None:
         raise UserError(f"{dataset}: a file in {into} is damaged ({reason}); remove it and run this again") from None
     finally:
         utils.check_integrity = check_integrity
+
+
+def unpack(archives: Sequence[str], root: Path, *, into: Path, source: str) -> None:
+    """Unpack zip archives that the user put into root; those of a source that gives them to its members alone.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    for name in archives:
+        try:
+            with ZipFile(root / name) as archive:
+                archive.extractall(into)
+        except FileNotFoundError:
+            raise UserError(f"{root} has no {name}; put {' and '.join(archives)} from {source} there") from None
+        except (BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{root / name} is damaged ({one_line(error)}); get it anew from {source}") from None
 
 
 def one_line(message: object) -> str:

@@ -1,9 +1,11 @@
 """Image files in one folder per class."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,6 +17,8 @@ from normlab.data.decode import DecodeError, decode
 from normlab.data.download import one_line
 from normlab.data.scan import ClassFolders
 from normlab.data.splits import Integers
+
+T = TypeVar("T")
 
 
 class ImageFiles(ImageDataset):
@@ -65,22 +69,25 @@ def folder_problems(folder: Path, found: ClassFolders, num_classes: int, num_ima
         problems.append(f"{folder}: expected {num_images} images, found {len(found.files)}")
     problems += found.unreadable
     problems += [f"{folder / name}: the class has no image" for name in found.empty()]
-    paths = [folder / file for file in found.files]
+    return problems + decoding_problems(decode, [folder / file for file in found.files], folder.name)
+
+
+def decoding_problems(read: Callable[[T], object], samples: Sequence[T], what: str) -> list[str]:
+    """A line for each sample that `read` cannot use; of a sample that is no path, the error names the file."""
     with ThreadPool() as pool:  # threads, since decoding releases the lock of the interpreter
         decoded = track(
-            pool.imap(_decoding_problem, paths, chunksize=64),
-            description=f"decoding {folder.name}",
-            total=len(paths),
+            pool.imap(partial(_decoding_problem, read), samples, chunksize=64),
+            description=f"decoding {what}",
+            total=len(samples),
             console=PlainConsole(stderr=True),
             transient=True,
         )
-        problems += [problem for problem in decoded if problem]
-    return problems
+        return [problem for problem in decoded if problem]
 
 
-def _decoding_problem(path: Path) -> str:
+def _decoding_problem(read: Callable[[T], object], sample: T) -> str:
     try:
-        decode(path)
+        read(sample)
     except (DecodeError, OSError, MemoryError) as error:
-        return f"{path}: {one_line(error)}"
+        return f"{sample}: {one_line(error)}" if isinstance(sample, Path) else one_line(error)
     return ""

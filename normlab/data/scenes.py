@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from normlab.data.dataset import VOID, Samples, check_split
+from normlab.data.dataset import VOID, Samples, check_range, check_split
 from normlab.data.splits import Integers, held_out
 from normlab.errors import UserError
 from normlab.schema import shown
@@ -83,7 +83,7 @@ class Scenes(Samples[Any]):
         UserError: there is no such split, a range has its ends reversed, or a class is to be that of several digits.
     """
 
-    mean: ClassVar[Sequence[float]] = (0.45,)
+    mean: ClassVar[Sequence[float]] = (0.41,)
     std: ClassVar[Sequence[float]] = (0.2,)
     num_classes: int = 10
     most_digits: ClassVar[int] = 100
@@ -97,7 +97,7 @@ class Scenes(Samples[Any]):
         channels: Annotated[int, Ge(1), Le(2**12)] = 1,
         digits: tuple[Annotated[int, Ge(1), Le(100)], Annotated[int, Ge(1), Le(100)]] = (1, 1),
         scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.5, 1.0),
-        clutter: Annotated[int, Ge(0), Le(100)] = 2,
+        clutter: Annotated[int, Ge(0), Le(100)] = 1,
         light: Annotated[float, Ge(0), Le(1)] = 0.5,
         noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         length: Annotated[int, Ge(1), Le(2**27)] = 4000,
@@ -105,9 +105,8 @@ class Scenes(Samples[Any]):
         validation: Literal["held_out", "pilot"] = "held_out",
     ):
         check_split(split)
-        for name, (least, most) in (("digits", digits), ("scale", scale)):
-            if least > most:
-                raise UserError(f"data.{name}={shown([least, most])}: expected the smaller number first")
+        check_range("digits", digits)
+        check_range("scale", scale)
         if digits[1] > self.most_digits:
             raise UserError(f"data.digits={shown(digits)}: a scene of this dataset has at most {self.most_digits}")
         self.handwriting: Literal["train", "held_out", "pilot"] = "train" if split == "train" else validation
