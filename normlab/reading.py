@@ -81,10 +81,18 @@ RECORD: Fields = {  # of a table; see report/records.py
     "epochs_of": Parameter(Mapping[str, list[Real]], {}),
     "fluctuations": Parameter(Mapping[str, list[Real]], {}),
     "taken": Parameter(Mapping[str, Real], {}),
+    "moved": Parameter(Mapping[str, Real], {}),
+    "start": Parameter(Mapping[str, Any] | None, None),
     "changed": Parameter(list[str], []),
     "versions": Parameter(Mapping[str, Any]),
     "commit": Parameter(str | None),
     "device": Parameter(str),
+}
+START: Fields = {  # of the run that a recorded run began from
+    "id": Parameter(str),
+    "made_by": Parameter(list[Any] | None, None),
+    "layers": Parameter(list[Mapping[str, Any]]),
+    "moved": Parameter(Mapping[str, Real]),
 }
 ESTIMATE: Fields = {  # of a run's estimates.jsonl; see engine/saved.py
     "samples": Parameter(int | str),

@@ -232,37 +232,44 @@ def _averages(sums: list[Tensor], rows: list[int]) -> list[Tensor]:
 
 
 class ReplicaDropout(nn.Module):
-    """Elementwise dropout whose masks depend on the replica and the iteration, not on how replicas are stacked.
+    """Dropout whose masks depend on the replica and the iteration, not on how replicas are stacked.
 
-    Input (R*N, ...); `seeds` (set by set_replicas) gives one seed a replica. Without seeds it draws from torch's
-    global generator, as nn.Dropout does.
+    Input (R*N, ...) or, where whole channels are dropped, (R*N, C, ...); `seeds` (set by set_replicas) gives one seed a
+    replica. Without seeds it draws from torch's global generator, as nn.Dropout does.
     """
 
-    def __init__(self, p: float, salt: int = 0) -> None:
+    def __init__(self, p: float, salt: int = 0, channels: bool = False) -> None:
         super().__init__()
-        self.p, self.salt = p, salt
+        self.p, self.salt, self.channels = p, salt, channels
         self.seeds: list[int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0 or x.numel() == 0:
             return x
         if self.seeds is None:
-            return nn.functional.dropout(x, self.p)
+            return torch.feature_dropout(x, self.p, train=True) if self.channels else nn.functional.dropout(x, self.p)
         generator = torch.Generator(x.device)
         blocks = x.chunk(len(self.seeds))
         keep = [
-            torch.rand(block.shape, generator=generator.manual_seed(mix_seed(seed, self.salt)), device=x.device)
+            torch.rand(self._mask(block), generator=generator.manual_seed(mix_seed(seed, self.salt)), device=x.device)
             for seed, block in zip(self.seeds, blocks, strict=True)
         ]
         return x * (torch.cat(keep) >= self.p) / (1 - self.p)
+
+    def _mask(self, block: Tensor) -> tuple[int, ...]:
+        return (*block.shape[:2], *(1 for _ in block.shape[2:])) if self.channels else tuple(block.shape)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
+_OF_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
 def seed_dropout(model: nn.Module) -> None:
-    """Replace every nn.Dropout by a ReplicaDropout."""
+    """Replace torch's dropout, of values and of channels, by ReplicaDropout."""
     for salt, (name, module) in enumerate(list(model.named_modules())):
-        if type(module) is nn.Dropout:
+        if type(module) in (nn.Dropout, *_OF_CHANNELS):
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, ReplicaDropout(module.p, salt))
+            dropout = ReplicaDropout(module.p, salt, type(module) in _OF_CHANNELS)  # type: ignore[attr-defined]
+            setattr(model.get_submodule(parent), leaf, dropout)

@@ -15,12 +15,6 @@ def _fits(group: str, name: str, task: str) -> bool:
     return not wanted or not kinds or bool({*wanted} & {*kinds})
 
 
-def _first(group: str, task: str) -> str:
-    """The default file if the task takes it, else the first that it takes."""
-    names = [default_choice(group), *choices(group)]
-    return next(name for name in names if _fits(group, name, task))
-
-
 def task_of(group: str, name: str) -> str | None:
     """A task that a file can be tried with; None for data of a task that is not there yet."""
     if group == "task":
@@ -30,8 +24,6 @@ def task_of(group: str, name: str) -> str | None:
 
 
 def companions(group: str, name: str) -> list[str]:
-    """The words that a file needs beside it to be composed; none for most."""
+    """The words that a file needs beside it to be composed: the task, whose own choices fit; none for most."""
     task = task_of(group, name) or default_choice("task")
-    words = [f"task={task}"] * (task != default_choice("task") and group != "task")
-    others = [(other, _first(other, task)) for other in PAIRED if other != group]
-    return words + [f"{other}={chosen}" for other, chosen in others if chosen != default_choice(other)]
+    return [f"task={task}"] * (task != default_choice("task") and group != "task")

@@ -6,15 +6,19 @@ import sys
 from pathlib import Path
 
 import data_files
+import numpy as np
 import pytest
 from conf_pairs import companions, task_of
+from PIL import Image
 
 from normlab.cli import main
-from normlab.config import GROUPS, choices, load
+from normlab.config import GROUPS, choices, kinds_of, load
+from normlab.engine.build import build_task
 from normlab.runs.folder import RunFolder
 
 QUICK = {
     "digits": ("model.width=4", "data.fraction=0.1"),
+    "segmentation": ("data.length=16", "data.val_length=4", "model.width=4"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
 }
 RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data", "tracker"}  # groups with a test of their own below
@@ -80,9 +84,56 @@ def test_every_dataset(tmp_path, data):
     assert summary["updates"] == 2
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * ("101" in name))
+        for name in choices("model")
+        if task_of("model", name) == "segmentation"
+    ],
+)
+def test_every_segmenter(tmp_path, model):
+    size = ("data.size=64", "data.length=4", "data.val_length=2", "iterations=1", "batch=2x2", "norm=sn")
+    summary = train(tmp_path, "task=segmentation", "data=synthetic_maps", f"model={model}", *size)
+    assert summary["norm_layers"] > 0
+
+
+MAPS = {  # data -> settings, classes, a prediction's file and the numbers that it may hold
+    "ade20k": (["data.short_side=[24,40]"], 150, "ADE_val_00000001.png", set(range(150))),
+    "cityscapes": ([], 19, "lindau_000000_000019_leftImg8bit.png", {*range(7, 9), *range(11, 14), 17, *range(19, 34)}),
+    "voc": ([], 21, "2009_000032.png", set(range(21))),
+}
+
+
+@pytest.mark.parametrize("data", [name for name in choices("data") if "maps" in kinds_of("data", name)])
+def test_every_dataset_of_maps(tmp_path, data):
+    """Images of unequal sizes, at several scales, and their predictions as files."""
+    own = ["task=segmentation", f"data={data}", "model.width=4", "norm=sn", "batch=1x2", "iterations=1"]
+    if data in MAPS:
+        settings, classes, file, numbers = MAPS[data]
+        getattr(data_files, f"write_{data}")(tmp_path / "data")
+        own += [f"data.root={tmp_path / 'data'}", "data.crop=32", "task.several=[0.5,1]", *settings]
+    else:
+        own += ["data.length=8", "data.val_length=4"]
+    summary = train(tmp_path / "runs", *own)
+    assert summary["updates"] == 1 and summary["metrics"]["batch_average"]["miou"] >= 0
+    if data in MAPS:
+        run = RunFolder.of(load([*own, "tracker=none", f"out={tmp_path / 'runs'}"]))
+        test = ["split=test"] if data == "cityscapes" else []
+        file = file.replace("lindau", "berlin") if test else file
+        assert main(["predict", str(run.path), *test, f"out={tmp_path / 'maps'}"]) == 0
+        assert len(list((tmp_path / "maps").iterdir())) == 3
+        found = np.array(Image.open(tmp_path / "maps" / file))
+        assert set(np.unique(found).tolist()) <= numbers and classes == len(load_classes(own))
+
+
+def load_classes(words: list[str]) -> tuple[str, ...]:
+    return build_task(load(words)).dataset("train").classes
+
+
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS if g not in RUN_BY_OTHER_TESTS for n in choices(g)])
 def test_every_other_file(tmp_path, group, name):
-    quick = QUICK["digits"] if task_of(group, name) == "classification" else ()
+    quick = QUICK["segmentation" if name == "segmentation" else "digits"]
     train(tmp_path, f"{group}={name}", *companions(group, name), "batch=4x4", "epochs=1", *quick)
 
 

@@ -17,7 +17,7 @@ from normlab.config import Config, load
 from normlab.engine.build import build
 from normlab.engine.loop import Loop
 from normlab.engine.session import open_session
-from normlab.replicas import Share, normalizers, passes, permutation
+from normlab.replicas import Share, normalizers, passes, permutation, seed_dropout, set_replicas
 from normlab.runs.folder import RunFolder
 from normlab.tracker import NoTracker
 
@@ -201,3 +201,20 @@ def test_engine_layers_wait_for_the_iteration(tmp_path):
     before = layer.running_mean.clone()
     session.experiment.model.train()(torch.randn(8, 1, 8, 8))
     assert torch.equal(layer.running_mean, before)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Dropout, torch.nn.Dropout2d])
+def test_dropout_draws_for_each_replica_however_they_are_stacked(kind):
+    model = torch.nn.Sequential(kind(0.4)).train()
+    seed_dropout(model)
+    x = torch.ones(6, 50, 4, 5)
+    set_replicas(model, 3, [7, 8, 9])
+    together = model(x)
+    for k, seed in enumerate((7, 8, 9)):
+        set_replicas(model, 1, [seed])
+        assert torch.equal(model(x[2 * k : 2 * k + 2]), together[2 * k : 2 * k + 2])
+    kept = together != 0
+    assert together.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    whole = kept.flatten(2).all(2) | ~kept.flatten(2).any(2)  # of a channel, all values or none
+    assert whole.all() == (kind is torch.nn.Dropout2d)
+    assert 0.5 < kept.float().mean() < 0.7

@@ -8,6 +8,7 @@ from norm_files import images
 from reference import pixel_set_statistics
 
 from normlab.errors import UserError
+from normlab.norm.layer import Normalizer
 from normlab.norm.normalize import moments
 from normlab.norm.pooling import pool, spread, statistics
 from normlab.norm.scopes import Scope, check_declaration, fit_groups
@@ -105,3 +106,11 @@ def test_pooled_moments_are_those_of_the_pixel_set(name, replicas, shape):
         assert compact.shape[-1] == scope.width(C)
         per_channel = spread(compact, C).expand(replicas, N, C).reshape(-1, C, 1)
         torch.testing.assert_close(per_channel, expected_NC1, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_channels", "groups"), [(64, 2), (2048, 64), (48, 1), (16, 1)])
+def test_groups_of_so_many_channels(num_channels, groups):
+    """SN-TPAMI's GN in segmentation: 32 channels in each group, as torch's GroupNorm of C / 32 groups."""
+    layer = Normalizer(num_channels, mean=["gn"], var=["gn"], groups=32, group_channels=32)
+    x = torch.randn(2, num_channels, 3, 3)
+    torch.testing.assert_close(layer(x), torch.nn.functional.group_norm(x, groups))

@@ -232,6 +232,12 @@ def _commands() -> list[_Verb]:
             "normlab estimate 1a2b3c4d samples=all variance=population", kinds=["runs", "estimate"],
         ),
         _command(
+            "predict", verbs.predict, "RUN [split=val] [out=FOLDER] [runs=FOLDER]",
+            "Write a run's predictions as files. Of segmentation, a PNG of each image with its classes as the dataset "
+            "numbers them: what Cityscapes' server takes of split=test.",
+            "normlab predict 1a2b3c4d split=test out=submission", kinds=["runs"],
+        ),
+        _command(
             "reproduce", verbs.reproduce,
             "TABLE|all [scale=digits] [seeds=3] [jobs=N] [results=FOLDER] [KEY=VALUE]...",
             "Run what is missing of a paper's table, and report it. With all: of every table that has the scale.",

@@ -72,6 +72,18 @@ def evaluate(words: list[str]) -> int:
     return 0
 
 
+def predict(words: list[str]) -> int:
+    runs, options = _runs(words, {"split": None, "out": None}, "runs")
+    if len(runs) > 1:
+        raise UserError(f"predict: expected one run, got {len(runs)}")
+    from normlab.engine.saved import predict_run, splits_of
+
+    (split,) = splits_of(runs, options["split"])
+    into = Path(options["out"] or runs[0].path / "predictions" / split)
+    print(f"{predict_run(runs[0], split, into)} files in {into}")
+    return 0
+
+
 def estimate(words: list[str]) -> int:
     from normlab import schema
     from normlab.config import BatchAverage

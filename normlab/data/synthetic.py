@@ -7,8 +7,9 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
 
-from normlab.data.dataset import SPLITS, ImageDataset, check_split
+from normlab.data.dataset import SPLITS, VOID, ImageDataset, check_split
 from normlab.seeding import mix_seed
 
 _GRID = 4  # a class is a smooth pattern, interpolated from so many values a side
@@ -61,3 +62,53 @@ class Synthetic(ImageDataset):
         pattern_1CGG = self.patterns_KCGG[self.labels_N[index], None]
         pattern_1CHW = interpolate(pattern_1CGG, size=self.shape[1:], mode="bilinear", align_corners=True)
         return pattern_1CHW[0] + torch.randn(self.shape, generator=noise)
+
+
+class SyntheticMaps(Dataset[tuple[Tensor, Tensor]]):
+    """Regions of classes, each of one colour, in white noise of std 1; a share of the pixels is void.
+
+    An item is (image (C, H, W), label map (H, W)), a function of (split, index), as Synthetic's.
+
+    Args:
+        split: "train" or "val".
+        seed: unused, there is no augmentation.
+        channels, size: images are (channels, size, size).
+        num_classes: number of classes, without void.
+        length, val_length: number of images of the splits.
+        void: the largest share of an image's pixels that is void; each image has a share of its own.
+
+    Raises:
+        UserError: there is no such split.
+    """
+
+    one_size = True
+
+    def __init__(
+        self,
+        split: str,
+        seed: int,
+        *,
+        channels: Annotated[int, Ge(1), Le(2**12)] = 3,
+        size: Annotated[int, Ge(1), Le(2**12)] = 64,
+        num_classes: Annotated[int, Ge(2), Le(250)] = 10,
+        length: Annotated[int, Ge(1), Le(2**27)] = 512,
+        val_length: Annotated[int, Ge(1), Le(2**27)] = 128,
+        void: Annotated[float, Ge(0), Le(1)] = 0.2,
+    ):
+        check_split(split)
+        self.split, self.length, self.void = split, length if split == "train" else val_length, void
+        self.num_classes, self.shape = num_classes, (channels, size, size)
+        self.colours_KC = torch.randn(num_classes, channels, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, Tensor]:
+        draw = torch.Generator().manual_seed(mix_seed(SPLITS.index(self.split), key[1]))
+        channels, *size = self.shape
+        fields_1KGG = torch.randn(1, self.num_classes, _GRID, _GRID, generator=draw)
+        classes_HW = interpolate(fields_1KGG, size=size, mode="bilinear", align_corners=True)[0].argmax(0)
+        image_CHW = self.colours_KC[classes_HW].movedim(-1, 0) + torch.randn(channels, *size, generator=draw)
+        share = self.void * torch.rand((), generator=draw)
+        is_void_HW = torch.rand(size, generator=draw) < share
+        return image_CHW, classes_HW.masked_fill(is_void_HW, VOID).to(torch.uint8)

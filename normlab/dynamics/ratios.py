@@ -4,6 +4,7 @@ A row describes one normalizing layer, a record one moment: {"epoch": 3, "step":
 drawn from such records, without torch.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,23 @@ def mean_by_range(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]
             members[range_of(row["receptive_field"])].append(row)
         members["all"].append(row)
     return {name: average(inside) for name, inside in members.items() if inside}
+
+
+def moved(moments: Sequence[Sequence[Row]]) -> dict[str, float]:
+    """{"mean": length, "var": length}: the ways of a run's ratios from one recorded moment to the next, added up.
+
+    A way is half the sum of absolute changes, so that from one scope alone to another it is 1; averaged over layers.
+    Ratios that go straight to their ends have come a shorter way than those that go to and fro.
+    """
+    found = {}
+    for moment in MOMENTS:
+        ways = [
+            math.fsum(abs(b[moment].get(s, 0.0) - a[moment].get(s, 0.0)) for s in {**a[moment], **b[moment]}) / 2
+            for before, after in itertools.pairwise(moments)
+            for a, b in zip(before, after, strict=True)
+        ]
+        found[moment] = math.fsum(ways) / len(moments[0]) if moments and moments[0] else 0.0
+    return found
 
 
 def by_part(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -18,7 +18,7 @@ from normlab.engine.check import check_task
 from normlab.engine.initialize import initialize
 from normlab.errors import UserError
 from normlab.models.library import nothing_fetched
-from normlab.norm.convert import NothingReplacedWarning, convert
+from normlab.norm.convert import NothingReplacedWarning, convert, parametrize_weights
 from normlab.norm.layer import Normalizer
 from normlab.replicas import seed_dropout
 from normlab.schema import bind, signature
@@ -71,7 +71,7 @@ def build(config: Config, *, weights_follow: bool = False) -> Experiment:
     with nothing_fetched() if weights_follow else nullcontext():
         model = task.build(declared)
     parts = Parts(task.parts, config.parts)  # building may have told where they begin
-    _convert(model, parts, config)
+    _convert(model, task, parts, config)
     seed_dropout(model)
     unused = initialize(model, task, parts, config)
     for name, parameter in model.named_parameters():
@@ -94,7 +94,7 @@ def _declaration(settings: Mapping[str, Any], config: Config) -> Declaration:
     return Declaration(norm and bind(norm), weight and bind(weight))
 
 
-def _convert(model: nn.Module, parts: Parts, config: Config) -> None:
+def _convert(model: nn.Module, task: Task, parts: Parts, config: Config) -> None:
     """Give each part its normalizer and weight; layers that the task built with its norm already stay."""
     order = {part: k for k, part in enumerate(parts.prefixes)}
     chains = {parts.chain(name) for name, _ in model.named_modules()} - {()}
@@ -108,8 +108,10 @@ def _convert(model: nn.Module, parts: Parts, config: Config) -> None:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingReplacedWarning)  # said below, of all parts together
-            converted = convert(model, declared.norm, declared.weight, select=inside).norms
+            converted = convert(model, declared.norm, None, select=inside).norms
         built = [name for name, module in model.named_modules() if isinstance(module, Normalizer) and inside(name)]
+        if declared.weight is not None:
+            parametrize_weights(model, declared.weight, lambda name: inside(name) and task.weighted(name))
         if config.norm_dropout and declared.norm is not None:
             for name in dict.fromkeys([*converted, *built]):
                 layer = OrderedDict(norm=model.get_submodule(name), dropout=nn.Dropout(config.norm_dropout))

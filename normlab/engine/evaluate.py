@@ -1,5 +1,6 @@
 """Evaluation: every sample once, on any number of devices."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,13 +14,29 @@ from normlab.errors import UserError
 from normlab.processes import devices
 from normlab.replicas import Pass
 from normlab.tasks.metrics import info_of, metrics_of, value_of
-from normlab.tasks.task import Task
+from normlab.tasks.task import Batch, Task
 
 
 @torch.no_grad()
 def evaluate(session: Session, split: str = "val") -> dict[str, float]:
     """The task's metrics on a split, with the statistics that the layers hold, in the units that it declares."""
     task, model = session.experiment.task, session.experiment.model
+    metric = task.metric(split).to(session.device)
+    was_training = model.training
+    model.eval()
+    for current, batch in evaluated(session, split):
+        with devices.autocast(session.config, session.device):
+            predictions = task.predict(model, batch)
+        task.update(metric, predictions, batch, [index for _, index in current.keys])
+    model.train(was_training)
+    with warnings.catch_warnings():  # of more ranks than batches, some have counted nothing: that is no mistake
+        warnings.filterwarnings("ignore", message=".*was called before the ``update`` method")
+        return _checked(task.results(metric), session)
+
+
+def evaluated(session: Session, split: str) -> Iterator[tuple[Pass, Batch]]:
+    """This rank's passes of an evaluation, each with its batch."""
+    task = session.experiment.task
     at_once, order = task.evaluation(split)
     indices = list(order if order is not None else range(len(task.dataset(split))))  # type: ignore[arg-type]
     together = [indices[start : start + at_once] for start in range(0, len(indices), at_once)]
@@ -30,16 +47,9 @@ def evaluate(session: Session, split: str = "val") -> dict[str, float]:
         for k, block in enumerate(own):
             yield Pass(k, range(1), [(None, i) for i in block], last=True)
 
-    metric = task.metric(split).to(session.device)
-    was_training = model.training
-    model.eval()
     for current, batch in batches(session, split, passes, at_once, leave_out=True):
-        with devices.autocast(session.config, session.device):
-            predictions = task.predict(model, batch)
-        task.update(metric, predictions, batch, [index for _, index in current.keys])
+        yield current, batch
         session.progress("evaluating", min((current.iteration + 1) * at_once, number), number)
-    model.train(was_training)
-    return _checked(task.results(metric), session)
 
 
 def _checked(results: Mapping[str, float], session: Session) -> dict[str, float]:

@@ -2,17 +2,21 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
+
+import torch
 
 from normlab.config import BatchAverage, inputs
 from normlab.engine.batch_average import measure
 from normlab.engine.build import build_task
-from normlab.engine.evaluate import evaluate, statistics
+from normlab.engine.evaluate import evaluate, evaluated, statistics
 from normlab.engine.session import Session, open_session
 from normlab.engine.weights import load_own
 from normlab.errors import UserError
 from normlab.progress import Progress, progress_bar, silent
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
+from normlab.tasks.task import Task
 from normlab.writing import append_jsonl
 
 Metrics = dict[str, dict[str, float]]
@@ -74,6 +78,26 @@ def evaluate_run(folder: RunFolder, split: str) -> tuple[str, Metrics]:
             with statistics(model, load_own(folder.whole(folder.batch_average), model, folder)):
                 metrics["batch_average"] = evaluate(session, split)
         return session.experiment.task.splits[split], metrics
+
+
+def predict_run(folder: RunFolder, split: str, into: Path) -> int:
+    """Write what a run predicts of a split, under the statistics of its headline; returns the number of files.
+
+    Raises UserError where the task writes no predictions.
+    """
+    with progress_bar() as progress:
+        session = open_run(folder, progress)
+        task, model = session.experiment.task, session.experiment.model
+        if type(task).write is Task.write:
+            raise UserError(f"task={session.config.choices['task']}: its predictions are not written as files")
+        averaged = folder.summary()["headline"]["estimator"] == "batch_average" and folder.batch_average.is_file()
+        state = load_own(folder.whole(folder.batch_average), model, folder) if averaged else {}
+        into.mkdir(parents=True, exist_ok=True)
+        number = 0
+        with torch.no_grad(), statistics(model.eval(), state):
+            for current, batch in evaluated(session, split):
+                number += task.write(task.predict(model, batch), [index for _, index in current.keys], split, into)
+        return number
 
 
 def estimate_run(folder: RunFolder, settings: BatchAverage) -> tuple[str, Metrics]:

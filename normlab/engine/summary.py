@@ -3,6 +3,7 @@
 from typing import Any
 
 from normlab.dynamics import ratios
+from normlab.engine import pictures
 from normlab.engine.batch_average import measure
 from normlab.engine.evaluate import evaluate, statistics
 from normlab.engine.session import Session
@@ -26,8 +27,20 @@ def evaluate_estimators(session: Session) -> dict[str, dict[str, float]]:
     if session.is_first:
         checkpoint.save_tensors(folder.weights, model.state_dict())
         checkpoint.save_tensors(folder.batch_average, state)
+    with statistics(model, state if _estimator(session) == "batch_average" else {}):
+        pictures.keep(session)
     with statistics(model, state):
         return {"moving_average": moving_average, "batch_average": _tested(session) if state else moving_average}
+
+
+def _estimator(session: Session) -> str:
+    """The statistics of what a run is known by."""
+    if session.config.estimator != "paper":
+        return session.config.estimator
+    # seed 001, Sec. 2.1 for SN; the others keep the moving average of their papers
+    layers = normalizers(session.experiment.model)
+    mixes_batches = any(layer.is_switchable and layer.tracks_statistics for layer in layers)
+    return "batch_average" if mixes_batches else "moving_average"
 
 
 def _tested(session: Session) -> dict[str, float]:
@@ -40,10 +53,7 @@ def summarize(session: Session, status: str, metrics: dict[str, dict[str, float]
     """What summary.json says of a run, but for its length."""
     config, experiment, record = session.config, session.experiment, session.folder.run()
     layers = normalizers(experiment.model)
-    estimator = config.estimator
-    if estimator == "paper":  # seed 001, Sec. 2.1 for SN; the others keep the moving average of their papers
-        mixes_batches = any(layer.is_switchable and layer.tracks_statistics for layer in layers)
-        estimator = "batch_average" if mixes_batches else "moving_average"
+    estimator = _estimator(session)
     rows = experiment.ratios()
     known = metrics_of(config.task["_target_"])
     metric = next(iter(known))

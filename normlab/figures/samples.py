@@ -1,4 +1,4 @@
-"""`normlab data show NAME`: samples of a dataset as training meets them, with what is known of each."""
+"""Samples as pictures: of a dataset, as training meets them (`normlab data show NAME`), and what runs predict."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from normlab.config import settings_of
 from normlab.data.dataset import VOID
 from normlab.errors import UserError
 from normlab.figures.style import PAGE, at_print_size, fitting_size, name_of_file, save
+from normlab.runs.records import Run, expect, labels
 
 _ACROSS, _DOWN = 6, 4  # pictures
 _VOID = (1.0, 1.0, 1.0)  # no class has this colour
@@ -62,11 +63,46 @@ def draw(dataset: Any) -> Figure:
     names = getattr(dataset, "classes", None)
     for k, (image, target) in enumerate(samples):
         axis, *beside = axes[2 * k : 2 * k + 2] if with_map else axes[k : k + 1]
-        picture_HW3 = _picture(image)
+        picture_HW3 = _picture(image.numpy())
         axis.imshow(picture_HW3)
         title = _draw_target(beside[0] if with_map else axis, picture_HW3, target, names)
         if title:
             axis.set_title(title, pad=2, fontsize=fitting_size(title, side, 7))
+    return figure
+
+
+@at_print_size
+def predictions(runs: Sequence[Run]) -> Figure:
+    """What runs predict of a few samples: the image, its map and the predicted one, white where nothing counts.
+
+    Args:
+        runs: one or more of the same data; their predictions stand side by side.
+    """
+    expect(runs, 1)
+    first = runs[0].predictions
+    for run in runs[1:]:
+        pairs = zip(first, run.predictions, strict=False)
+        if len(first) != len(run.predictions) or any((a["truth"] != b["truth"]).any() for a, b in pairs):
+            raise UserError(f"{run.name}: its samples are others than those of {runs[0].name}; expected the same data")
+    columns, side = 2 + len(runs), PAGE / 6
+    beside = max(1, 6 // columns)  # samples in a row
+    rows = math.ceil(len(first) / beside)
+    figure = Figure(figsize=(side * columns * beside, rows * (side + 0.05) + 0.2), layout="constrained")
+    axes = figure.subplots(rows, columns * beside, squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    names = ["image", "truth", *(labels(runs) if len(runs) > 1 else ["predicted"])]
+    for k, sample in enumerate(first):
+        row, column = divmod(k, beside)
+        panels = axes[row, column * columns : (column + 1) * columns]
+        picture_HW3 = _picture(sample["image"].astype(np.float32))
+        panels[0].imshow(picture_HW3)
+        maps = [sample["truth"], *(run.predictions[k]["predicted"] for run in runs)]
+        for axis, map_HW in zip(panels[1:], maps, strict=True):
+            axis.imshow(_with_classes(picture_HW3, np.where(sample["truth"] == VOID, VOID, map_HW)))
+        for axis, name in zip(panels, names, strict=True):
+            if row == 0:
+                axis.set_title(name, pad=2, fontsize=fitting_size(name, side, 7))
     return figure
 
 
@@ -78,9 +114,9 @@ def _sample(dataset: Any, index: int) -> tuple[Tensor, Any]:
     return sample
 
 
-def _picture(image_CHW: Tensor) -> NDArray[np.floating]:
+def _picture(image_CHW: NDArray[Any]) -> NDArray[np.floating]:
     """In [0, 1] and three colours. Numbers that are no bytes are drawn from their least to their most."""
-    image_HWC = image_CHW.permute(1, 2, 0).numpy()
+    image_HWC = image_CHW.transpose(1, 2, 0)
     if image_HWC.dtype == np.uint8:
         image_HWC = image_HWC / 255
     else:
@@ -100,12 +136,16 @@ def _draw_target(axis: Axes, picture_HW3: NDArray[np.floating], target: Any, nam
         return _called(int(target), names)
     map_HW = target.numpy()
     there = [int(label) for label in np.unique(map_HW) if label != VOID]
+    axis.imshow(_with_classes(picture_HW3, map_HW))
+    return ", ".join(_called(label, names) for label in there)
+
+
+def _with_classes(picture_HW3: NDArray[np.floating], map_HW: NDArray[Any]) -> NDArray[np.floating]:
     painted_HW3 = picture_HW3.copy()
-    for label in there:
+    for label in np.unique(map_HW).tolist():
         _paint(painted_HW3, map_HW == label, _colour(label))
     painted_HW3[map_HW == VOID] = _VOID
-    axis.imshow(painted_HW3)
-    return ", ".join(_called(label, names) for label in there)
+    return painted_HW3
 
 
 def _draw_instances(axis: Axes, picture_HW3: NDArray[np.floating], target: Mapping[str, Any]) -> None:

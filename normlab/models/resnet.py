@@ -84,36 +84,48 @@ class Block(Protocol):
 
 
 class SmallResNet(nn.Module):
-    """A 3x3 stem at full resolution and three stages of blocks; stages 2 and 3 halve the resolution.
+    """A 3x3 stem and a stage of blocks for each width; all stages but the first halve the resolution.
 
-    (N, C, H, W) -> logits (N, num_classes). Convolutions start from He's normal, by fan-out.
+    (N, C, H, W) -> logits (N, num_classes). Convolutions start from He's normal, by fan-out. With stem_stride 2 the
+    stem halves the resolution too.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, widths: Sequence[int], blocks: int, block: Block) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        widths: Sequence[int],
+        blocks: int,
+        block: Block,
+        *,
+        stem_stride: int = 1,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
 
         def stage(in_width: int, width: int, stride: int) -> nn.Sequential:
             return nn.Sequential(block(in_width, width, stride), *(block(width, width, 1) for _ in range(blocks - 1)))
 
-        self.layer1 = stage(widths[0], widths[0], stride=1)
-        self.layer2 = stage(widths[0], widths[1], stride=2)
-        self.layer3 = stage(widths[1], widths[2], stride=2)
+        self.stages = []
+        for k, (in_width, width) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True), start=1):
+            self.stages.append(f"layer{k}")
+            self.add_module(self.stages[-1], stage(in_width, width, stride=1 if k == 1 else 2))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(widths[2], num_classes)
+        self.fc = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                _init_conv(module)
+                init_conv(module)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def _init_conv(conv: nn.Conv2d) -> None:
+def init_conv(conv: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
@@ -137,6 +149,18 @@ def digits_resnet_deep(
 def _of_basic_blocks(in_channels: int, num_classes: int, width: int, blocks: int) -> nn.Module:
     block = partial(BasicBlock, shortcut="projection")
     return SmallResNet(in_channels, num_classes, (width, 2 * width, 4 * width), blocks, block)
+
+
+def scenes_resnet(
+    shape: tuple[int, int, int], num_classes: int, *, width: Annotated[int, Ge(1), Le(2**16)] = 16
+) -> nn.Module:
+    """For digits in scenes: one basic block in each of four stages, of 1, 2, 3 and 4 times `width` channels.
+
+    Stem and stages reduce the resolution to a sixteenth; 12 norm layers. shape is (C, H, W) of an image.
+    """
+    block = partial(BasicBlock, shortcut="projection")
+    widths = [width * k for k in (1, 2, 3, 4)]
+    return SmallResNet(shape[0], num_classes, widths, 1, block, stem_stride=2)
 
 
 def digits_resnext(
@@ -193,6 +217,6 @@ def resnet_small(shape: tuple[int, int, int], num_classes: int, *, depth: Litera
         )
     model = builders[depth](num_classes=num_classes)
     model.conv1 = nn.Conv2d(shape[0], model.conv1.out_channels, 3, padding=1, bias=False)
-    _init_conv(model.conv1)
+    init_conv(model.conv1)
     model.maxpool = nn.Identity()
     return model

@@ -62,6 +62,8 @@ class Normalizer(nn.Module):
         mean: scopes that give the mean: in, ln, bn, gn, en; a number sets the groups of gn and en, as in "gn16".
         var: scopes that give the variance.
         groups: groups of a bare gn or en (fitted to C, see scopes.fit_groups).
+        group_channels: channels in each group of a bare gn or en, in the place of `groups`, where a network's layers
+            differ in their groups and not in their size (SN-TPAMI, Sec. 4.3.2: 32).
         tied: one set of ratios for mean and variance (SNtied, seed 000); needs the same scopes in both.
         mix: mix variances (seed 001, Eq. 3) or standard deviations (seed 000, Eq. 1).
         ratio_groups: channel groups that have ratios of their own (group SN, seed 002, Sec. 3.2).
@@ -103,6 +105,7 @@ class Normalizer(nn.Module):
         mean: Sequence[str],
         var: Sequence[str],
         groups: Annotated[int, Ge(1)] = 32,
+        group_channels: Annotated[int, Ge(2)] | None = None,
         tied: bool = False,
         mix: Literal["var", "std"] = "var",
         ratio_groups: Annotated[int, Ge(1)] = 1,
@@ -121,6 +124,8 @@ class Normalizer(nn.Module):
             raise UserError(f"norm.mix={mix} does not exist; allowed: var, std")
         if ratio_groups < 1 or num_channels % ratio_groups:
             raise UserError(f"norm.ratio_groups={ratio_groups} does not divide a layer of {num_channels} channels")
+        if group_channels is not None:
+            groups = max(1, num_channels // group_channels)
         self.num_channels = num_channels
         self.mean_scopes, self.var_scopes = list(mean), list(var)
         self._scopes = {name: Scope.parse(name, groups, num_channels) for name in (*mean, *var)}

@@ -21,16 +21,19 @@ QUANTITIES = (  # report/quantities.py says what they are
     *(f"changed@{earlier:g}@{later:g}" for earlier, later in combinations(CHOICES_AT, 2)),
     *(f"fluctuation.{of}_{what}{layers}" for of in ("bn", "en") for what in ("mean", "std") for layers in _LAYERS),
     *("apart.mean", "apart.std", "taken.division", "taken.centring"),
+    *(f"{start}moved.{moment}" for start in ("", "start.") for moment in MOMENTS),
+    *(f"{start}backbone.{moment}.{scope}" for start in ("", "start.") for moment, scope in _RATIOS),
 )
 
 
 def guessed(metric: str, guessing: float | Mapping[str, float], metrics: Mapping[str, MetricInfo]) -> float:
     """What a metric is of a network that guesses; a single number is that of the metric that runs are known by.
+    It guesses alike on every test set.
 
     Raises UserError where it is not known.
     """
     known = guessing if isinstance(guessing, Mapping) else {next(iter(metrics)): guessing}
-    found = value_of(known, metric, metrics)
+    found = value_of(known, metric.rpartition("/")[2], metrics)
     if found is None:
         raise UserError(f"guessing: there is no value for {metric}; expected one beside {', '.join(known)}")
     return found

@@ -19,6 +19,9 @@ early_lead            that in validation minus that in training, averaged over t
 fluctuation.bn_mean   how much the mean of BN varies over the last updates, averaged over the layers; also bn_std,
                       en_mean, en_std; .first of the first layer, .later averaged over the others (seed 004, Fig. 6)
 apart.mean            distance of BN's mean from EN's, averaged over updates, layers and channels; also apart.std
+moved.mean            how far the ratios of the mean have gone, to and fro, over the run; also moved.var
+backbone.mean.bn      the BN ratio of the mean, averaged over the layers of the backbone at the end
+start.moved.mean      the two above, of the run that this one began from; a classifier is all backbone
 taken.division        share of the squared gradient that the division of Weight Standardization takes, averaged over
                       layers and epochs; taken.centring: that removing the mean takes (seed 003, Fig. 4)
 """
@@ -33,6 +36,7 @@ from typing import Any
 from normlab.dynamics.ratios import (
     RF_RANGES,
     average,
+    by_part,
     choice,
     divergence,
     divergence_by_range,
@@ -96,7 +100,7 @@ def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[
             continue
         key = (record["row"], record["column"], record["seed"])
         of_run = _averages(record["ratios"] or {}) | of_layers(record["layers"]) | _of_choices(record)
-        of_run |= _of_epochs(record, table.metrics) | _of_updates(record)
+        of_run |= _of_epochs(record, table.metrics) | _of_updates(record) | _of_start(record)
         for name, value in of_run.items():
             quantities.setdefault(name, {})[key] = value
         layers[key] = record["layers"]
@@ -116,11 +120,12 @@ def of_layers(layers: Layers) -> dict[str, float]:
             along = [row[moment].get(scope, 0.0) for row in layers]
             found[f"depth.{moment}.{scope}"] = _rise(along)
             found[f"first.{moment}.{scope}"] = along[0]
-    if all(row.get("receptive_field") is not None for row in layers):
-        for name, moments in mean_by_range(layers).items():
+    traced = [row for row in layers if row.get("receptive_field") is not None]
+    if traced:
+        for name, moments in mean_by_range(traced).items():
             if name in RF_RANGES[:-1]:
                 found |= {f"{quantity}.{name}": value for quantity, value in _averages(moments).items()}
-        pairs = [(row["receptive_field"], divergence(row["mean"], row["var"])) for row in layers]
+        pairs = [(row["receptive_field"], divergence(row["mean"], row["var"])) for row in traced]
         by_range = divergence_by_range(pairs)
         found |= {f"divergence.{name}": by_range[name] for name in RF_RANGES[:-1] if name in by_range}
     return found
@@ -167,6 +172,20 @@ def _of_epochs(record: Record, metrics: Mapping[str, MetricInfo]) -> dict[str, f
         first = max(1, len(val) // 10)
         found["gap"] = train[-1] - val[-1]
         found["early_lead"] = statistics.fmean(v - t for v, t in zip(val[:first], train[:first], strict=True))
+    return found
+
+
+def _of_start(record: Record) -> dict[str, float]:
+    """How the ratios have moved, and where they stand in the backbone; the same of the run that this one began from."""
+    found: dict[str, float] = {}
+    for prefix, run in (("", record), ("start.", record.get("start") or {})):
+        found |= {f"{prefix}moved.{moment}": way for moment, way in run.get("moved", {}).items()}
+        parts = by_part(run.get("layers") or ())
+        backbone = parts.get("backbone") or parts.get("other", [])
+        if switchable(backbone):
+            found |= {
+                f"{prefix}backbone.{name.partition('.')[2]}": v for name, v in _averages(average(backbone)).items()
+            }
     return found
 
 

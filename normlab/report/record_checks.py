@@ -6,7 +6,7 @@ from typing import Any
 
 from normlab import schema
 from normlab.errors import UserError
-from normlab.reading import LAYER
+from normlab.reading import LAYER, START
 from normlab.tasks.metrics import MetricInfo, info_of
 
 _SLACK = 1e-6  # of a metric's range, for rounding
@@ -46,7 +46,9 @@ def _numbers(
         info = info_of(name, metrics)
         yield path, value, free if info is None else info.range or free
     lists = {f"{kind}.{name}": v for kind in ("epochs_of", "fluctuations") for name, v in record.get(kind, {}).items()}
-    lists["taken"] = list(record.get("taken", {}).values())
+    start = record.get("start") or {}
+    for name, values in (("taken", record), ("moved", record), ("start.moved", start)):
+        lists[name] = list(values.get(name.rpartition(".")[2], {}).values())
     if record["status"] == "finished":  # the last losses of one that diverged are anything
         for path, values in lists.items():
             yield from ((path, value, free) for value in values)
@@ -59,6 +61,10 @@ def _check_lists(record: Mapping[str, Any], where: str) -> None:
             known = schema.check({key: layer[key] for key in LAYER if key in layer}, LAYER, "layers")
             if not (known["mean"] and known["var"]):
                 raise UserError("layers: a layer has no ratios")
+        if record.get("start") is not None:
+            start = schema.check(record["start"], START)
+            for layer in start["layers"]:
+                schema.check({key: layer[key] for key in LAYER if key in layer}, LAYER, "start.layers")
         for kind in ("choices", "epochs_of", "fluctuations"):
             values = record.get(kind, {})
             if len({len(value) for value in values.values()} | {0}) > 2 or not all(values.values()):

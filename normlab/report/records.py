@@ -6,6 +6,8 @@ layers        the ratios of each switchable layer at the end
 choices       the scopes that each layer would keep if its ratios were hard, for mean and variance, at 30%, 60% and 90%
 epochs_of     what was measured of each epoch
 fluctuations  how much the statistics of BN and EN vary in each layer, and how far apart they are (record.statistics)
+moved         how far the ratios of mean and variance have gone, to and fro, averaged over the layers
+start         of the run that this one began from: id, made_by, and its layers and moved until then; null without one
 taken         shares that Weight Standardization takes from the gradients (record.gradients)
 changed       what the command set beyond the table and its scale, as [epochs=1]; only if it did
 
@@ -21,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from normlab.config import BatchAverage
+from normlab.dynamics import ratios
 from normlab.dynamics.fluctuation import STATISTICS, apart, spread
 from normlab.dynamics.ratios import MOMENTS, choice, switchable
 from normlab.errors import UserError
 from normlab.reading import ESTIMATE, RECORD, STEP, read_jsonl, read_metrics
 from normlab.report.metrics import CHOICES_AT
 from normlab.report.record_checks import check_records
-from normlab.report.table import Cell, Table
+from normlab.report.table import Cell, Origin, Table
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
 from normlab.runs.records import Run
@@ -54,16 +57,19 @@ def collect(
     ids: Ids,
     into: Path,
     changed: Sequence[str] = (),
+    origins: Sequence[RunFolder | None] | None = None,
 ) -> list[Record]:
     """Write what the finished and diverged runs measured, a folder for each cell, to records.jsonl in `into`.
 
     What was recorded there before of other cells and seeds stays, if its run would still be the same (`ids`), or if
-    another command has recorded it since this one was planned. `changed` is what was set beyond the table and its
-    scale; each record keeps it, and reports say it on top. Raises UserError where records of other settings are.
+    another command has recorded it since this one was planned. `origins` are what the runs began from. `changed` is
+    what was set beyond the table and its scale; each record keeps it, and reports say it on top. Raises UserError where
+    records of other settings are.
     """
-    runs = zip(cells, folders, strict=True)
+    runs = zip(cells, folders, origins or [None] * len(cells), strict=True)
     own = {"changed": list(changed)} if changed else {}
-    found = [_record(table, cell, run) for cell, run in runs if run.status()["status"] in ("finished", "diverged")]
+    over = ("finished", "diverged")
+    found = [_record(table, cell, run, origin) for cell, run, origin in runs if run.status()["status"] in over]
     with locked(into, patience=_PATIENCE):
         check_changed(table, into, changed)
         before = {key_of(record): record for record in recorded(table, into)}
@@ -147,7 +153,7 @@ def _score(record: Record, table: Table) -> float | None:
     return value
 
 
-def _record(table: Table, cell: Cell, run: RunFolder) -> Record | None:
+def _record(table: Table, cell: Cell, run: RunFolder, origin: RunFolder | None) -> Record | None:
     """None where the run was not measured as the cell asks."""
     summary = run.summary()
     estimator = table.estimator_of(cell.row, cell.column)
@@ -156,19 +162,40 @@ def _record(table: Table, cell: Cell, run: RunFolder) -> Record | None:
         if measured is None:
             return None
         summary["metrics"] = summary["metrics"] | {estimator_name(estimator): measured}
-    rows = read_jsonl(run.whole(run.ratios), STEP) if summary["ratios"] else []
+    rows = _moments(run, summary)
     written = datetime.fromtimestamp(run.summary_file.stat().st_mtime, UTC)
     return summary | {
         "row": cell.row,
         "column": cell.column,
         "finished": written.isoformat(timespec="seconds"),
-        "layers": [
-            {key: layer[key] for key in _OF_LAYER if key in layer} for row in rows[-1:] for layer in row["layers"]
-        ],
+        "layers": _layers(rows),
+        "moved": ratios.moved([row["layers"] for row in rows]) if rows else {},
+        "start": None if origin is None else _start(origin, table.start_of(cell.row, cell.column)),
         "choices": _choices(rows, summary["updates"]),
         "epochs_of": _epochs(run, summary["headline"]["metric"]),
         "fluctuations": _fluctuations(run),
         "taken": _taken(run),
+    }
+
+
+def _moments(run: RunFolder, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return read_jsonl(run.whole(run.ratios), STEP) if summary["ratios"] else []
+
+
+def _layers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: layer[key] for key in _OF_LAYER if key in layer} for row in rows[-1:] for layer in row["layers"]]
+
+
+def _start(run: RunFolder, origin: Origin | None) -> Record:
+    """Of the run that another began from, as far as that took it."""
+    summary = run.summary()
+    at = 1.0 if origin is None else origin.at
+    rows = [row for row in _moments(run, summary) if row["step"] <= at * summary["updates"] + 0.5]
+    return {
+        "id": summary["id"],
+        "made_by": summary.get("made_by"),
+        "layers": _layers(rows),
+        "moved": ratios.moved([row["layers"] for row in rows]) if rows else {},
     }
 
 

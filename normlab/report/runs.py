@@ -9,7 +9,7 @@ from pathlib import Path
 from normlab.config import EXECUTION, BatchAverage, Config, identity, load
 from normlab.errors import UserError
 from normlab.report.records import Ids, Key, recorded_seeds, table_folder
-from normlab.report.table import Cell, Origin, Table, cells
+from normlab.report.table import PRETRAINING, Cell, Origin, Table, cells, pretraining
 from normlab.runs.folder import RunFolder
 
 _EXECUTION = (*(f"{name}{sign}" for name in EXECUTION for sign in "=."), "data.root=", "data.on_error=")
@@ -22,6 +22,7 @@ class Plan:
     table: Table
     scale: str
     cells: list[Cell]  # of the seeds that are asked for
+    pretraining: list[Cell]  # what they begin from and the table does not show
     ids: Ids  # of these and of all that is recorded
     configs: dict[str, Config]  # id -> experiment, those first that others begin from
     folder: Path  # of the records and the report
@@ -39,6 +40,11 @@ class Plan:
         origin = self.table.start_of(cell.row, cell.column)
         return origin and self.ids[origin.row, origin.column, cell.seed]
 
+    def origins(self) -> list[RunFolder | None]:
+        """What the run of each cell begins from."""
+        ids = map(self.origin_of, self.cells)
+        return [None if run_id is None else RunFolder.of(self.configs[run_id]) for run_id in ids]
+
     def measurements(self) -> Iterator[tuple[RunFolder, BatchAverage]]:
         """Statistics that a cell wants measured anew from the weights of its run."""
         for cell, run in zip(self.cells, self.runs(), strict=True):
@@ -50,8 +56,9 @@ class Plan:
 def plan(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str], results: Path) -> Plan:
     """Raises UserError on what cannot work in any cell."""
     known = sorted({*seeds, *recorded_seeds(table, scale, results)})
+    planned = [*pretraining(table, scale, known, extra), *cells(table, scale, known, extra)]
     by_key: dict[Key, tuple[Cell, Config]] = {
-        (cell.row, cell.column, cell.seed): (cell, _load(cell)) for cell in cells(table, scale, known, extra)
+        (cell.row, cell.column, cell.seed): (cell, _load(cell)) for cell in planned
     }
     ids: dict[Key, str] = {}
     configs: dict[str, Config] = {}
@@ -69,10 +76,11 @@ def plan(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str], r
 
     for key in by_key:
         add(key)
-    asked = [cell for cell, _ in by_key.values() if cell.seed in seeds]
+    asked = [cell for cell in planned if cell.seed in seeds]
+    first, shown = ([c for c in asked if (c.row == PRETRAINING) == is_first] for is_first in (True, False))
     changed = [word for word in extra if not word.startswith(_EXECUTION)]
     ids = {key: ids[key] for key in by_key}
-    return Plan(table, scale, asked, ids, configs, table_folder(table, scale, results), changed)
+    return Plan(table, scale, shown, first, ids, configs, table_folder(table, scale, results), changed)
 
 
 def _load(cell: Cell) -> Config:

@@ -17,6 +17,7 @@ from normlab.reading import naming, read_mapping
 from normlab.tasks.metrics import MetricInfo, metrics_of
 
 SAME_LABEL = "="
+PRETRAINING = "pretraining"  # where a cell would have its row
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Start:
     What a row says and what a column says are put together; a cell without any `at` begins from random weights.
     """
 
+    run: str | None = None  # of the table's pretraining, at its end; else a cell
     row: str | None = None  # null: the row of this cell
     column: str | None = None
     at: float | None = None  # share of the other run's updates; 1: its end
@@ -53,6 +55,7 @@ class Line:
     label: str
     overrides: list[str] = field(default_factory=list)
     by_scale: dict[str, list[str]] = field(default_factory=dict)  # scale -> more overrides
+    protocols: dict[str, str] = field(default_factory=dict)  # scale -> file of conf/scale in the place of the table's
     metric: str | None = None  # null: the table's
     estimator: Any = None  # moving_average, batch_average, a BatchAverage to measure; null: the run's own headline
     start: Any = None  # Start
@@ -68,6 +71,15 @@ class ExceptionalCell:
     note: str
     overrides: list[str] = field(default_factory=list)
     by_scale: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Pretraining:
+    """Runs that cells begin from and that no cell shows, as classifiers of the same pictures; of each cell's seed."""
+
+    scales: dict[str, str]  # scale of the table -> file of conf/scale: the protocol of these runs
+    runs: dict[str, list[str]]  # name -> overrides
+    task: str | None = None  # of conf/task; null: the default one
 
 
 @dataclass
@@ -117,6 +129,7 @@ class Table:
     subject: str | None = None  # the paper's model and data; null: as its first source says
     overrides: list[str] = field(default_factory=list)  # of all cells, after the scale's
     exceptions: list[Any] = field(default_factory=list)  # ExceptionalCell
+    pretraining: Any = None  # Pretraining
     differences: dict[str, Any] = field(default_factory=dict)  # of rows: the paper's label -> Difference
     column_differences: dict[str, Any] = field(default_factory=dict)
     claims: dict[str, Any] = field(default_factory=dict)  # name -> Claim
@@ -127,11 +140,14 @@ class Table:
         """Raises UserError on a scale the table does not have."""
         if name not in self.scales:
             raise unknown(f"{self.name}: scale", name, self.scales)
-        file = self.scales[name]
+        return self.protocol(self.scales[name])
+
+    def protocol(self, file: str) -> Scale:
+        """A file of conf/scale. Raises UserError where there is none."""
         if file not in choices("scale"):
             raise unknown(f"{self.name}: scale", file, choices("scale"))
         with naming(file_of("scale", file)):
-            return checked(Scale, read_mapping(file_of("scale", file)), f"scale {name}")
+            return checked(Scale, read_mapping(file_of("scale", file)), f"scale {file}")
 
     @property
     def default_scale(self) -> str:
@@ -161,15 +177,19 @@ class Table:
 
     def start_of(self, row: str, column: str) -> "Origin | None":
         """What a cell's runs begin from; None: from random weights."""
+        if row == PRETRAINING:
+            return None
         said = [asdict(line.start) for line in (self.rows[row], self.columns[column]) if line.start]
         start = Start(**{key: value for node in said for key, value in node.items() if value is not None})
+        if start.run is not None:
+            return Origin(PRETRAINING, start.run, 1.0, start.take or "weights", False)
         if start.at is None:
             return None
         return Origin(start.row or row, start.column or column, start.at, start.take or "weights", bool(start.goes_on))
 
 
 class Origin(NamedTuple):
-    """The run that another begins from: its cell, and the share of its updates."""
+    """The run that another begins from: its cell, or PRETRAINING and its name there, and the share of its updates."""
 
     row: str
     column: str
@@ -196,14 +216,31 @@ def cells(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str] =
     """
     exceptions = {(e.row, e.column): e for e in table.exceptions}
     task = [] if table.task is None else [f"task={table.task}"]
-    common = [*task, *table.scale(scale).overrides, *table.overrides]
+    whole = table.scale(scale)
     found = []
     for (row, line), (column, other), seed in product(table.rows.items(), table.columns.items(), seeds):
+        file = line.protocols.get(scale) or other.protocols.get(scale)
+        protocol = whole if file is None else table.protocol(file)
+        common = [*task, *protocol.overrides, *table.overrides]
         parts = [part for part in (other, line, exceptions.get((row, column))) if part is not None]
         own = [word for part in parts for word in (*part.overrides, *part.by_scale.get(scale, ()))]
         words = [*common, *own, f"seed={seed}", *extra]
         found.append(Cell(row, column, seed, _last_of_each_key(words)))
     return found
+
+
+def pretraining(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str] = ()) -> list[Cell]:
+    """The runs that cells begin from and that the table does not show, as cells of a row of their own."""
+    if table.pretraining is None:
+        return []
+    first = table.pretraining
+    task = [] if first.task is None else [f"task={first.task}"]
+    common = [*task, *table.protocol(first.scales[scale]).overrides]
+    return [
+        Cell(PRETRAINING, name, seed, _last_of_each_key([*common, *own, f"seed={seed}", *extra]))
+        for name, own in first.runs.items()
+        for seed in seeds
+    ]
 
 
 def _last_of_each_key(words: Sequence[str]) -> list[str]:

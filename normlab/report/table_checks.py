@@ -5,7 +5,7 @@ from typing import Any
 
 from normlab.errors import UserError, unknown
 from normlab.report.metrics import QUANTITIES
-from normlab.report.table import Line, Table
+from normlab.report.table import PRETRAINING, Line, Table
 from normlab.tasks.metrics import info_of
 
 
@@ -22,9 +22,10 @@ def check_names(table: Table) -> None:
     for test in tests:
         rows += [test["row"]] if "row" in test else []
         columns += test.get("columns", [])
-    for line in (*table.rows.values(), *table.columns.values()):
-        rows += [line.start.row] if line.start and line.start.row else []
-        columns += [line.start.column] if line.start and line.start.column else []
+    starts = [line.start for line in _lines(table) if line.start]
+    rows += [start.row for start in starts if start.row]
+    columns += [start.column for start in starts if start.column]
+    first = table.pretraining
     for kind, names, valid in (
         ("row", rows, table.rows),
         ("column", columns, table.columns),
@@ -33,10 +34,17 @@ def check_names(table: Table) -> None:
         ("quantity", quantities, QUANTITIES),
         ("scale", [name for part in (*_lines(table), *table.exceptions) for name in part.by_scale], table.scales),
         ("scale", [name for claim in table.claims.values() for name in claim.scales], table.scales),
+        ("scale", [name for line in _lines(table) for name in line.protocols], table.scales),
+        ("pretraining", [start.run for start in starts if start.run], first.runs if first else {}),
+        ("pretraining's scale", list(table.scales) if first else [], first.scales if first else {}),
     ):
         for name in names:
             if name not in valid:
                 raise unknown(f"{table.name}: {kind}", name, valid)
+    if PRETRAINING in table.rows:
+        raise UserError(
+            f"{table.name}.rows.{PRETRAINING}: this names the runs that cells begin from; call it otherwise"
+        )
     for metric in (*_of_lines(table, "metric"), *filter(None, [table.metric])):
         if info_of(metric, table.metrics) is None:
             raise unknown(f"{table.name}: metric", metric, table.metrics)

@@ -11,7 +11,17 @@ from normlab import schema
 from normlab.config import BatchAverage, files_of
 from normlab.errors import UserError, unknown
 from normlab.reading import naming, read_mapping
-from normlab.report.table import Claim, Difference, ExceptionalCell, Line, Source, Start, Table, checked
+from normlab.report.table import (
+    Claim,
+    Difference,
+    ExceptionalCell,
+    Line,
+    Pretraining,
+    Source,
+    Start,
+    Table,
+    checked,
+)
 from normlab.report.table_checks import check_lines, check_names
 
 
@@ -59,6 +69,8 @@ def _checked_table(path: str, node: dict[str, Any]) -> Table:
     table.rows = {key: _line(node, f"{path}.rows.{key}") for key, node in table.rows.items()}
     table.columns = {key: _line(node, f"{path}.columns.{key}") for key, node in table.columns.items()}
     table.exceptions = [checked(ExceptionalCell, e, f"{path}.exceptions.{i}") for i, e in enumerate(table.exceptions)]
+    if table.pretraining is not None:
+        table.pretraining = checked(Pretraining, table.pretraining, f"{path}.pretraining")
     table.differences = _each(Difference, table.differences, f"{path}.differences")
     table.column_differences = _each(Difference, table.column_differences, f"{path}.column_differences")
     table.claims = _each(Claim, table.claims, f"{path}.claims")

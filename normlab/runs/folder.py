@@ -8,6 +8,7 @@ ratios.jsonl     a line per recorded moment: the ratios of every norm layer
 statistics.jsonl a line per update, of the last ones: BN's and EN's statistics (record.statistics)
 gradients.jsonl  a line per epoch: what Weight Standardization takes from gradients (record.gradients)
 summary.json     the outcome: metrics under each estimator, versions, commit, seconds
+predictions.safetensors   of a few samples, where the task shows them
 checkpoints/     000120.pt (after 120 updates, to go on), weights.safetensors, batch_average.safetensors
 snapshots/       0.3.safetensors: the weights at 30% of training (snapshots)
 lock             who works on the run, while someone does
@@ -40,6 +41,7 @@ class RunFolder:
         self.run_file = path / "run.json"
         self.metrics, self.ratios = path / "metrics.jsonl", path / "ratios.jsonl"
         self.statistics, self.gradients = path / "statistics.jsonl", path / "gradients.jsonl"
+        self.predictions = path / "predictions.safetensors"
         self.rows = (self.metrics, self.ratios, self.statistics, self.gradients)
         self.summary_file, self.status_file = path / "summary.json", path / "status.json"
         self.traceback = path / "error.txt"
@@ -173,7 +175,7 @@ class RunFolder:
     def end(self, status: str, updates: int) -> None:
         """Note that the run is over, and the digests of what it leaves for others to read."""
         tensors = (*self.checkpoints.glob("*.safetensors"), *self.snapshots.glob("*.safetensors"))
-        kept = sorted(path for path in (*self.rows, *tensors) if path.is_file())
+        kept = sorted(path for path in (*self.rows, self.predictions, *tensors) if path.is_file())
         files = {path.relative_to(self.path).as_posix(): _digest(path) for path in kept}
         self.set_status(status, updates=updates, files=files)
 

@@ -6,6 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
 from normlab import schema
 from normlab.errors import UserError
 from normlab.reading import EPOCH, Fields, read_jsonl, read_metrics
@@ -37,6 +41,8 @@ _STATISTICS_ROW: Fields = {
     **{name: Parameter(float) for name in ("en_mean", "en_std")},
 }
 _GRADIENT_ROW: Fields = {name: Parameter(float) for name in ("remaining", "division", "centring")}
+
+_PICTURED = {"image": 3, "truth": 2, "predicted": 2}  # axes of what is kept of a sample
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,28 @@ class Run:
         """Reductions of the gradients (normlab.dynamics.lipschitz). Raises NoRecordsError."""
         why = "record.gradients=true makes a run with weight=ws record them"
         return self._records("gradients.jsonl", _GRADIENT_ROW, why)
+
+    @cached_property
+    def predictions(self) -> list[dict[str, NDArray[Any]]]:
+        """Image, truth and prediction of a few samples (normlab.engine.pictures). Raises NoRecordsError."""
+        path = self._whole("predictions.safetensors")
+        if not path.is_file():
+            raise NoRecordsError(f"{self.name}: its task shows no predictions, or it has not ended")
+        try:
+            tensors = safetensors.numpy.load(path.read_bytes())
+        except safetensors.SafetensorError:
+            raise UserError(f"{path}: this is no safetensors file, or it is damaged") from None
+        samples: dict[int, dict[str, NDArray[Any]]] = {}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            if not index.isdecimal() or name not in _PICTURED or tensor.ndim != _PICTURED[name]:
+                raise UserError(f"{path}: {key} of shape {tensor.shape} is nothing that a run keeps")
+            samples.setdefault(int(index), {})[name] = tensor
+        found = [samples[index] for index in sorted(samples)]
+        for sample in found:
+            if sample.keys() != _PICTURED.keys() or len({t.shape[-2:] for t in sample.values()}) > 1:
+                raise UserError(f"{path}: a sample is not whole")
+        return found
 
     def _whole(self, name: str) -> Path:
         return RunFolder(self.folder).whole(self.folder / name)

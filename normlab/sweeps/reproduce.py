@@ -69,7 +69,7 @@ def reproduce(
     status = _run(plans, shared, jobs, console)
     for one in plans:
         if any(run.is_over for run in one.runs()):
-            collect(one.table, one.cells, one.runs(), one.ids, one.folder, one.changed)
+            collect(one.table, one.cells, one.runs(), one.ids, one.folder, one.changed, one.origins())
             for path in report(one.table, scale, results, console):
                 console.print(f"written: {path}", soft_wrap=True)
     return status
@@ -82,7 +82,7 @@ def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
     """
     shared: dict[str, Config] = {}
     for one in plans:
-        for run_id in dict.fromkeys(one.ids[cell.row, cell.column, cell.seed] for cell in one.cells):
+        for run_id in dict.fromkeys(one.ids[c.row, c.column, c.seed] for c in (*one.pretraining, *one.cells)):
             config = shared.setdefault(run_id, one.configs[run_id])
             config.snapshots = sorted({*config.snapshots, *one.configs[run_id].snapshots})
     for one in plans:
@@ -103,7 +103,8 @@ def _is_of_another_version(config: Config) -> bool:
 
 def _run(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, console: Console) -> int:
     """The sweeps, those first whose weights others begin from, and the measurements; returns the exit status."""
-    origins = {one.ids[cell.row, cell.column, cell.seed]: one.origin_of(cell) for one in plans for cell in one.cells}
+    runs = [(one, cell) for one in plans for cell in (*one.pretraining, *one.cells)]
+    origins = {one.ids[cell.row, cell.column, cell.seed]: one.origin_of(cell) for one, cell in runs}
     waiting, status = dict(shared), 0
     while waiting and status < 128:  # 128 and more: interrupted
         ready = {run_id: config for run_id, config in waiting.items() if origins[run_id] not in waiting}
@@ -149,6 +150,9 @@ def _print_plan(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, con
         ids = {one.ids[cell.row, cell.column, cell.seed] for cell in one.cells}
         console.print(f"{one.table.name}: {one.table.title}: {one.table.scale(one.scale).title}", soft_wrap=True)
         console.print(f"    {len(one.cells)} cells of {len(ids)} runs, {len(ids & missing)} of them missing")
+        first = {one.ids[cell.row, cell.column, cell.seed] for cell in one.pretraining}
+        if first:
+            console.print(f"    they begin from {len(first)} runs more, {len(first & missing)} of them missing")
     expected = _expected({run_id: shared[run_id] for run_id in missing}, shared, seconds, num_jobs(jobs))
     console.print(f"{len(shared)} runs, {len(missing)} of them missing{expected}", soft_wrap=True)
 

@@ -9,6 +9,7 @@ Shapes: R replicas of N samples pass through the model together as rows (R*N, ..
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -148,6 +149,17 @@ class Task(ABC):
         for name, values in predictions.items():
             metric[name].update(values)
 
+    def write(self, predictions: Any, indices: Sequence[int], split: str, folder: Path) -> int:
+        """Write the predictions of an evaluation's pass as files; returns their number. Without more, it has none."""
+        raise NotImplementedError
+
+    def pictures(self, batch: Batch, predictions: Any) -> Sequence[Mapping[str, Tensor]]:
+        """Of each sample of an evaluation's pass what a figure shows; without more, nothing is kept.
+
+        {"image": (C, H, W)} and, as far as there are: "truth" and "predicted", class maps (H, W).
+        """
+        return ()
+
     def results(self, metric: Metric) -> dict[str, float]:
         """What was counted on all ranks, by the names of `metrics`, in their units; not those with a complement."""
         return {name: mean.compute().item() for name, mean in metric.items()}
@@ -202,6 +214,10 @@ class Task(ABC):
         if self.example is None:
             return []
         return trace(model, self.example, lambda module: isinstance(module, Normalizer))
+
+    def weighted(self, name: str) -> bool:
+        """Whether `weight` is for this convolution: those that a norm follows take it, those that predict do not."""
+        return True
 
     def initial(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
         """What `init` names, made to fit the model (filters inflated to three dimensions); taken by name and shape."""
