@@ -255,6 +255,14 @@ def test_a_command_that_ends_early_is_told_with_its_last_line() -> None:
         follow.follow(words, lambda log: log, lambda line: int(line) if line.isdecimal() else None, until=5)
 
 
+def test_scenes_run(capsys) -> None:
+    found = result(capsys, "scenes", "sizes=16,24", "rounds=1", "repeats=1", "batch=4", "channels=3")
+    assert [(row["data"], row["size"]) for row in found["rows"]] == [
+        (name, size) for name in ("scenes", "scene_maps", "scene_boxes") for size in (16, 24)
+    ]
+    assert all(row["milliseconds"]["median"] > 0 and row["alone"]["median"] > 0 for row in found["rows"])
+
+
 def test_start_runs(monkeypatch, capsys) -> None:
     monkeypatch.setattr(
         start, "_first_update", lambda: 1.0
@@ -279,7 +287,7 @@ def test_the_page_is_made_from_the_results() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "norm, step, train, data, start"),
+        ([], "norm, step, train, data, scenes, start"),
         (["nrm"], "did you mean 'norm'?"),
         (["norm", "norms=snn"], "norm=snn"),
         (["norm", "norms=none"], "nothing to measure"),
@@ -297,6 +305,7 @@ def test_the_page_is_made_from_the_results() -> None:
         (["step", "ways=[plain,all]"], "plain or replicas or sequential"),
         (["data", "workers=-1"], "workers=-1"),
         (["data", "batches=1"], "batches=1"),
+        (["scenes", "sizes=4"], "sizes=4: expected a whole number of 8 or more"),
         (["train"], "script"),
         (["train", "script=nowhere.py"], "script=nowhere.py: there is no such file"),
         (["start", "rounds=-1"], "rounds=-1"),

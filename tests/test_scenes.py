@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 from normlab.config import load
 from normlab.data import scenes
 from normlab.data.dataset import VOID
-from normlab.data.scenes import SceneBoxes, SceneImages, SceneMaps, Stream, handwriting, label_maps, visible
+from normlab.data.scenes import Drawn, SceneBoxes, SceneImages, SceneMaps, Stream, handwriting, label_maps, visible
 from normlab.engine.build import build_task
 from normlab.engine.loader import _Samples
 from normlab.errors import UserError
@@ -21,6 +21,10 @@ from normlab.seeding import hashed, random_bytes, splitmix64, uniforms
 MANY = {"size": 64, "digits": (1, 4), "clutter": 4}
 KINDS = [partial(SceneImages, size=16), partial(SceneMaps, **MANY), partial(SceneBoxes, **MANY, channels=3)]
 OF_EACH_KIND = pytest.mark.parametrize("make", KINDS, ids=["images", "maps", "boxes"])
+
+
+def whole(dataset, keys) -> Drawn:
+    return Drawn(*map(np.concatenate, zip(*dataset.draw(keys), strict=True)))
 
 
 def same(one, other) -> bool:
@@ -140,7 +144,7 @@ def plain(dataset, epoch, index):
 def test_scenes_are_those_of_a_plain_loop_in_float64(settings):
     dataset = SceneMaps("train", 3, **settings)
     keys = [(2, 7), (0, 1500)]
-    drawn = dataset.draw(keys)
+    drawn = whole(dataset, keys)
     for number, key in enumerate(keys):
         image, covers, labels = plain(dataset, *key)
         assert abs(drawn.images_BCSS[number] - image).max() < 0.502  # rounded to the nearest
@@ -225,7 +229,7 @@ def test_scenes_show_the_handwriting_of_their_split_alone(validation, which):
     train, val = SceneImages("train", 0, **bare), SceneImages("val", 0, **bare)
     for dataset, own in ((train, "train"), (val, which)):
         images, labels = handwriting(own)
-        drawn = dataset.draw([(0, index) for index in range(400)])
+        drawn = whole(dataset, [(0, index) for index in range(400)])
         first = np.arange(400) % len(labels)
         np.testing.assert_array_equal(drawn.covered_BDSS[:, 0], images[first])
         assert drawn.labels_BD[:, 0].tolist() == labels[first].tolist()
@@ -244,7 +248,7 @@ def test_a_pilot_changes_validation_and_not_training():
 def drawn():
     dataset = SceneBoxes("train", 0, **MANY)
     keys = [(0, index) for index in range(600)]
-    return dataset.draw(keys), dataset.take_all(keys), SceneMaps("train", 0, **MANY).take_all(keys)
+    return whole(dataset, keys), dataset.take_all(keys), SceneMaps("train", 0, **MANY).take_all(keys)
 
 
 def test_masks_boxes_and_maps_agree(drawn):

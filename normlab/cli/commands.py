@@ -281,7 +281,7 @@ def _commands() -> list[_Verb]:
             "normlab data show scenes light=1 out=scenes.png", kinds=["data"],
         ),
         _command(
-            "bench", verbs.bench, "norm|step|train|data|start [KEY=VALUE]...",
+            "bench", verbs.bench, "norm|step|train|data|scenes|start [KEY=VALUE]...",
             "Measure speed. Results are in docs/performance.md; `normlab bench NAME options` explains.",
             "normlab bench norm batch=8x2", kinds=["benches"],
         ),

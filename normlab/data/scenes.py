@@ -6,7 +6,7 @@ its own; then noise, and one light for all of it. A batch of scenes is drawn at 
 Shapes: B scenes, C channels, S pixels a side, D digits at most, L layers: the fragments, then the digits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum, auto
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ TEXTURE, INK = (0.0, 0.4), (0.7, 1.0)  # brightness
 LEEWAY = 0.1  # of a cell, by which a digit may reach out of its own
 DIMMEST = 3.0  # gains are exp(-DIMMEST * light) to 1
 MASK, RIM = 0.5, 0.25  # ink covers as much of a pixel of a digit, and of the rim around it, whose class is void
-_AT_ONCE = 2**16  # pixels that are drawn together: they stay in a cache
+_AT_ONCE = 2**15  # pixels that are drawn together: they stay in a cache
 
 
 class Stream(IntEnum):
@@ -52,6 +52,7 @@ class Stream(IntEnum):
 
 
 class Drawn(NamedTuple):
+    index_B: Integers
     images_BCSS: NDArray[np.uint8]
     covered_BDSS: Floats  # by the ink of each digit, later ones lie on earlier ones; 0 where there is no such digit
     labels_BD: Integers  # 0 to 9
@@ -123,20 +124,17 @@ class Scenes(Samples[Any]):
 
     def take_all(self, keys: Sequence[Key]) -> list[tuple[Tensor, Any]]:
         """The scenes of many keys, each as `take` gives it. Raises IndexError."""
-        at_once = max(1, _AT_ONCE // self.shape[1] ** 2)
         taken: list[tuple[Tensor, Any]] = []
-        for start in range(0, len(keys), at_once):
-            drawn = self.draw(keys[start : start + at_once])
-            images = torch.from_numpy(drawn.images_BCSS).unbind()
-            taken += zip(images, self.targets(drawn, keys[start : start + at_once]), strict=True)
+        for drawn in self.draw(keys):
+            taken += zip(torch.from_numpy(drawn.images_BCSS).unbind(), self.targets(drawn), strict=True)
         return taken
 
-    def targets(self, drawn: Drawn, keys: Sequence[Key]) -> Sequence[Any]:
+    def targets(self, drawn: Drawn) -> Sequence[Any]:
         """What is known of each scene."""
         raise NotImplementedError
 
-    def draw(self, keys: Sequence[Key]) -> Drawn:
-        """The scenes of many keys. Raises IndexError."""
+    def draw(self, keys: Sequence[Key]) -> Iterator[Drawn]:
+        """The scenes of many keys, in order, as many at once as stay in a cache. Raises IndexError."""
         index_B = np.array([index for _, index in keys])
         if not ((index_B >= 0) & (index_B < self.length)).all():
             raise IndexError(f"scenes 0 to {self.length - 1}, not {index_B.tolist()}")
@@ -148,8 +146,12 @@ class Scenes(Samples[Any]):
         count_B = self.digits[0] + _whole(uniforms(key_B, Stream.COUNT, 1)[:, 0], D - self.digits[0] + 1)
         ink_BL88[:, F:] *= (np.arange(D) < count_B[:, None])[..., None, None]
         rows_BLS8, columns_BLS8 = self._resampling(key_B)
-        covered_BLSS = rows_BLS8 @ ink_BL88 @ columns_BLS8.swapaxes(2, 3)
-        return Drawn(self._image(key_B, covered_BLSS), covered_BLSS[:, F:], self.labels_N[members_BL[:, F:]])
+        at_once = max(1, _AT_ONCE // self.shape[1] ** 2)
+        for start in range(0, len(keys), at_once):
+            some = slice(start, start + at_once)
+            covered_BLSS = rows_BLS8[some] @ ink_BL88[some] @ columns_BLS8[some].swapaxes(2, 3)
+            labels_BD = self.labels_N[members_BL[some, F:]]
+            yield Drawn(index_B[some], self._image(key_B[some], covered_BLSS), covered_BLSS[:, F:], labels_BD)
 
     def _key(self, keys: Sequence[Key]) -> Bits:
         """Of each scene, of which all else is a function."""
@@ -194,16 +196,16 @@ class Scenes(Samples[Any]):
         image_BCSS *= rest_BSS[:, None]
         ink_BCL = _between(INK, uniforms(key_B, Stream.INK, C * L)).reshape(B, C, L).astype(np.float32)
         image_BCSS += (ink_BCL @ share_BLSS.reshape(B, L, S * S)).reshape(image_BCSS.shape)
+        width = self.noise * 3**0.5  # of a uniform distribution to each side, for this std
         if self.noise:
             noise_BCSS = random_bytes(key_B, Stream.NOISE, C * S * S).reshape(image_BCSS.shape)
-            width = self.noise * 3**0.5  # of a uniform distribution to each side, for this std
-            image_BCSS += noise_BCSS * np.float32(width / 127.5) - np.float32(width)
+            image_BCSS += noise_BCSS * np.float32(width / 127.5)  # its mean, width, goes with the offset
         light_B2 = uniforms(key_B, Stream.LIGHT, 2)
         gain_B = np.exp(-DIMMEST * self.light * light_B2[:, 0])
         offset_B = (1 - gain_B) * light_B2[:, 1]  # so that 0 to 1 stays within
         image_BCSS *= (255 * gain_B[:, None, None, None]).astype(np.float32)
-        image_BCSS += (255 * offset_B[:, None, None, None] + 0.5).astype(np.float32)
-        return image_BCSS.clip(0, 255).astype(np.uint8)
+        image_BCSS += (255 * (offset_B - gain_B * width)[:, None, None, None] + 0.5).astype(np.float32)
+        return image_BCSS.clip(0, 255, out=image_BCSS).astype(np.uint8)
 
 
 class SceneImages(Scenes):
@@ -211,7 +213,7 @@ class SceneImages(Scenes):
 
     most_digits = 1
 
-    def targets(self, drawn: Drawn, keys: Sequence[Key]) -> Sequence[int]:
+    def targets(self, drawn: Drawn) -> Sequence[int]:
         return drawn.labels_BD[:, 0].tolist()
 
 
@@ -222,7 +224,7 @@ class SceneMaps(Scenes):
     classes: ClassVar[tuple[str, ...]] = ("background", *map(str, range(10)))
     one_size = True
 
-    def targets(self, drawn: Drawn, keys: Sequence[Key]) -> Sequence[Tensor]:
+    def targets(self, drawn: Drawn) -> Sequence[Tensor]:
         return torch.from_numpy(label_maps(drawn)).unbind()
 
 
@@ -232,12 +234,12 @@ class SceneBoxes(Scenes):
     What is seen of a digit is its mask, and its box is the smallest around that.
     """
 
-    def targets(self, drawn: Drawn, keys: Sequence[Key]) -> Sequence[dict[str, Any]]:
+    def targets(self, drawn: Drawn) -> Sequence[dict[str, Any]]:
         masks_BDSS = visible(drawn)
         return [
             _instances(masks_DSS[seen_D], labels_D[seen_D], index)
-            for masks_DSS, labels_D, seen_D, (_, index) in zip(
-                masks_BDSS, drawn.labels_BD, np.any(masks_BDSS, (2, 3)), keys, strict=True
+            for masks_DSS, labels_D, seen_D, index in zip(
+                masks_BDSS, drawn.labels_BD, np.any(masks_BDSS, (2, 3)), drawn.index_B.tolist(), strict=True
             )
         ]
 
