@@ -99,7 +99,7 @@ def test_the_command(capsys):
     assert cli.main(["claims", "sn_iclr.brn", "coco_mask"]) == 0
     shown = capsys.readouterr().out
     assert "brn (Sec. 4.1)" in shown and "sn_brn between" in shown and "needs object detection on COCO" in shown
-    assert "3 claims at digits scale" in shown and max(map(len, shown.splitlines())) <= 100
+    assert "3 claims, each table at its first scale" in shown and max(map(len, shown.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
