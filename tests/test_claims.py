@@ -44,7 +44,8 @@ def test_verdicts_are_those_of_the_reports(committed):
 
 
 def test_without_records_nothing_is_measured(tmp_path):
-    tested = [test for s in standings("digits", tmp_path).values() for test in s.tested]
+    tested = [test for s in standings(None, tmp_path).values() for test in s.tested]
+    assert {"digits", "scenes"} <= {test.scale for test in tested}
     assert {test.verdict for test in tested} == {NOT_MEASURED} and {test.seeds for test in tested} == {0}
 
 
@@ -64,7 +65,7 @@ def test_a_scale_that_a_table_lacks():
     ],
 )
 def test_a_claim_is_all_of_its_tests(verdicts, expected):
-    assert Standing("a.b", "", "1", [Part("t", "c", verdict, 3) for verdict in verdicts]).verdict == expected
+    assert Standing("a.b", "", "1", [Part("t", "c", "digits", verdict, 3) for verdict in verdicts]).verdict == expected
 
 
 def test_names_of_claims():
