@@ -71,9 +71,13 @@ def file_of(group: str, name: str) -> Path:
 
 
 def node_of(group: str, name: str) -> dict[str, Any]:
-    """What a file says: a `_target_` and its settings, as they are written. Raises UserError, with the file."""
+    """What a file says: a `_target_` and its settings, as they are written. Raises UserError, with the file.
+
+    The files of other groups that it brings (`defaults`, as a task's model) are no part of that.
+    """
     file = file_of(group, name)
     node = read_mapping(file)
+    node.pop("defaults", None)
     with naming(file):
         if "_target_" not in node:
             raise UserError("no _target_ says what builds it")
