@@ -2,8 +2,10 @@
 
 import pickle
 import shutil
+import urllib.request
 import zipfile
 from collections import Counter
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from normlab.data.ade20k import ADE20K
 from normlab.data.augment import sample_rng, scale_crop_flip
 from normlab.data.cityscapes import Cityscapes
 from normlab.data.dataset import VOID, SampleError
+from normlab.data.stored import fingerprint
 from normlab.data.voc import VOC
 from normlab.datasets import prepare, verify
 from normlab.engine.loader import _Samples
 from normlab.errors import UserError
+from normlab.schema import class_attribute
 
 WRITE = {"ade20k": write_ade20k, "cityscapes": write_cityscapes, "voc": write_voc}
 DATASETS = {"ade20k": ADE20K, "cityscapes": Cityscapes, "voc": VOC}
@@ -359,6 +363,50 @@ def test_archives_that_are_missing_or_damaged_are_named(name, archive, tmp_path)
     (tmp_path / archive).write_bytes(b"PK\3\4 and no more")
     with pytest.raises(UserError, match=f"{archive} is damaged"):
         prepare(name, tmp_path)
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    with zipfile.ZipFile(root / "ADEChallengeData2016.zip", "w") as file:
+        file.writestr("../escaped.txt", "")
+    with pytest.raises(UserError, match="has no images in images/training"):
+        prepare("ade20k", root)
+    assert not (tmp_path / "escaped.txt").exists() and (root / "escaped.txt").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(roots, tmp_path):
+    zipped(roots["ade20k"] / "ADEChallengeData2016", tmp_path / "ADEChallengeData2016.zip", "ADEChallengeData2016")
+    (tmp_path / "ADEChallengeData2016").write_text("a file")
+    with pytest.raises(UserError, match=r"ADEChallengeData2016\.zip could not be unpacked into .*ADEChallengeData2016"):
+        prepare("ade20k", tmp_path)
+
+
+def test_vocs_images_are_got_as_torchvision_gets_them(monkeypatch, tmp_path):
+    def refuse(*_args, **_options):
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(UserError, match=r"without a network put VOCtrainval_11-May-2012\.tar into"):
+        prepare("voc", tmp_path)
+    (tmp_path / "VOCtrainval_11-May-2012.tar").write_bytes(b"another")
+    with pytest.raises(
+        UserError, match=r"the checksum of .*VOCtrainval_11-May-2012\.tar differs from the published one"
+    ):
+        prepare("voc", tmp_path)
+
+
+@OF_EACH
+def test_a_run_knows_what_it_reads_and_nothing_else_there(roots, name):
+    declared = [class_attribute(settings_of("data", name)["_target_"], key) for key in ("folders", "files")]
+    before = fingerprint(roots[name], declared[0] or (), declared[1])
+    inside = DATASETS[name]("train", 0, root=str(roots[name])).folder
+    (roots[name] / "archive.zip").write_text("x")
+    (inside / "notes.txt").write_text("x")
+    assert fingerprint(inside, declared[0] or (), declared[1]) == before
+    labels = inside / DATASETS[name]("train", 0, root=str(roots[name])).pair(1).map
+    labels.write_bytes(labels.read_bytes() + b"x")
+    assert fingerprint(roots[name], declared[0] or (), declared[1]) != before
 
 
 @OF_EACH

@@ -231,6 +231,7 @@ def test_scenes_show_the_handwriting_of_their_split_alone(validation, which):
         images, labels = handwriting(own)
         drawn = whole(dataset, [(0, index) for index in range(400)])
         first = np.arange(400) % len(labels)
+        np.testing.assert_array_equal(dataset.images_N88, images)  # of which further digits and fragments are drawn
         np.testing.assert_array_equal(drawn.covered_BDSS[:, 0], images[first])
         assert drawn.labels_BD[:, 0].tolist() == labels[first].tolist()
 

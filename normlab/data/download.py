@@ -62,6 +62,8 @@ def unpack(archives: Sequence[str], root: Path, *, into: Path, source: str) -> N
             raise UserError(f"{root} has no {name}; put {' and '.join(archives)} from {source} there") from None
         except (BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{root / name} is damaged ({one_line(error)}); get it anew from {source}") from None
+        except OSError as error:
+            raise UserError(f"{root / name} could not be unpacked into {into} ({one_line(error)})") from None
 
 
 def one_line(message: object) -> str:

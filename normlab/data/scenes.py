@@ -6,6 +6,7 @@ its own; then noise, and one light for all of it. A batch of scenes is drawn at 
 Shapes: B scenes, C channels, S pixels a side, D digits at most, L layers: the fragments, then the digits.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from enum import IntEnum, auto
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -129,9 +130,9 @@ class Scenes(Samples[Any]):
             taken += zip(torch.from_numpy(drawn.images_BCSS).unbind(), self.targets(drawn), strict=True)
         return taken
 
+    @abstractmethod
     def targets(self, drawn: Drawn) -> Sequence[Any]:
         """What is known of each scene."""
-        raise NotImplementedError
 
     def draw(self, keys: Sequence[Key]) -> Iterator[Drawn]:
         """The scenes of many keys, in order, as many at once as stay in a cache. Raises IndexError."""
