@@ -13,6 +13,7 @@ from normlab.errors import UserError, unknown
 from normlab.reading import naming, read_mapping
 from normlab.report.table import Claim, Difference, ExceptionalCell, Line, Source, Start, Table, checked
 from normlab.report.table_checks import check_lines, check_names
+from normlab.values import coerce
 
 
 def tables() -> dict[str, Path]:
@@ -23,7 +24,7 @@ def tables() -> dict[str, Path]:
 
 def _aliases(file: Path) -> list[str]:
     with naming(file):
-        return schema.coerce(read_mapping(file).get("aliases", []), list[str], "aliases")
+        return coerce(read_mapping(file).get("aliases", []), list[str], "aliases")
 
 
 def load_table(name: str) -> Table:
@@ -86,5 +87,5 @@ def _line(node: Any, path: str) -> Line:
         line.estimator = checked(BatchAverage, line.estimator, f"{path}.estimator")
         _ = line.estimator.num_samples
     elif line.estimator is not None:
-        schema.coerce(line.estimator, Literal["moving_average", "batch_average"], f"{path}.estimator")
+        coerce(line.estimator, Literal["moving_average", "batch_average"], f"{path}.estimator")
     return line
