@@ -182,6 +182,8 @@ def last_json(path: Path, fields: Fields = _ANY) -> dict[str, Any] | None:
 
 
 def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device be read without end
+        raise UserError(f"{path}: this is no file")
     return _decoded(path.read_bytes(), path)
 
 

@@ -260,6 +260,8 @@ def parse(word: str, sweep: bool = False) -> Override:
     top = key.split(".")[0]
     if top == EXPERIMENT:
         return _experiment_word(override)
+    if top.partition("/")[0] == "hydra":
+        raise UserError(f"{key}: Hydra's own settings are for sweeps, with -m; a run has its folder in out=FOLDER")
     if top not in (*SETTINGS, "scale") or override.package is not None:
         inside = [f"{outer}.{key}" for outer, settings in _nested_settings().items() if key in settings]
         hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else nearest(top, (*SETTINGS, "scale"))
