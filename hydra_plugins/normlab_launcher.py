@@ -11,7 +11,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from normlab.config import load
-from normlab.errors import UserError
 from normlab.sweeps import multirun
 
 
@@ -42,11 +41,7 @@ class NormlabLauncher(Launcher):
         from normlab.runs.folder import RunFolder
         from normlab.sweeps.pool import sweep
 
-        try:
-            multirun.outcome = max(multirun.outcome, sweep(configs, self.jobs, self.on_failure))
-        except UserError as error:  # Hydra would show a traceback
-            multirun.outcome = error
-            raise
+        multirun.outcome = max(multirun.outcome, sweep(configs, self.jobs, self.on_failure))
         if multirun.outcome >= 128:  # a signal: a sweeper that searches is not to go on
             sys.exit(multirun.outcome)
         values = [multirun.reached(RunFolder.of(config)) for config in configs]

@@ -24,6 +24,7 @@ from annotated_types import Ge, Le
 from normlab import schema
 from normlab.errors import UserError
 from normlab.schema import Parameter
+from normlab.values import coerce, shown
 from normlab.writing import SEAL
 
 Fields = Mapping[str, Parameter]
@@ -31,6 +32,8 @@ Fields = Mapping[str, Parameter]
 _ANY: Fields = {}
 _A_ROW = 4096  # bytes: most rows of metrics.jsonl are shorter
 _SEALED = re.compile(rf'\{{\s*"{SEAL}": "([^"]*)",')
+_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is six times as fast
+_DEEPEST = 100  # lists and settings in a YAML file, one in another
 _LONGEST_NUMBER = 20  # digits of a whole number and its sign: seeds have 64 bits
 _Ratios = Mapping[str, Mapping[str, Real]]
 _Ratio = Annotated[float, Ge(0), Le(1)]
@@ -145,16 +148,29 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UserError(f"{path}: {schema.shown(found)}: expected settings with names, as name: value")
+        raise UserError(f"{path}: {shown(found)}: expected settings with names, as name: value")
     return found
 
 
 def read_yaml(path: Path) -> Any:
     """A file of conf/ or results/paper: plain values, no tags of Python's."""
+    text = _text(path)
     try:
-        return yaml.safe_load(_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML raises ValueError on an impossible date
+        if not _is_shallow(text):
+            raise ValueError(f"settings that are nested more than {_DEEPEST} deep")
+        return yaml.load(text, _YAML)
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError on an impossible date
         raise UserError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
+
+
+def _is_shallow(text: str) -> bool:
+    """Whether libyaml can put it together: what is very deep overflows its stack and ends the process."""
+    depth = 0
+    for event in yaml.parse(text, _YAML):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            return False
+    return True
 
 
 def last_json(path: Path, fields: Fields = _ANY) -> dict[str, Any] | None:
@@ -174,6 +190,8 @@ def last_json(path: Path, fields: Fields = _ANY) -> dict[str, Any] | None:
 
 
 def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device be read without end
+        raise UserError(f"{path}: this is no file")
     return _decoded(path.read_bytes(), path)
 
 
@@ -217,9 +235,9 @@ def _parse(text: str, where: Path | str) -> Any:
 
 def _check(value: Any, fields: Fields, where: Path | str, others: Any = Any) -> dict[str, Any]:
     try:
-        schema.coerce(value, Mapping[str, Any], "all of it")
+        coerce(value, Mapping[str, Any], "all of it")
         for key in value.keys() - fields.keys() if others is not Any else ():
-            schema.coerce(value[key], others, key)
+            coerce(value[key], others, key)
         known = {key: value[key] for key in fields if key in value}
         checked = schema.check(known, fields)
         if "headline" in fields:

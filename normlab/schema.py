@@ -12,23 +12,19 @@ openly: NORMLAB_PACKAGES=mylab,other. Words of a command line and files of conf/
 
 import ast
 import dataclasses
-import difflib
-import math
-import operator
 import os
-import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from normlab.errors import UserError, nearest, unknown
+from normlab.values import coerce, describe, shown
 
 PACKAGES = "NORMLAB_PACKAGES"  # the environment variable
 _REQUIRED = object()
@@ -39,28 +35,11 @@ _ANNOTATIONS: dict[str, Any] = {
     "Path": Path,
     **{"Annotated": Annotated, "Gt": Gt, "Ge": Ge, "Lt": Lt, "Le": Le, "Interval": Interval},
 }
-_HOLDS: dict[str, Callable[[Any, Any], bool]] = {
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "lt": operator.lt,
-    "le": operator.le,
-}
-
-
-_PLAIN = {(str, str), (int, int), (bool, bool), (int, Real), (float, Real)}  # such a value is what is asked for
 
 
 class Parameter(NamedTuple):
     hint: Any
     default: Any = _REQUIRED
-
-
-class _RangeError(ValueError):
-    """A value of the right type that lies outside its range: in a list, the element and its own type."""
-
-    def __init__(self, value: Any, hint: Any) -> None:
-        super().__init__()
-        self.value, self.hint = value, hint
 
 
 @cache
@@ -253,164 +232,12 @@ def check(settings: Mapping[str, Any], parameters: Mapping[str, Parameter], path
         value = settings.get(key, parameter.default)
         if value is _REQUIRED:
             raise UserError(f"{prefix}{key}: this setting has no default; expected {describe(parameter.hint)}")
-        if dataclasses.is_dataclass(parameter.hint) and isinstance(value, Mapping):
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(parameter.hint):
             settings_class: Any = parameter.hint
             checked[key] = settings_class(**check(value, parameters_of(settings_class), prefix + key))
         else:
             checked[key] = coerce(value, parameter.hint, prefix + key)
     return checked
-
-
-def coerce(value: Any, hint: Any, path: str) -> Any:
-    """`value` as `hint` asks: an int for a float becomes one, a tuple a list. Raises UserError on a mismatch.
-
-    A value of another type is told the type, one out of range the range; of a list, that is the element.
-    """
-    try:
-        return _coerce(value, hint)
-    except _RangeError as error:
-        raise UserError(f"{path}={shown(error.value)}: expected {describe(error.hint)}") from None
-    except (TypeError, OverflowError):
-        expected = describe(hint, ranges=False)
-        raise UserError(f"{path}={shown(value)}: expected {expected}{_suggestion(value, hint)}") from None
-
-
-def _suggestion(value: Any, hint: Any) -> str:
-    """`; did you mean ...?` where a list lacks its brackets, or where a choice is near; else nothing."""
-    try:
-        near = [shown(_coerce([value], hint))]
-    except (TypeError, OverflowError, _RangeError):
-        near = difflib.get_close_matches(shown(value), _choices(hint), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def shown(value: Any) -> str:
-    """A value as a command line spells it: true, null, [in,ln]."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(shown, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{shown(v)}' for key, v in value.items())}}}"
-    return str(value)
-
-
-@cache
-def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Its origin and arguments, which take longer to find than most values to check."""
-    return typing.get_origin(hint), typing.get_args(hint)
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    if hint is Any or (type(value), hint) in _PLAIN:
-        return value
-    origin, arguments = _taken_apart(hint)
-    if origin is Annotated:
-        coerced = _coerce(value, arguments[0])
-        if not all(_HOLDS[side](coerced, bound) for side, bound in _bounds(hint).items()):
-            raise _RangeError(value, hint)
-        return coerced
-    if origin in (typing.Union, types.UnionType):
-        outside = None
-        for choice in sorted(arguments, key=lambda t: t is str):  # a string accepts numbers, so it comes last
-            try:
-                return _coerce(value, choice)
-            except _RangeError as error:
-                outside = _RangeError(value, hint) if error.value is value else error
-            except TypeError:
-                pass
-        if outside is not None:
-            raise outside
-    elif origin is Literal:
-        if value in arguments:
-            return value
-    elif hint in (None, type(None)):
-        if value is None:
-            return None
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    elif hint is str:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return str(value)
-    elif hint is Path:
-        if isinstance(value, str) and value:
-            return value
-    elif origin is tuple and Ellipsis not in arguments:
-        if isinstance(value, list | tuple) and len(value) == len(arguments):
-            return [_coerce(v, t) for v, t in zip(value, arguments, strict=True)]
-    elif origin in (Sequence, list, tuple):
-        if isinstance(value, list | tuple):
-            (inner, *_) = arguments
-            return [v if (type(v), inner) in _PLAIN else _coerce(v, inner) for v in value]
-    elif origin in (Mapping, dict):
-        if isinstance(value, Mapping):
-            inner = arguments[1]
-            return {str(k): v if (type(v), inner) in _PLAIN else _coerce(v, inner) for k, v in value.items()}
-    elif isinstance(value, hint) and not (hint in (int, Real) and isinstance(value, bool)):
-        return value
-    raise TypeError
-
-
-def describe(hint: Any, ranges: bool = True) -> str:
-    """A type in a user's words: "a whole number of 1 or more", "var or std"; its ranges may be left out."""
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a finite number",
-        str: "a word",
-        type(None): "null",
-        Path: "a path",
-    }
-    words |= {Real: "a number"}
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return "settings with names"
-    if hint in words:
-        return words[hint]
-    if origin is Annotated:
-        bounds = _bounds(hint) if ranges else {}
-        kind = describe(arguments[0], ranges)
-        return f"{kind.replace(' finite', '')} {_range_words(bounds)}" if bounds else kind
-    if origin in (typing.Union, types.UnionType):
-        bounded = ranges and any(typing.get_origin(t) is Annotated for t in arguments)
-        return (", or " if bounded else " or ").join(describe(t, ranges) for t in arguments)
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if origin is tuple and Ellipsis not in arguments:
-        return f"a list of {len(arguments)}, each {describe(arguments[0], ranges)}"
-    if origin in (Sequence, list, tuple):
-        return f"a list, each {describe(arguments[0], ranges)}"
-    if origin in (Mapping, dict):
-        return "settings with names" + (f", each {describe(arguments[1], ranges)}" if arguments[1] is not Any else "")
-    return getattr(hint, "__name__", str(hint))
-
-
-def _bounds(hint: Any) -> dict[str, Any]:
-    """Of an Annotated type: {"ge": 0, "lt": 1}."""
-    return {
-        side: bound
-        for stated in hint.__metadata__
-        for side in _HOLDS
-        if (bound := getattr(stated, side, None)) is not None
-    }
-
-
-def _range_words(bounds: Mapping[str, Any]) -> str:
-    """What follows "a number": of 0 or more; above 0, up to 1; from 0 to below 1; between 0 and 1."""
-    number = {side: f"{bound:g}" if isinstance(bound, float) else str(bound) for side, bound in bounds.items()}
-    if number.keys() == {"gt", "lt"}:
-        return f"between {number['gt']} and {number['lt']}"
-    if number.keys() == {"ge", "lt"}:
-        return f"from {number['ge']} to below {number['lt']}"
-    words = {"gt": "above {}", "ge": "of {} or more", "lt": "below {}", "le": "up to {}"}
-    return ", ".join(words[side].format(number[side]) for side in words if side in number)
-
-
-def _choices(hint: Any) -> list[str]:
-    if typing.get_origin(hint) is Literal:
-        return [str(a) for a in typing.get_args(hint)]
-    return [choice for argument in typing.get_args(hint) for choice in _choices(argument)]
 
 
 def bind(node: Mapping[str, Any]) -> Any:

@@ -33,6 +33,6 @@ def _scalar(text: str) -> Any:
     """As in conf/: a number, true or false, null; all else is a word."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets a thousand deep
         return text
     return value if isinstance(value, bool | int | float) or text == "null" else text

@@ -297,6 +297,8 @@ def test_the_page_is_made_from_the_results() -> None:
         (["norm", "shapes=64x57x56"], "allowed: all, large, 64x112x112"),
         (["norm", "layout=nhwc"], "contiguous or channels_last"),
         (["norm", "batch=8"], "batch=8"),
+        (["norm", "batch=2024-99-99"], "batch=2024-99-99"),
+        (["norm", "batch=" + "[" * 10_000], "batch="),
         (["norm", "model=mlp"], "no batch norm over images"),
         (["norm", "threads=0"], "threads=0"),
         (["norm", "out=."], ".json"),

@@ -399,3 +399,12 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, capsys) -> None:
     assert "runs=file: expected the folder" in refusal(capsys, "export", "a", "runs=file")
     assert "file" in refusal(capsys, "plan", "data=mnist", "data.root=file")
     assert "file" in refusal(capsys, "report", "table2", "results=file")
+
+
+def test_a_process_that_has_gone_is_said(monkeypatch, capfd) -> None:
+    def gone(words: list[str]) -> int:
+        raise BrokenPipeError  # as when cells of a sweep are handed to a server that could not start
+
+    monkeypatch.setattr(sys.modules["normlab.cli.main"], "_run", gone)
+    assert main(["train", "-m"]) == 1
+    assert "a process that this one had started has ended" in capfd.readouterr().err

@@ -108,7 +108,7 @@ BAD = [
     ("norm=none norm.eps=1", "norm.eps:", "'norm' is none"),
     ("tracker=none tracker.project=x", "tracker.project:", "no such setting"),
     ("choices.norm=bn", "choices.norm:", "no such setting"),
-    ("hydra.run.dir=x", "hydra.run.dir:", "no such setting"),
+    ("hydra.run.dir=x", "hydra.run.dir:", "for sweeps, with -m"),
     ("norm@weight=bn", "norm@weight:", "no such setting"),
     ("norm/x=bn", "norm/x:", "did you mean 'norm'?"),
     ("parts.head.nrom=bn", "parts.head.nrom:", "did you mean 'norm'?"),

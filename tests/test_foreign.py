@@ -179,6 +179,8 @@ def test_checkpoints_execute_nothing(trained: Path, theirs: RunFolder, monkeypat
     ("data", "message"),
     [
         (b"# a norm\nmean: [bn\n", "norm/mine.yaml: this is no YAML"),
+        (b"# a norm\nmean: " + 10**6 * b"[", "norm/mine.yaml: this is no YAML: settings that are nested more than"),
+        (b"# a norm\nmean: " + 10**6 * b"- ", "norm/mine.yaml: this is no YAML"),
         (b"# a norm \xff\nmean: [bn]\n", "norm/mine.yaml: this is no text"),
         (b"# a norm\n_target_: !!python/object/apply:os.system [touch executed]\n", "norm/mine.yaml: this is no YAML"),
         (b"# a norm\nmean: [bn]\n", "norm/mine.yaml: no _target_ says what builds it"),

@@ -27,7 +27,7 @@ LEVELS = (
     {"words"},
     {"reading"},
     {"schema", "writing", "progress", "seeding", "versions"},
-    {"console"},
+    {"console", "values"},
     {"errors"},
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

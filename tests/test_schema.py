@@ -20,6 +20,7 @@ from normlab import schema
 from normlab.bench.command import BENCHES
 from normlab.config import GROUPS, BatchAverage, Checkpoint, Config, Record, choices, conf_dir
 from normlab.errors import UserError
+from normlab.values import coerce, describe
 
 FILES = [(group, name) for group in GROUPS for name in choices(group)]
 
@@ -81,7 +82,7 @@ def test_files_are_described_and_name_settings_of_their_target(group: str, name:
     ],
 )
 def test_coerce(value: Any, hint: Any, expected: Any) -> None:
-    got = schema.coerce(value, hint, "key")
+    got = coerce(value, hint, "key")
     assert got == expected and type(got) is type(expected)
 
 
@@ -122,7 +123,7 @@ def test_coerce(value: Any, hint: Any, expected: Any) -> None:
 )
 def test_coerce_refuses(value: Any, hint: Any, message: str) -> None:
     with pytest.raises(UserError) as raised:
-        schema.coerce(value, hint, "key")
+        coerce(value, hint, "key")
     assert message in str(raised.value)
 
 
@@ -163,7 +164,7 @@ def test_targets_of_others(tmp_path, monkeypatch) -> None:
     assert schema.signature("own_norms.Mine")["power"] == (float, 2)
     ranged = schema.signature("own_norms.ranged")
     assert ranged["power"] == (Annotated[float, Gt(0)], 2)
-    assert schema.describe(ranged["share"].hint) == "a number from 0 to below 0.5"
+    assert describe(ranged["share"].hint) == "a number from 0 to below 0.5"
     for name, parameter in (("odd", "dtype"), ("computed", "size")):
         with pytest.raises(UserError, match=f"own_norms.{name}: '{parameter}' needs a plain type"):
             schema.signature(f"own_norms.{name}")
@@ -251,7 +252,7 @@ def test_every_number_states_its_range() -> None:
 @pytest.mark.parametrize("number", RANGED, ids=lambda number: number.name)
 def test_defaults_lie_in_their_range(number: Number) -> None:
     if number.parameter.default is not schema.Parameter(int).default:
-        schema.coerce(number.parameter.default, number.parameter.hint, "key")
+        coerce(number.parameter.default, number.parameter.hint, "key")
 
 
 def within(kind: type, low: Any, high: Any, above: bool = False, below: bool = False) -> st.SearchStrategy:

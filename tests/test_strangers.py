@@ -18,6 +18,7 @@ from normlab.config import load
 from normlab.errors import UserError
 from normlab.launch import elastic
 from normlab.processes.lifetimes import LAUNCHER
+from normlab.reading import read_json
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
 from normlab.writing import append_jsonl, cut
@@ -160,6 +161,15 @@ def test_folders_behind_links_are_neither_pruned_nor_cleared(tmp_path, victim, c
     assert len(list(own.iterdir())) == 5
     assert main([*words, "rerun=true"]) == 0  # the link goes, and not what it leads to
     assert len(list(own.iterdir())) == 5 and not folder.checkpoints.is_symlink()
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A device has no end, and a pipe is waited for."""
+    (tmp_path / "device").symlink_to(os.devnull)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("device", "pipe"):
+        with pytest.raises(UserError, match=f"{name}: this is no file"):
+            read_json(tmp_path / name)
 
 
 def test_no_file_of_a_run_is_executable(tmp_path, monkeypatch):

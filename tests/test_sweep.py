@@ -241,3 +241,21 @@ def test_hydras_own_folders_for_jobs_do_not_move_the_runs(capsys, tmp_path):
     code, said = sweep(capsys, "hydra/launcher=basic", "hydra.job.chdir=true", "seed=0,1")
     assert code == 0 and "2 finished" in said
     assert len(list((tmp_path / "results" / "runs").glob("*/summary.json"))) == 2
+
+
+@pytest.mark.parametrize("launcher", ["normlab", "basic"])
+def test_a_search_ends_with_the_status_of_its_cells(launcher: str, capsys) -> None:
+    """Whoever runs them: a search goes on where a cell failed, and Optuna says nothing of it in the end."""
+    search = (f"hydra/launcher={launcher}", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "iterations=2")
+    code, said = sweep(capsys, *search, "accumulate=choice(1,1000)")
+    assert code == 1
+    assert re.search(r"failed: .*needs 16000 samples an update", said)
+    (found,) = Path("results/sweeps").glob("*/optimization_results.yaml")
+    assert "accumulate: 1\n" in found.read_text()
+
+    code, said = sweep(capsys, *search, "accumulate=choice(1,2)")
+    assert code == 0 and "failed" not in said
+
+    code, said = sweep(capsys, *search, "accumulate=choice(1000,2000)")  # Optuna has no best cell, and raises
+    assert code == 1
+    assert said.splitlines()[-1].startswith("normlab: hydra/sweeper=optuna: ")

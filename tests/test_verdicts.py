@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from normlab.report.quantities import Measured
 from normlab.report.verdicts import (
@@ -26,6 +26,15 @@ def t_tail(t: float, df: float) -> float:
     """P(T > t) of Student's t, by the incomplete beta function."""
     half = 0.5 * special.betainc(df / 2, 0.5, df / (df + t * t))
     return half if t > 0 else 1 - half
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_p_is_that_of_scipy_stats(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(0.3, 1.0, 3 + seed), rng.normal(0.0, 3.0, 2 + seed)
+    welch = stats.ttest_ind(a - 0.1, b, equal_var=False, alternative="greater").pvalue
+    assert welch_p(a, b, 0.1) == pytest.approx(welch, rel=1e-12)
+    assert student_p(a, 0.1) == pytest.approx(stats.ttest_1samp(a, 0.1, alternative="greater").pvalue, rel=1e-12)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, 5.0])

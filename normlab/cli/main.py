@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import select
 import signal
 import sys
 
@@ -32,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except (UserError, RunError) as error:
         return _refuse(str(error), error.exit_status)
-    except BrokenPipeError:  # as of `normlab list | head -1`
+    except BrokenPipeError:
+        if _is_read():
+            said = f"a process that this one had started has ended; can {sys.executable} be run here?"
+            return _refuse(said, RunError.exit_status)
         _discard_output()
         return 128 + signal.SIGPIPE
     except OSError as error:  # of a file or folder that cannot be used
@@ -97,6 +101,14 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _is_read() -> bool:
+    """Whether someone reads the output: not so after `normlab list | head -1`."""
+    output = select.poll()
+    for descriptor in (1, 2):
+        output.register(descriptor, 0)  # POLLERR, of a pipe without a reader, is told always
+    return not output.poll(0)
 
 
 def _discard_output() -> None:

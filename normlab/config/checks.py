@@ -9,7 +9,7 @@ from normlab.config.settings import GROUPS, Config, places
 from normlab.errors import UserError
 from normlab.models.names import Library, check_model_name
 from normlab.norm.scopes import check_declaration, check_profile
-from normlab.schema import shown
+from normlab.values import shown
 
 _MODEL_LIBRARIES: dict[str, Library] = {
     "normlab.models.library.timm_model": "timm",

@@ -27,6 +27,7 @@ from normlab.config.settings import GROUPS, SETTINGS, BatchAverage, Checkpoint, 
 from normlab.errors import UserError, nearest
 from normlab.models.names import LIBRARIES, model_names
 from normlab.reading import naming, read_mapping
+from normlab.values import coerce, shown
 
 EXPERIMENT = "experiment"  # the group of +experiment=NAME: files of the user's that set what they like
 
@@ -216,7 +217,7 @@ def _experiment(name: str) -> Callable[[str], bool]:
 def _scale_words(name: str) -> list[str]:
     file = files.file_of("scale", name)
     with naming(file):
-        words = schema.coerce(read_mapping(file).get("overrides"), list[str], "overrides")
+        words = coerce(read_mapping(file).get("overrides"), list[str], "overrides")
         for word in words:
             parse(word)
     return words
@@ -266,6 +267,8 @@ def parse(word: str, sweep: bool = False) -> Override:
     top = key.split(".")[0]
     if top == EXPERIMENT:
         return _experiment_word(override)
+    if top.partition("/")[0] == "hydra":
+        raise UserError(f"{key}: Hydra's own settings are for sweeps, with -m; a run has its folder in out=FOLDER")
     if top not in (*SETTINGS, "scale") or override.package is not None:
         inside = [f"{outer}.{key}" for outer, settings in _nested_settings().items() if key in settings]
         hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else nearest(top, (*SETTINGS, "scale"))
@@ -310,7 +313,7 @@ def _settings_of(group: str, name: str) -> Iterable[str]:
 
 def _choice(group: str, value: Any, path: str) -> str:
     """The name of a group's file; null stands for none. Raises UserError."""
-    name = "none" if value is None else schema.shown(value)
+    name = "none" if value is None else shown(value)
     if not isinstance(value, str | int | None) or name not in choices(group):
         elsewhere = _elsewhere(group, name)
         hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, choices(group))
@@ -387,7 +390,7 @@ def _check_own(key: str, name: str, given: Any, settings: type, node: Callable[[
     Raises UserError on what it cannot have.
     """
     path, known = f"{key}.{name}", schema.parameters_of(settings)
-    checked = schema.coerce(given, dict[str, Any], path)
+    checked = coerce(given, dict[str, Any], path)
     for setting in checked:
         if setting not in known:
             raise UserError(f"{path}.{setting}: there is no such setting; {nearest(setting, known)}")

@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from normlab import schema
 from normlab.errors import UserError
 from normlab.reading import naming, read_mapping
+from normlab.values import coerce, shown
 
 OWN = "NORMLAB_CONFIG_DIR"  # the environment variable
 
@@ -82,8 +82,8 @@ def node_of(group: str, name: str) -> dict[str, Any]:
         if "_target_" not in node:
             raise UserError("no _target_ says what builds it")
         if not isinstance(node["_target_"], str | None):
-            raise UserError(f"_target_={schema.shown(node['_target_'])}: expected package.module.name or null")
-        schema.coerce(node.get("_kind_", ""), str | list[str], "_kind_")
+            raise UserError(f"_target_={shown(node['_target_'])}: expected package.module.name or null")
+        coerce(node.get("_kind_", ""), str | list[str], "_kind_")
     return node
 
 
@@ -107,7 +107,7 @@ def default_choice(group: str) -> str:
     """The file of a group that conf/config.yaml chooses."""
     file = conf_dir() / "config.yaml"
     with naming(file):
-        defaults = schema.coerce(read_mapping(file).get("defaults"), list[Any], "defaults")
+        defaults = coerce(read_mapping(file).get("defaults"), list[Any], "defaults")
         chosen = {key: value for entry in defaults if isinstance(entry, Mapping) for key, value in entry.items()}
         if not isinstance(chosen.get(group), str) or chosen[group] not in choices(group):
             raise UserError(f"defaults: expected a {group}, as {group}: NAME of a file in conf/{group}")

@@ -176,7 +176,7 @@ def _positions(groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
 def _average_ratios(results: Results, row: str, moment: str) -> dict[str, list[float]]:
     """Scope -> its ratio at each column, averaged over layers and seeds; 0 where no run has it."""
     averages = {}
-    for quantity in results.measured.values:
+    for quantity in results.measured.at_once:
         if quantity.startswith(f"ratio.{moment}.") and quantity.count(".") == 2:
             cells = [results.measured.of(quantity, (row, column)) for column in results.table.columns]
             averages[quantity.rpartition(".")[2]] = [statistics.fmean(c.values()) if c else 0.0 for c in cells]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from normlab import schema
 from normlab.config import conf_dir
 from normlab.console import PlainConsole
 from normlab.errors import UserError, unknown
@@ -17,6 +16,7 @@ from normlab.report.render import verdict_text
 from normlab.report.results import load_results
 from normlab.report.table import Table
 from normlab.report.tables import all_tables
+from normlab.values import coerce
 
 NOT_MEASURED = "not measured"
 _ELSEWHERE = {"needs": "needs {}", "tests": "arithmetic: {}", "figures": "figure: {}"}
@@ -140,7 +140,7 @@ def _verdicts(table: Table, scale: str, results: Path) -> tuple[Mapping[str, str
 def _elsewhere() -> Mapping[str, Mapping[str, list[str]]]:
     file = conf_dir() / "claims.yaml"
     with naming(file):
-        found = schema.coerce(read_mapping(file), dict[str, dict[str, list[str]]], "claims")
+        found = coerce(read_mapping(file), dict[str, dict[str, list[str]]], "claims")
         for kind in found:
             if kind not in _ELSEWHERE:
                 raise unknown("group of claims", kind, _ELSEWHERE)

@@ -13,6 +13,7 @@ from normlab import schema
 from normlab.config import conf_dir
 from normlab.reading import naming, read_yaml
 from normlab.report.table import Table
+from normlab.values import coerce
 
 _PAPERS = {  # key in results/paper -> number, and how the names of its tables begin (conf/table)
     "sn_distinct": ("000", "distinct_"),
@@ -91,7 +92,7 @@ def load_deviations() -> tuple[Deviation, ...]:
     file = conf_dir() / "deviations.yaml"
     fields = schema.parameters_of(Deviation)
     with naming(file):
-        nodes = schema.coerce(read_yaml(file), list[dict[str, Any]], "deviations")
+        nodes = coerce(read_yaml(file), list[dict[str, Any]], "deviations")
         return tuple(Deviation(**schema.check(node, fields, f"deviations.{i}")) for i, node in enumerate(nodes))
 
 

@@ -29,8 +29,9 @@ taken.division        share of the squared gradient that the division of Weight 
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 from normlab.dynamics.ratios import (
@@ -44,20 +45,22 @@ from normlab.dynamics.ratios import (
     switchable,
 )
 from normlab.report.metrics import guessed
-from normlab.report.records import Key, Record, scores
+from normlab.report.records import Key, Record, key_of, scores
 from normlab.report.table import Table
 from normlab.tasks.metrics import MetricInfo
 
 Layers = Sequence[dict[str, Any]]
+Quantities = Mapping[str, Mapping[Key, float]]  # quantity -> of each run
 
 
 @dataclass(frozen=True)
 class Measured:
     """Of all runs of a table, or of the paper's (then only its metric)."""
 
-    values: Mapping[str, Mapping[Key, float]]  # quantity -> of each run
+    at_once: Quantities  # what most tests and figures ask for
     layers: Mapping[Key, Layers] = field(default_factory=dict)  # the ratios of each layer at the end
     asked: set[tuple[str, ...]] = field(default_factory=set)  # the (row, column) that was looked at
+    others: Callable[[], Quantities] = dict  # made where one is asked for: they look at every layer and epoch
     _cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = field(default_factory=dict)  # what `of` has looked up
 
     def of(self, quantity: str, cell: Sequence[str]) -> dict[int, float]:
@@ -68,7 +71,8 @@ class Measured:
     def _by_cell(self, quantity: str) -> dict[tuple[str, ...], dict[int, float]]:
         if quantity not in self._cells:
             found: dict[tuple[str, ...], dict[int, float]] = {}
-            for (row, column, seed), value in self.values.get(quantity, {}).items():
+            known = self.at_once if quantity in self.at_once else self.others()
+            for (row, column, seed), value in known.get(quantity, {}).items():
                 found.setdefault((row, column), {})[seed] = value
             self._cells[quantity] = found
         return self._cells[quantity]
@@ -87,24 +91,38 @@ def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[
     """Everything above, of the records of a table; `guessing` is what a diverged run counts as (see conf/scale)."""
     records = list(records)
     found = scores(records, table)
-    quantities: dict[str, dict[Key, float]] = {
+    at_once: dict[str, dict[Key, float]] = {
         "metric": {
             key: guessed(table.metric_of(key[0], key[1]), guessing, table.metrics) if score is None else score
             for key, score in found.items()
         },
         "diverged": {key: float(score is None) for key, score in found.items()},
     }
-    layers: dict[Key, Layers] = {}
-    for record in records:
-        if record["status"] != "finished":
-            continue
-        key = (record["row"], record["column"], record["seed"])
-        of_run = _averages(record["ratios"] or {}) | of_layers(record["layers"]) | _of_choices(record)
-        of_run |= _of_epochs(record, table.metrics) | _of_updates(record) | _of_start(record)
+    finished = {key_of(record): record for record in records if record["status"] == "finished"}
+    layers = {key: record["layers"] for key, record in finished.items()}
+    at_once |= _by_quantity({key: _averages(record["ratios"] or {}) for key, record in finished.items()})
+    return Measured(at_once, layers, others=cache(partial(_others, finished, table.metrics)))
+
+
+def _others(finished: Mapping[Key, Record], metrics: Mapping[str, MetricInfo]) -> Quantities:
+    return _by_quantity(
+        {
+            key: of_layers(run["layers"])
+            | _of_choices(run)
+            | _of_epochs(run, metrics)
+            | _of_updates(run)
+            | _of_start(run)
+            for key, run in finished.items()
+        }
+    )
+
+
+def _by_quantity(by_run: Mapping[Key, Mapping[str, float]]) -> dict[str, dict[Key, float]]:
+    found: dict[str, dict[Key, float]] = {}
+    for key, of_run in by_run.items():
         for name, value in of_run.items():
-            quantities.setdefault(name, {})[key] = value
-        layers[key] = record["layers"]
-    return Measured(quantities, layers)
+            found.setdefault(name, {})[key] = value
+    return found
 
 
 def of_layers(layers: Layers) -> dict[str, float]:

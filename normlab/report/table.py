@@ -15,6 +15,7 @@ from normlab.config import BatchAverage, choices, default_choice, file_of, targe
 from normlab.errors import UserError, unknown
 from normlab.reading import naming, read_mapping
 from normlab.tasks.metrics import MetricInfo, metrics_of
+from normlab.values import shown
 
 SAME_LABEL = "="
 PRETRAINING = "pretraining"  # where a cell would have its row
@@ -255,7 +256,7 @@ def _last_of_each_key(words: Sequence[str]) -> list[str]:
 def checked(settings: type, node: Any, path: str) -> Any:
     """A dataclass of settings from a YAML node. Raises UserError on a key or value that it does not have."""
     if not isinstance(node, Mapping):
-        raise UserError(f"{path}={schema.shown(node)}: expected settings with names")
+        raise UserError(f"{path}={shown(node)}: expected settings with names")
     return settings(**schema.check(node, schema.parameters_of(settings), path))
 
 

@@ -23,6 +23,7 @@ from normlab.report.table import (
     checked,
 )
 from normlab.report.table_checks import check_lines, check_names
+from normlab.values import coerce
 
 
 def tables() -> dict[str, Path]:
@@ -33,7 +34,7 @@ def tables() -> dict[str, Path]:
 
 def _aliases(file: Path) -> list[str]:
     with naming(file):
-        return schema.coerce(read_mapping(file).get("aliases", []), list[str], "aliases")
+        return coerce(read_mapping(file).get("aliases", []), list[str], "aliases")
 
 
 def load_table(name: str) -> Table:
@@ -98,5 +99,5 @@ def _line(node: Any, path: str) -> Line:
         line.estimator = checked(BatchAverage, line.estimator, f"{path}.estimator")
         _ = line.estimator.num_samples
     elif line.estimator is not None:
-        schema.coerce(line.estimator, Literal["moving_average", "batch_average"], f"{path}.estimator")
+        coerce(line.estimator, Literal["moving_average", "batch_average"], f"{path}.estimator")
     return line

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Gt
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special  # scipy.stats, which has these tests, takes a second to import
 
 from normlab.report.quantities import Measured, divergence_between
 
@@ -158,7 +158,7 @@ def varies_less(
     threshold, std = margins * margin, float(values.std(ddof=1)) if values.size > 1 else math.nan
     p = math.nan
     if values.size > 1 and not measured.all_diverged(cell):
-        p = float(stats.chi2.cdf((values.size - 1) * (std / threshold) ** 2, values.size - 1))
+        p = float(special.chdtr(values.size - 1, (values.size - 1) * (std / threshold) ** 2))
     return Evidence(f"− spread of {' '.join(cell)}", -std, -threshold, p, values.size)
 
 
@@ -171,8 +171,9 @@ def welch_p(above: NDArray[np.float64], below: NDArray[np.float64], threshold: f
         return math.nan
     if not _varies(above) and not _varies(below):
         return _p_without_spread(above[0] - below[0] - threshold)
-    samples = [(s.mean(), s.std(ddof=1), s.size) for s in (above - threshold, below)]
-    return float(stats.ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False, alternative="greater").pvalue)
+    errors = [s.var(ddof=1) / s.size for s in (above, below)]  # of the means, squared
+    freedom = sum(errors) ** 2 / sum(e**2 / (s.size - 1) for e, s in zip(errors, (above, below), strict=True))
+    return _t_tail((above.mean() - below.mean() - threshold) / math.sqrt(sum(errors)), freedom)
 
 
 def student_p(values: NDArray[np.float64], threshold: float = 0.0) -> float:
@@ -184,7 +185,8 @@ def student_p(values: NDArray[np.float64], threshold: float = 0.0) -> float:
         return math.nan
     if not _varies(values):
         return _p_without_spread(values[0] - threshold)
-    return float(stats.ttest_1samp(values, threshold, alternative="greater").pvalue)
+    error = values.std(ddof=1) / math.sqrt(values.size)
+    return _t_tail((values.mean() - threshold) / error, values.size - 1)
 
 
 def verdict(evidence: Sequence[Evidence]) -> Verdict:
@@ -203,6 +205,11 @@ def verdict(evidence: Sequence[Evidence]) -> Verdict:
 def _student(what: str, values: NDArray[np.float64], threshold: float) -> Evidence:
     effect = float(values.mean()) if values.size else math.nan
     return Evidence(what, effect, threshold, student_p(values, threshold), values.size)
+
+
+def _t_tail(t: float, freedom: float) -> float:
+    """P(T > t) of Student's distribution."""
+    return float(special.stdtr(freedom, -t))
 
 
 def _array(by_seed: Mapping[int, float]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from normlab.reading import EPOCH, Fields, read_jsonl, read_metrics
 from normlab.runs.folder import RunFolder
 from normlab.schema import Parameter
 from normlab.tasks.metrics import MetricInfo, metrics_of
+from normlab.values import coerce
 
 Record = dict[str, Any]
 
@@ -63,7 +64,7 @@ class Run:
     def load(cls, folder: RunFolder) -> "Run":
         """Raises UserError if run.json is damaged."""
         config = folder.run()["config"]
-        chosen = schema.coerce(config.get("choices", {}), dict[str, str], f"{folder.run_file}: choices")
+        chosen = coerce(config.get("choices", {}), dict[str, str], f"{folder.run_file}: choices")
         words = chosen | {key: str(config.get(key, "")) for key in ("batch", "seed")}
         return cls(folder.path, {key: words.get(key, "") for key in _IN_LABELS}, metrics_of_run(folder))
 

@@ -25,14 +25,15 @@ from hydra.errors import HydraException
 
 from normlab.config import EXPERIMENT, GROUPS, Config, check_hydra, choices, conf_dir, load, parse, search_path
 from normlab.errors import BusyError, UserError, nearest
+from normlab.reading import read_yaml
 
 if TYPE_CHECKING:
     from normlab.runs.folder import RunFolder
 
 MOST_CELLS = 10_000
 
-# How our launcher's sweep ended: its exit status, or what kept it from starting. Hydra makes the launcher and keeps it.
-outcome: int | UserError = 0
+# How our launcher's sweep ended: its exit status. Hydra makes the launcher and keeps it.
+outcome = 0
 
 
 def multirun(words: list[str]) -> int:
@@ -66,20 +67,37 @@ def multirun(words: list[str]) -> int:
     for_hydra += [f"{key}={value}" for key, value in defaults.items() if key not in given] + search_path()
     sys.argv = ["normlab", "--multirun", *overrides, *for_hydra, *(f"hydra.launcher.{option}" for option in options)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong; else Hydra prints a traceback of its own and exits
-    outcome = 0
+    outcome, failure = 0, None
+    place = Path(given.get("hydra.sweep.dir", str(place)).strip("'\""))
+    before = _started(place)
     if searches:
         place.mkdir(parents=True, exist_ok=True)  # where a sweeper that searches says what it found
     if not is_ours:
         logging.getLogger("submitit").addFilter(_once(set()))
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
+    except UserError:
+        raise
     except HydraException as error:
         raise UserError(str(error)) from None
-    if not is_ours and not searches:
-        return _conclude(cells)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
+    except Exception as error:  # of a plugin, as Optuna's where every cell failed
+        if is_ours and not searches:
+            raise
+        failure = error
+    if is_ours:
+        status = outcome
+    else:
+        tried = [load(read_yaml(file)) for file, _ in sorted(_started(place) - before)]
+        status = _conclude(tried if searches else cells)
+    if failure is not None:
+        plugin = f"hydra/sweeper={given['hydra/sweeper']}" if searches else f"hydra/launcher={given['hydra/launcher']}"
+        print(f"normlab: {plugin}: {' '.join(str(failure).split()) or type(failure).__name__}", file=sys.stderr)
+    return status or int(failure is not None)
+
+
+def _started(place: Path) -> set[tuple[Path, int]]:
+    """Of each cell that a launcher of Hydra's own has begun: the file in which Hydra leaves its words, and when."""
+    return {(file, file.stat().st_mtime_ns) for file in place.rglob(".hydra/overrides.yaml")}
 
 
 def _once(said: set[str]) -> Callable[[logging.LogRecord], bool]:
