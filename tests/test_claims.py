@@ -44,7 +44,8 @@ def test_verdicts_are_those_of_the_reports(committed):
 
 
 def test_without_records_nothing_is_measured(tmp_path):
-    tested = [test for s in standings("digits", tmp_path).values() for test in s.tested]
+    tested = [test for s in standings(None, tmp_path).values() for test in s.tested]
+    assert {"digits", "scenes"} <= {test.scale for test in tested}
     assert {test.verdict for test in tested} == {NOT_MEASURED} and {test.seeds for test in tested} == {0}
 
 
@@ -64,7 +65,7 @@ def test_a_scale_that_a_table_lacks():
     ],
 )
 def test_a_claim_is_all_of_its_tests(verdicts, expected):
-    assert Standing("a.b", "", "1", [Part("t", "c", verdict, 3) for verdict in verdicts]).verdict == expected
+    assert Standing("a.b", "", "1", [Part("t", "c", "digits", verdict, 3) for verdict in verdicts]).verdict == expected
 
 
 def test_names_of_claims():
@@ -99,7 +100,7 @@ def test_the_command(capsys):
     assert cli.main(["claims", "sn_iclr.brn", "coco_mask"]) == 0
     shown = capsys.readouterr().out
     assert "brn (Sec. 4.1)" in shown and "sn_brn between" in shown and "needs object detection on COCO" in shown
-    assert "3 claims at digits scale" in shown and max(map(len, shown.splitlines())) <= 100
+    assert "3 claims, each table at its first scale" in shown and max(map(len, shown.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,15 @@ def test_departs():
     assert found.p == pytest.approx(student_p(np.array(far) - near)) and found.p < 0.05
 
 
+def test_departs_more_than_seeds_do():
+    found = departs(RATIOS, 1.0, of=["sn", "far"], than=["sn", "home"], reference=["sn", "home"], moment="mean")
+    far = [(symmetric_kl(0.8, 0.5) + symmetric_kl(0.6, 0.4 + 0.01 * s)) / 2 for s in range(3)]
+    seeds = [symmetric_kl(0.4 + 0.01 * ((s + 1) % 3), 0.4 + 0.01 * s) / 2 for s in range(3)]
+    assert found.effect == pytest.approx(np.mean(far) - np.mean(seeds)) and found.seeds == 3
+    one = Measured({}, {key: value for key, value in RATIOS.layers.items() if key[2] == 0})
+    assert departs(one, 1.0, of=["sn", "far"], than=["sn", "home"], reference=["sn", "home"], moment="mean").seeds == 0
+
+
 def test_resembles():
     found = resembles(RATIOS, 1.0, of=["sn", "near"], reference=["sn", "home"], moment="mean", below=0.5)
     assert found.effect == pytest.approx(-np.mean([symmetric_kl(0.5, 0.4 + 0.01 * s) / 2 for s in range(3)]))

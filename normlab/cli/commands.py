@@ -253,7 +253,7 @@ def _commands() -> list[_Verb]:
             "Report a table again, from its records alone.", "normlab report table2", kinds=["tables", "report"],
         ),
         _command(
-            "claims", verbs.claims, "[CLAIM]... [scale=digits] [results=FOLDER] [seeds=3] [jobs=N]",
+            "claims", verbs.claims, "[CLAIM]... [scale=SCALE] [results=FOLDER] [seeds=3] [jobs=N]",
             "Tell the papers' claims, and the verdicts so far. Also where each is tested.",
             "normlab claims sn_iclr", "normlab claims --run bn_falls seeds=3",
             params=[click.Option(["--run"], is_flag=True, help="Run what is missing for the claims that are named.")],

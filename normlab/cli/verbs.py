@@ -232,7 +232,7 @@ def report(words: list[str]) -> int:
 
 
 def claims(words: list[str], run: bool) -> int:
-    own = {"scale": "digits", "seeds": None, "jobs": 0, "results": "results"}
+    own = {"scale": None, "seeds": None, "jobs": 0, "results": "results"}
     names, options = _split(words, own)
     for key in ("seeds", "jobs"):
         if not run and options[key] != own[key]:
@@ -241,7 +241,8 @@ def claims(words: list[str], run: bool) -> int:
     from normlab.report.tables import tables_at
 
     scale, results = options["scale"], Path(options["results"])
-    tables_at(scale)
+    if scale is not None:
+        tables_at(scale)
     if not run and options["results"] != own["results"]:
         _existing("results", options["results"])
     wanted = chosen(names, scale, results)
@@ -253,7 +254,10 @@ def claims(words: list[str], run: bool) -> int:
         tables = tables_of(wanted, scale)
         from normlab.sweeps.reproduce import reproduce
 
-        status = reproduce(tables, scale, seeds, _count("jobs", options["jobs"], 0), [], results)
+        jobs = _count("jobs", options["jobs"], 0)
+        for at in dict.fromkeys(scale or table.default_scale for table in tables):
+            of_scale = [table for table in tables if at == (scale or table.default_scale)]
+            status = max(status, reproduce(of_scale, at, seeds, jobs, [], results))
         wanted = chosen(names, scale, results)
     print_claims(wanted, scale)
     return status

@@ -28,6 +28,7 @@ class Part:
 
     table: str
     name: str
+    scale: str
     verdict: str
     seeds: int
 
@@ -51,16 +52,20 @@ class Standing:
         return min(verdicts, key=_decides)
 
 
-def standings(scale: str, results: Path) -> dict[str, Standing]:
-    """Every claim of the papers by its id. Raises UserError where conf/ names a claim that no paper makes."""
+def standings(scale: str | None, results: Path) -> dict[str, Standing]:
+    """Every claim of the papers by its id; without a scale each table counts at its own first.
+
+    Raises UserError where conf/ names a claim that no paper makes.
+    """
     found = {
         key: Standing(key, str(claim["statement"]), str(claim["section"])) for key, claim in paper_claims().items()
     }
     for table in all_tables():
-        verdicts, seeds = _verdicts(table, scale, results)
+        at = scale or table.default_scale
+        verdicts, seeds = _verdicts(table, at, results)
         for name, claim in table.claims.items():
             for source in claim.sources:
-                _at(found, source, table.name).tested.append(Part(table.name, name, verdicts[name], seeds))
+                _at(found, source, table.name).tested.append(Part(table.name, name, at, verdicts[name], seeds))
     for kind, of_kind in _elsewhere().items():
         for what, claims in of_kind.items():
             for source in claims:
@@ -68,7 +73,7 @@ def standings(scale: str, results: Path) -> dict[str, Standing]:
     return found
 
 
-def chosen(names: Sequence[str], scale: str, results: Path) -> list[Standing]:
+def chosen(names: Sequence[str], scale: str | None, results: Path) -> list[Standing]:
     """The claims of these names: a file of results/paper, file.id, or an id alone; all without names."""
     found = standings(scale, results)
     wanted = []
@@ -80,18 +85,19 @@ def chosen(names: Sequence[str], scale: str, results: Path) -> list[Standing]:
     return wanted if names else list(found.values())
 
 
-def tables_of(standings: Iterable[Standing], scale: str) -> list[Table]:
+def tables_of(standings: Iterable[Standing], scale: str | None) -> list[Table]:
     """The tables that test them at a scale. Raises UserError if none does, saying what a claim needs."""
     standings = list(standings)
+    at = "" if scale is None else f" at {scale}"
     names = {test.table for standing in standings for test in standing.tested}
-    found = [table for table in all_tables() if table.name in names and scale in table.scales]
+    found = [table for table in all_tables() if table.name in names and (scale or table.default_scale) in table.scales]
     if not found:
-        needs = "; ".join(f"{s.id}: {', '.join(s.elsewhere) or f'no table tests it at {scale}'}" for s in standings)
+        needs = "; ".join(f"{s.id}: {', '.join(s.elsewhere) or f'no table tests it{at}'}" for s in standings)
         raise UserError(f"there is nothing to run: {needs}")
     return found
 
 
-def print_claims(standings: Sequence[Standing], scale: str) -> None:
+def print_claims(standings: Sequence[Standing], scale: str | None) -> None:
     """Claim by claim: its verdict, what the paper says, and each table's part in it."""
     console = PlainConsole(highlight=False)
     previous = ""
@@ -104,7 +110,7 @@ def print_claims(standings: Sequence[Standing], scale: str) -> None:
         lines = [standing.statement]
         for test in standing.tested:
             seeds = f", {test.seeds} seed{'s' * (test.seeds != 1)}" if test.seeds else ""
-            lines.append(f"{test.table} {test.name}: {test.verdict} ({scale}{seeds})")
+            lines.append(f"{test.table} {test.name}: {test.verdict} ({test.scale}{seeds})")
         for line in [*lines, *standing.elsewhere]:
             shown = textwrap.fill(line, console.width, initial_indent="    ", subsequent_indent="    ")
             console.print(shown, style="dim" if line == standing.statement else None)
@@ -113,7 +119,8 @@ def print_claims(standings: Sequence[Standing], scale: str) -> None:
         kind = standing.verdict if standing.tested else standing.verdict.partition(" ")[0].rstrip(":")
         counts[kind] = counts.get(kind, 0) + 1
     console.print(
-        f"\n{len(standings)} claims at {scale} scale: " + ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        f"\n{len(standings)} claims, {f'at {scale} scale' if scale else 'each table at its first scale'}: "
+        + ", ".join(f"{n} {kind}" for kind, n in counts.items())
     )
 
 

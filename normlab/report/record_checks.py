@@ -23,10 +23,10 @@ def check_records(records: Sequence[Mapping[str, Any]], file: Path, metrics: Map
         if record != records[first - 1]:  # the same twice counts once
             cell = f"{record['row']} {record['column']} seed {record['seed']}"
             raise UserError(f"{where}: {cell} has another record in line {first}; remove one of them")
+        _check_lists(record, where)
         for name, value, (least, most) in _numbers(record, metrics):
             if not least - _SLACK * (most - least) <= value <= most + _SLACK * (most - least):
                 raise UserError(f"{where}: {name}={value:g}: expected a number from {least:g} to {most:g}")
-        _check_lists(record, where)
 
 
 def _numbers(

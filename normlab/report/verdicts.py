@@ -108,12 +108,17 @@ def departs(
     """The ratios of one (row, column) are farther from the reference's than another's are.
 
     Distances are divergences of the ratios at the end, averaged over the layers (seed 000, Fig. 5), between runs of one
-    seed. Student's t-test, one-sided, of their differences.
+    seed; where `than` is the reference itself, its own is between each seed and the next, the last and the first.
+    Student's t-test, one-sided, of their differences.
     """
     far, near, home = (measured.layers_of(cell) for cell in (of, than, reference))
+    seeds = sorted(far.keys() & near.keys() & home.keys())
+    others = seeds
+    if list(than) == list(reference):
+        others = [*seeds[1:], *seeds[:1]] if len(seeds) > 1 else []
     effects = [
-        divergence_between(far[seed], home[seed], moment) - divergence_between(near[seed], home[seed], moment)
-        for seed in sorted(far.keys() & near.keys() & home.keys())
+        divergence_between(far[seed], home[seed], moment) - divergence_between(near[other], home[seed], moment)
+        for seed, other in zip(seeds, others, strict=False)
     ]
     what = f"D({moment}) from {' '.join(reference)}: {' '.join(of)} − {' '.join(than)}"
     return _student(what, np.array(effects), 0.0)

@@ -1,0 +1,136 @@
+"""Tables whose cells begin from runs that they do not show, and columns with a protocol of their own."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from normlab.cli import main
+from normlab.config import files, identity
+from normlab.errors import UserError
+from normlab.report.quantities import measured
+from normlab.report.record_checks import check_records
+from normlab.report.records import recorded
+from normlab.report.runs import plan
+from normlab.report.tables import load_table
+from normlab.runs.folder import RunFolder
+
+SMALL = ["data.length=16", "data.val_length=4", "data.size=16", "model.width=4", "batch_average.samples=8"]
+SCALES = {
+    "first": ["model=scenes_resnet", "data=scenes", *SMALL, "epochs=2", "ratios_every=1"],
+    "then": ["model=scenes_segmenter", "data=scene_maps", *SMALL, "iterations=2", "ratios_every=1"],
+    "longer": ["model=scenes_segmenter", "data=scene_maps", *SMALL, "iterations=3", "ratios_every=1"],
+}
+TABLE = {
+    "title": "A table of the test",
+    "task": "segmentation",
+    "decimals": 1,
+    "seeds": [0, 1],
+    "scales": {"small": "then"},
+    "overrides": ["batch=2x2"],
+    "pretraining": {"scales": {"small": "first"}, "runs": {"sn": ["norm=sn", "batch=2x4"], "gn": ["norm=gn"]}},
+    "rows": {
+        "own": {"label": "SN", "overrides": ["norm=sn"], "start": {"run": "sn"}},
+        "sync": {"label": "SyncSN", "overrides": ["norm=syncsn"], "start": {"run": "sn"}},
+        "gn": {"label": "GN", "overrides": ["norm=gn"], "start": {"run": "gn"}},
+    },
+    "columns": {
+        "short": {"label": "short", "printed": None},
+        "long": {"label": "long", "protocols": {"small": "longer"}, "printed": None},
+    },
+    "claims": {
+        "moves": {
+            "statement": "ratios move less than in pretraining",
+            "tests": [{
+                "_target_": "normlab.report.verdicts.exceeds", "quantity": "start.moved.mean",
+                "than_quantity": "moved.mean", "of": ["own", "short"], "than": ["own", "short"],
+            }],
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """A folder of one's own with the table and its protocols."""
+    folder = tmp_path / "lab"
+    for group in ("table", "scale"):
+        (folder / group).mkdir(parents=True)
+    for name, words in SCALES.items():
+        node = {"title": name, "guessing": {"miou": 1, "top1": 10}, "margin": 1.0, "overrides": words}
+        (folder / "scale" / f"{name}.yaml").write_text("# of the test\n" + yaml.safe_dump(node))
+    write(folder, {})
+    monkeypatch.setenv(files.OWN, str(folder))
+    return folder
+
+
+def write(folder: Path, changes: dict) -> None:
+    (folder / "table" / "mine.yaml").write_text("# of the test\n" + yaml.safe_dump(TABLE | changes, sort_keys=False))
+
+
+def test_the_plan_begins_with_them(own, tmp_path):
+    found = plan(load_table("mine"), "small", [0, 1], [f"out={tmp_path}"], tmp_path)
+    assert [(cell.column, cell.seed) for cell in found.pretraining] == [("sn", 0), ("sn", 1), ("gn", 0), ("gn", 1)]
+    for cell in found.cells:
+        config = found.config_of(cell)
+        first = found.ids["pretraining", "gn" if cell.row == "gn" else "sn", cell.seed]
+        assert config.init == f"{first}@1" and found.origin_of(cell) == first and config.seed == cell.seed
+        assert config.iterations == (3 if cell.column == "long" else 2)
+        assert found.configs[first].choices["task"] == "classification" and found.configs[first].seed == cell.seed
+    assert len({identity(config) for config in found.configs.values()}) == 4 + 12
+
+
+def test_from_one_command_to_the_report(own, tmp_path, capsys):
+    words = ["mine", "scale=small", "seeds=1", "jobs=1", f"results={tmp_path}", f"out={tmp_path / 'runs'}"]
+    assert main(["reproduce", *words, "--dry-run"]) == 0
+    assert "6 cells of 6 runs, 6 of them missing\n    they begin from 2 runs more, 2 of them missing" in (
+        capsys.readouterr().out
+    )
+    assert main(["reproduce", *words]) == 0
+    table = load_table("mine")
+    records = recorded(table, tmp_path / "mine-small")
+    assert len(records) == 6
+    runs = [RunFolder(path) for path in (tmp_path / "runs").iterdir() if (path / "run.json").is_file()]
+    first = {run.run()["id"]: run.summary() for run in runs if run.summary()["task"] == "classification"}
+    for record in records:
+        assert record["start"]["id"] in first
+        assert record["start"]["made_by"] == first[record["start"]["id"]]["made_by"]
+    found = measured(records, table, {"miou": 1.0})
+    ((_, started),) = found.of("start.moved.mean", ("own", "short")).items()
+    ((_, moved),) = found.of("moved.mean", ("own", "short")).items()
+    assert started > 0 and moved > 0
+    own_run = next(record for record in records if (record["row"], record["column"]) == ("own", "short"))
+    backbone = [layer for layer in own_run["layers"] if layer["part"] == "backbone"]
+    mean = sum(layer["mean"]["bn"] for layer in backbone) / len(backbone)
+    assert found.of("backbone.mean.bn", ("own", "short"))[0] == pytest.approx(mean) and len(backbone) == 12
+    layers = own_run["start"]["layers"]
+    mean = sum(layer["var"]["ln"] for layer in layers) / len(layers)
+    assert found.of("start.backbone.var.ln", ("own", "short"))[0] == pytest.approx(mean) and len(layers) == 12
+    assert main(["reproduce", *words, "--dry-run"]) == 0
+    assert "0 of them missing" in capsys.readouterr().out
+    for wrong in ({"moved": {"mean": "far"}}, {"moved": {"mean": float("nan")}}, {"layers": [{"mean": 1}]}, {"id": 3}):
+        with pytest.raises(UserError, match="line 1: "):
+            check_records([own_run | {"start": own_run["start"] | wrong}], tmp_path, table.metrics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretraining": None}, "mine: pretraining 'sn' does not exist"),
+        ({"pretraining": {"scales": {}, "runs": TABLE["pretraining"]["runs"]}}, "pretraining's scale 'small'"),
+        ({"pretraining": TABLE["pretraining"] | {"runs": {"sn": "norm=sn"}}}, "pretraining"),
+        ({"rows": TABLE["rows"] | {"pretraining": {"label": "x"}}}, "rows.pretraining: this names the runs"),
+        ({"columns": {"x": {"label": "x", "protocols": {"large": "then"}}}, "claims": {}}, "scale 'large'"),
+    ],
+)
+def test_mistakes(own, changes, message):
+    write(own, changes)
+    with pytest.raises(UserError) as refused:
+        load_table("mine")
+    assert message in str(refused.value)
+
+
+def test_a_protocol_that_is_not_there(own, tmp_path):
+    write(own, {"columns": {"x": {"label": "x", "protocols": {"small": "thenn"}}}, "claims": {}})
+    with pytest.raises(UserError, match="scale 'thenn' does not exist"):
+        plan(load_table("mine"), "small", [0], [f"out={tmp_path}"], tmp_path)
