@@ -197,12 +197,12 @@ def targets_in(node: Any) -> set[str]:
 
 
 class Number(NamedTuple):
-    """A number that a parameter takes: by itself, or as an element of a list."""
+    """A number that a parameter takes: by itself (length 0), or as an element of a list of this length."""
 
     name: str
     parameter: schema.Parameter
     hint: Any  # int or float, plain or Annotated
-    in_list: bool
+    length: int
 
     @property
     def bounds(self) -> dict[str, Any]:
@@ -210,21 +210,22 @@ class Number(NamedTuple):
         return {side: bound for side, bound in stated if bound is not None}
 
     def settings(self, value: Any) -> dict[str, Any]:
-        return {self.name.rpartition(".")[2]: [value] if self.in_list else value}
+        return {self.name.rpartition(".")[2]: [value] * self.length if self.length else value}
 
     def check(self, value: Any) -> Any:
         settings = self.settings(value)
         (checked,) = schema.check(settings, dict.fromkeys(settings, self.parameter), "group").values()
-        return checked[0] if self.in_list else checked
+        return checked[0] if self.length else checked
 
 
-def numbers_in(hint: Any, in_list: bool = False) -> Iterator[tuple[Any, bool]]:
+def numbers_in(hint: Any, length: int = 0) -> Iterator[tuple[Any, int]]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in (int, float) or (origin is Annotated and arguments[0] in (int, float)):
-        yield hint, in_list
+        yield hint, length
     elif origin is not Literal:
+        own = 1 if origin in (list, Sequence) else len(arguments) if origin is tuple else 0
         for argument in arguments:
-            yield from numbers_in(argument, in_list or origin in (list, Sequence))
+            yield from numbers_in(argument, length or own)
 
 
 def all_numbers() -> Iterator[Number]:
@@ -236,8 +237,8 @@ def all_numbers() -> Iterator[Number]:
     schemas |= {kind.__name__: schema.parameters_of(kind) for kind in (Config, BatchAverage, Checkpoint, Record)}
     for owner, parameters in schemas.items():
         for key, parameter in parameters.items():
-            for hint, in_list in numbers_in(parameter.hint):
-                yield Number(f"{owner}.{key}", parameter, hint, in_list)
+            for hint, length in numbers_in(parameter.hint):
+                yield Number(f"{owner}.{key}", parameter, hint, length)
 
 
 NUMBERS = list(all_numbers())
