@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_replicas import engine
+from test_replicas import TOLERANCE, engine, on_ranks
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from normlab.cli import main
@@ -281,3 +281,29 @@ def test_receptive_fields_are_the_backbones():
 def test_what_does_not_go_together(capsys, words, message):
     assert main(["plan", "task=segmentation", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("norm", ["gn", "hn", "syncbn", "syncsn", "sn_hard"])
+def test_every_kind_of_norm_trains(tmp_path, norm):
+    """BN and SN do so in the tests above; hard ratios need what they are chosen by."""
+    if norm == "sn_hard":
+        run(tmp_path, "norm=sn")
+        first = RunFolder.of(load([*SMALL, "batch=4x2", "iterations=2", "norm=sn", f"out={tmp_path}"]))
+        norm_words = [f"norm={norm}", f"init={first.path}"]
+    else:
+        norm_words = [f"norm={norm}"]
+    summary = run(tmp_path, *norm_words)
+    assert summary["status"] == "finished" and summary["norm_layers"] == 14
+
+
+def test_synchronized_norms_on_two_devices(tmp_path):
+    """SyncSN on two devices is SyncSN on one."""
+    words = [*SMALL, "norm=syncsn", "batch=4x2", "iterations=2", "precision=fp64"]
+    one = engine(load([*words, f"out={tmp_path / 'one'}"]))
+    two = on_ranks(2, synchronized, tmp_path / "two", words)
+    for name, tensor in one.items():
+        assert (tensor.double() - two[name].double()).abs().max().item() <= TOLERANCE["fp64"], name
+
+
+def synchronized(out: Path, words: list[str]) -> dict[str, torch.Tensor]:
+    return engine(load([*words, f"out={out}"]))
