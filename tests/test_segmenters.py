@@ -1,5 +1,7 @@
 """The networks of segmentation against torchvision's, and against what dilation means."""
 
+import warnings
+
 import pytest
 import torch
 import torchvision
@@ -8,6 +10,7 @@ from torch import nn
 from normlab.config import choices, kinds_of, load
 from normlab.errors import UserError
 from normlab.models.segmenters import PyramidPooling, deeplabv3, dilated_deeplab, scenes_segmenter
+from normlab.norm import layer
 from normlab.norm.convert import convert, is_replaceable
 from normlab.schema import bind
 
@@ -111,7 +114,14 @@ def test_pooling_to_one_bin(norm, works):
         with pytest.raises(UserError, match="one value"):
             pooling(x)
         return
-    found = pooling(x)
+    layer._warn_of_single_values.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = pooling(x)
+        pooling(x)
+    assert [str(w.message).partition(",")[0] for w in said] == (
+        ["a mixture's scope 'bn+in' holds one value in each of its pixel sets"] if norm == "sn" else []
+    )
     found.square().sum().backward()
     assert found.shape == (1, 24, 12, 12) and found.isfinite().all() and x.grad.isfinite().all()
 

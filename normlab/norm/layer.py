@@ -11,7 +11,9 @@ a scope's compact statistics (see scopes.py).
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -49,6 +51,16 @@ def within_backward() -> bool:
 
 class ScopeError(UserError, ValueError):
     """A scope that holds a single value cannot give a statistic."""
+
+
+@cache
+def _warn_of_single_values(scopes: str, num_samples: int) -> None:
+    """Once in a process: a mixture goes on, by its other scopes."""
+    warnings.warn(
+        f"a mixture's scope '{scopes}' holds one value in each of its pixel sets, with {num_samples} sample(s) a "
+        "replica and maps of one position: its mean is the input itself, and its variance 0",
+        stacklevel=2,
+    )
 
 
 class Normalizer(nn.Module):
@@ -275,6 +287,9 @@ class Normalizer(nn.Module):
                     f"with {N} sample(s) a replica and {num_positions} position(s) each of its pixel sets holds one "
                     "value; use a scope with more samples or channels (bn with a larger batch, ln, gn), or none here"
                 )
+        single = sorted(name for name, size in sizes.items() if size == 1)
+        if single and not torch.compiler.is_compiling():
+            _warn_of_single_values("+".join(single), N)
 
     def _size(self, scope: Scope, N: int, num_positions: int) -> int:
         joined = self.replicas * num_ranks() if self.sync and scope.across_samples else 1
