@@ -27,7 +27,8 @@ FILES = [(group, name) for group in GROUPS for name in choices(group)]
 
 def node_of(group: str, name: str) -> dict[str, Any]:
     node: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))  # type: ignore
-    node.pop("_kind_", None)  # what tasks it is for; no setting
+    for word in ("_kind_", "defaults"):  # what tasks it is for, what files a task brings; no settings
+        node.pop(word, None)
     return node
 
 
