@@ -187,6 +187,12 @@ def test_scales_in_pixels_are_of_the_shorter_side():
     assert factors._size(torch.empty(1, 3, 1024, 2048), 1.25) == (1280, 2560)
 
 
+def test_images_of_unequal_sizes_are_no_batch():
+    samples = [(torch.zeros(3, 4, size), torch.zeros(4, size, dtype=torch.uint8)) for size in (4, 5)]
+    with pytest.raises(UserError, match="images of 4x4 and 4x5 pixels cannot be in one batch"):
+        task_of().collate(samples, "train")
+
+
 # ---- runs ----------------------------------------------------------------------------------------------------------
 
 

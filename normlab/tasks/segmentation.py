@@ -149,6 +149,16 @@ class Segmentation(Task):
         one_size = getattr(self.dataset(split), "one_size", False)
         return Evaluation(at_once=64 if one_size else 1)
 
+    def collate(self, samples: Sequence[tuple[Tensor, Tensor]], split: str) -> tuple[Tensor, Tensor]:
+        images, labels = zip(*samples, strict=True)
+        sizes = {tuple(image.shape[-2:]) for image in images}
+        if len(sizes) > 1:
+            some = " and ".join("x".join(map(str, size)) for size in sorted(sizes)[:2])
+            raise UserError(
+                f"images of {some} pixels cannot be in one batch; batch_average.augment=true crops them, as training"
+            )
+        return torch.stack(images), torch.stack(labels)
+
     def prepare(self, batch: tuple[Tensor, Tensor], split: str) -> Maps:
         images, labels = batch
         if images.dtype == torch.uint8:
