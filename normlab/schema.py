@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from normlab.errors import UserError, nearest, unknown
+from normlab.errors import UserError, nearest
 from normlab.values import coerce, describe, shown
 
 PACKAGES = "NORMLAB_PACKAGES"  # the environment variable
@@ -107,14 +107,22 @@ def _definition(target: str, follow: bool = False) -> _Definition:
     """
     module, _, name = target.rpartition(".")
     file = _file(module, target)
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"_target_={target}: {file}{line}: this is no Python: {error.args[0]}") from None
     names = _names(tree, module, is_package=file.name == "__init__.py")
     definitions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     if name in definitions:
         return _Definition(definitions[name], module, names)
     imported = names.get(name) if follow else None
     if imported is None or imported == target:
-        raise unknown(f"_target_={target}:", name, [known for known in definitions if not known.startswith("_")])
+        own = [known for known in definitions if not known.startswith("_")]
+        hint = nearest(name, own) if own else "name the module that does"
+        if name in names:
+            hint = f"did you mean '{names[name]}'?"
+        raise UserError(f"_target_={target}: {file} defines no {name or 'such name'}; {hint}")
     return _definition(imported, follow)
 
 
@@ -252,9 +260,12 @@ def bind(node: Mapping[str, Any]) -> Any:
 
 
 def named(target: str) -> Any:
-    """What a target names, imported."""
+    """What a target names, imported. Raises UserError where its module does not let itself be imported."""
     module, _, name = target.rpartition(".")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        raise UserError(f"_target_={target}: importing {module} failed: {error}") from error
 
 
 @cache

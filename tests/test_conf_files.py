@@ -144,7 +144,7 @@ def test_many_files(conf: Path, case: tuple[str, str]) -> None:
         ("data/cifar100", "_target_: normlab.data.cifar.CIFAR100\nroot: ${nope}\n", "root"),
         ("data/cifar100", "_target_: normlab.data.cifar.CIFAR100\nroot: [a]\n", "root=[a]: expected a word"),
         ("figure/ratios", "{}\n", "no _target_ says what builds it"),
-        ("figure/ratios", "_target_: normlab.figures.bars.nothing\n", "'nothing' does not exist"),
+        ("figure/ratios", "_target_: normlab.figures.bars.nothing\n", "defines no nothing"),
         ("table/sn_table2", "rows: 3\n", "sn_table2"),
         ("table/sn_table2", "aliases: 3\n", "aliases=3: expected a list"),
         ("claims", "needs: [a]\n", "needs"),

@@ -167,11 +167,31 @@ def test_own_tables_are_found(lab, capsys):
         (["+experiment=quik"], "did you mean 'quick'?"),
         (["+experiment=broken"], "broken"),
         (["+experiment=typo"], "epoch: there is no such setting; did you mean 'epochs'?"),
+        (["+experiment=unplaced"], "experiment/unplaced.yaml: its first line is to be `# @package _global_`"),
+        (["+experiment=choosing"], "experiment/choosing.yaml: norm=snn: there is no such norm; did you mean 'sn'?"),
+        (["+experiment=unknown"], "experiment/unknown.yaml: In 'experiment/unknown': Could not override 'nrom'"),
+        (["+experiment=listless"], "experiment/listless.yaml: defaults=3: expected a list"),
+        (["+experiment=nowhere", "scale=digits"], "epochs: Interpolation key 'nothing' not found"),
+        (["norm=unready"], "unready.py, line 2: this is no Python"),
+        (["norm=needy"], "importing needy failed: No module named 'absent_module'"),
+        (["model._target_=timm.create_model"], "defines no create_model; did you mean 'timm.models.create_model'?"),
+        (["model._target_=torchvision.models.resnet18"], "defines no resnet18; name the module that does"),
     ],
 )
 def test_what_does_not_work_is_one_line(lab, words, message, capsys):
     (lab / "experiment" / "broken.yaml").write_text("- 1\n")
-    (lab / "experiment" / "typo.yaml").write_text("# @package _global_\nepoch: 3\n")
+    for name, says in {
+        "typo": "epoch: 3",
+        "choosing": "defaults: [{override /norm: snn}]",
+        "unknown": "defaults: [{override /nrom: sn}]",
+        "listless": "defaults: 3",
+        "nowhere": "epochs: ${nothing}",
+    }.items():
+        (lab / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{says}\n")
+    (lab / "experiment" / "unplaced.yaml").write_text("batch: 4x2\n")
+    for name, says in {"unready": "x = 1\nno Python", "needy": "import absent_module\ndef norm(n):\n    pass"}.items():
+        (lab / "norm" / f"{name}.yaml").write_text(f"_target_: {name}.norm\n")
+        (lab / f"{name}.py").write_text(f"{says}\n")
     own = [] if "--config-dir" in words else ["--config-dir", str(lab)]
     assert message in refusal(capsys, "plan", *own, *words)
 

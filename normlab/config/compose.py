@@ -22,14 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from normlab import schema
 from normlab.config import files
 from normlab.config.checks import check_paths, check_values
-from normlab.config.files import choices, own_dir
+from normlab.config.files import EXPERIMENT, choices, own_dir
 from normlab.config.settings import GROUPS, SETTINGS, BatchAverage, Checkpoint, Config, Part, PhaseSettings, Record
 from normlab.errors import UserError, nearest
 from normlab.models.names import LIBRARIES, model_names
 from normlab.reading import naming, read_mapping
 from normlab.values import coerce, shown
-
-EXPERIMENT = "experiment"  # the group of +experiment=NAME: files of the user's that set what they like
 
 # What the engine calls a group's `_target_` with; its settings follow as keywords.
 CALLS = {
@@ -136,6 +134,9 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     own = own_dir()
     composed = _compose_files(tuple(f"+{w}" if w.startswith(EXPERIMENT) else w for w in files_chosen), own)
     for key in composed:
+        if key == EXPERIMENT:
+            file = files.file_of(EXPERIMENT, dict(word.split("=", 1) for word in files_chosen)[EXPERIMENT])
+            raise UserError(f"{file}: its first line is to be `# @package _global_`, for it sets all of a run")
         if str(key) not in (*SETTINGS, "hydra"):
             raise UserError(f"{key!s}: there is no such setting; {nearest(str(key), SETTINGS)}")
     names = {group: composed.hydra.runtime.choices[group] for group in GROUPS}
@@ -172,12 +173,17 @@ def _compose_files(words: tuple[str, ...], own: Path | None) -> DictConfig:
     for group, name in chosen.items():
         files.node_of(group, name)  # says what is wrong with a file, where Hydra would not
     if experiment is not None:
-        read_mapping(files.file_of(EXPERIMENT, experiment))
+        _, overridden = files.experiment(experiment)
+        with naming(files.file_of(EXPERIMENT, experiment)):
+            for group, name in overridden.items():
+                if group in GROUPS:
+                    _choice(group, name, group)
     try:
         with _hydra():
             return compose("config", [*words, *search_path()], return_hydra_config=True)
     except Exception as error:  # Hydra raises whatever a file happens to provoke
-        raise UserError(f"{files.conf_dir()}: {error}") from None
+        file = files.conf_dir() if experiment is None else files.file_of(EXPERIMENT, experiment)
+        raise UserError(f"{file}: {str(error).strip() or type(error).__name__}") from None
 
 
 def _with_scale(words: list[str]) -> list[str]:
@@ -192,26 +198,9 @@ def _with_scale(words: list[str]) -> list[str]:
     for word in rest:
         override = parse(word)
         if override.key_or_group == EXPERIMENT:
-            says = _experiment(_choice(EXPERIMENT, override.value(), EXPERIMENT))
+            says = files.of_experiment(_choice(EXPERIMENT, override.value(), EXPERIMENT))
             overrides = [w for w in overrides if not says(parse(w).key_or_group)]
     return [*overrides, *rest]
-
-
-def _experiment(name: str) -> Callable[[str], bool]:
-    """Whether an experiment's own file says something of a setting or group; then it counts, and the scale does not."""
-    body = OmegaConf.create(read_mapping(files.file_of(EXPERIMENT, name)))
-    defaults = body.pop("defaults", [])
-    groups = {
-        str(key).removeprefix("override ").lstrip("/")
-        for entry in defaults
-        if OmegaConf.is_dict(entry)
-        for key in entry
-    }
-
-    def says(key: str) -> bool:
-        return key.partition(".")[0] in groups or OmegaConf.select(body, key) is not None
-
-    return says
 
 
 def _scale_words(name: str) -> list[str]:
@@ -316,7 +305,10 @@ def _choice(group: str, value: Any, path: str) -> str:
     name = "none" if value is None else shown(value)
     if not isinstance(value, str | int | None) or name not in choices(group):
         elsewhere = _elsewhere(group, name)
-        hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, choices(group))
+        known = choices(group)
+        hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, known)
+        if not known:  # of experiments, which are the user's alone
+            hint = f"--config-dir=FOLDER has them, in FOLDER/{group}"
         raise UserError(f"{path}={name}: there is no such {group}; {hint}")
     return name
 

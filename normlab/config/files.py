@@ -5,7 +5,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from normlab.reading import naming, read_mapping
 from normlab.values import coerce, shown
 
 OWN = "NORMLAB_CONFIG_DIR"  # the environment variable
+EXPERIMENT = "experiment"  # the group of +experiment=NAME: files of the user's that set what they like
 
 
 def conf_dir() -> Path:
@@ -112,3 +113,26 @@ def default_choice(group: str) -> str:
         if not isinstance(chosen.get(group), str) or chosen[group] not in choices(group):
             raise UserError(f"defaults: expected a {group}, as {group}: NAME of a file in conf/{group}")
     return chosen[group]
+
+
+def experiment(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What it sets, and the files of groups that it chooses (`- override /model: NAME`)."""
+    file = file_of(EXPERIMENT, name)
+    body = read_mapping(file)
+    with naming(file):
+        entries = coerce(body.pop("defaults", []), list[Any], "defaults")
+    chosen = {str(key): value for entry in entries if isinstance(entry, Mapping) for key, value in entry.items()}
+    return body, {key.removeprefix("override ").lstrip("/"): value for key, value in chosen.items()}
+
+
+def of_experiment(name: str) -> Callable[[str], bool]:
+    """Whether an experiment's own file says something of a setting or group; then it counts, and the scale does not."""
+    body, groups = experiment(name)
+
+    def says(key: str) -> bool:
+        node: Any = body
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return key.partition(".")[0] in groups or node is not None
+
+    return says
