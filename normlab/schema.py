@@ -14,8 +14,8 @@ import ast
 import dataclasses
 import os
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache, cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from normlab.errors import UserError, nearest
-from normlab.values import coerce, describe, shown
+from normlab.values import MISMATCH, coerce, coercion, describe, shown
 
 PACKAGES = "NORMLAB_PACKAGES"  # the environment variable
 _REQUIRED = object()
@@ -37,9 +37,22 @@ _ANNOTATIONS: dict[str, Any] = {
 }
 
 
-class Parameter(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Parameter:
     hint: Any
     default: Any = _REQUIRED
+
+    @cached_property
+    def coercion(self) -> Callable[[Any], Any]:
+        """Kept here, since a type takes longer to look up than most values to check."""
+        return coercion(self.hint)
+
+    def coerce(self, value: Any, path: str) -> Any:
+        """Raises UserError."""
+        try:
+            return self.coercion(value)
+        except MISMATCH:
+            return coerce(value, self.hint, path)  # says what is wrong
 
 
 @cache
@@ -244,7 +257,7 @@ def check(settings: Mapping[str, Any], parameters: Mapping[str, Parameter], path
             settings_class: Any = parameter.hint
             checked[key] = settings_class(**check(value, parameters_of(settings_class), prefix + key))
         else:
-            checked[key] = coerce(value, parameter.hint, prefix + key)
+            checked[key] = parameter.coerce(value, prefix + key)
     return checked
 
 

@@ -33,16 +33,19 @@ class _RangeError(ValueError):
         self.value, self.hint = value, hint
 
 
+MISMATCH = (TypeError, OverflowError, _RangeError)  # what `coercion` raises
+
+
 def coerce(value: Any, hint: Any, path: str) -> Any:
     """`value` as `hint` asks: an int for a float becomes one, a tuple a list. Raises UserError on a mismatch.
 
     A value of another type is told the type, one out of range the range; of a list, that is the element.
     """
     try:
-        return _coercion(hint)(value)
+        return coercion(hint)(value)
     except _RangeError as error:
         raise UserError(f"{path}={shown(error.value)}: expected {describe(error.hint)}") from None
-    except (TypeError, OverflowError):
+    except MISMATCH:
         expected = describe(hint, ranges=False)
         raise UserError(f"{path}={shown(value)}: expected {expected}{_suggestion(value, hint)}") from None
 
@@ -50,8 +53,8 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
 def _suggestion(value: Any, hint: Any) -> str:
     """`; did you mean ...?` where a list lacks its brackets, or where a choice is near; else nothing."""
     try:
-        near = [shown(_coercion(hint)([value]))]
-    except (TypeError, OverflowError, _RangeError):
+        near = [shown(coercion(hint)([value]))]
+    except MISMATCH:
         near = difflib.get_close_matches(shown(value), _choices(hint), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -68,20 +71,20 @@ def shown(value: Any) -> str:
 
 
 @cache
-def _coercion(hint: Any) -> Callable[[Any], Any]:
+def coercion(hint: Any) -> Callable[[Any], Any]:
     """What makes a value as a type asks; a type is taken apart once, since records hold millions of values.
 
-    It raises TypeError on a value of another type, OverflowError and _RangeError on one that is too large.
+    It raises TypeError on a value of another type, OverflowError and _RangeError on one that is too large: MISMATCH.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return _as_it_is
     if origin is Annotated:
-        return _ranged(hint, _coercion(arguments[0]))
+        return _ranged(hint, coercion(arguments[0]))
     if origin in (typing.Union, types.UnionType):
-        return _any_of(hint, [_coercion(t) for t in sorted(arguments, key=lambda t: t is str)])  # a str takes numbers
+        return _any_of(hint, [coercion(t) for t in sorted(arguments, key=lambda t: t is str)])  # a str takes numbers
     if origin is tuple and Ellipsis not in arguments:
-        return _tuple([_coercion(t) for t in arguments])
+        return _tuple([coercion(t) for t in arguments])
     if origin in (Sequence, list, tuple):
         return _list(arguments[0])
     if origin in (Mapping, dict):
@@ -167,7 +170,7 @@ def _tuple(each: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def _list(hint: Any) -> Callable[[Any], Any]:
-    inner, plain = _coercion(hint), _PLAIN.get(hint, ())
+    inner, plain = coercion(hint), _PLAIN.get(hint, ())
 
     def coerced(value: Any) -> list[Any]:
         if not isinstance(value, list | tuple):
@@ -178,7 +181,7 @@ def _list(hint: Any) -> Callable[[Any], Any]:
 
 
 def _mapping(hint: Any) -> Callable[[Any], Any]:
-    inner, plain = _coercion(hint), _PLAIN.get(hint, ())
+    inner, plain = coercion(hint), _PLAIN.get(hint, ())
 
     def coerced(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):

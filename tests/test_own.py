@@ -196,6 +196,19 @@ def test_what_does_not_work_is_one_line(lab, words, message, capsys):
     assert message in refusal(capsys, "plan", *own, *words)
 
 
+def test_a_folder_of_the_environment_is_looked_at_like_one_of_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NORMLAB_CONFIG_DIR", "nowhere")
+    assert "NORMLAB_CONFIG_DIR=nowhere: there is no such folder" in refusal(capsys, "plan")
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "sn.yaml").write_text("_target_: normlab.norm.layer.Normalizer\nmean: [in]\nvar: [in]\n")
+    monkeypatch.setenv("NORMLAB_CONFIG_DIR", str(tmp_path))
+    assert "normlab has a norm of this name" in refusal(capsys, "plan")
+
+
+def test_options_stand_behind_the_command(capsys):
+    assert "--config-dir: options stand behind the command" in refusal(capsys, "--config-dir", "lab", "plan")
+
+
 def test_an_own_file_cannot_take_the_name_of_another(lab, capsys):
     (lab / "norm" / "sn.yaml").write_text("_target_: normlab.norm.layer.Normalizer\nmean: [in]\nvar: [in]\n")
     assert "normlab has a norm of this name" in refusal(capsys, "plan", "--config-dir", str(lab))

@@ -162,9 +162,9 @@ def test_targets_of_others(tmp_path, monkeypatch) -> None:
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert schema.signature("own_norms.Plain") == {}
-    assert schema.signature("own_norms.Mine")["power"] == (float, 2)
+    assert schema.signature("own_norms.Mine")["power"] == schema.Parameter(float, 2)
     ranged = schema.signature("own_norms.ranged")
-    assert ranged["power"] == (Annotated[float, Gt(0)], 2)
+    assert ranged["power"] == schema.Parameter(Annotated[float, Gt(0)], 2)
     assert describe(ranged["share"].hint) == "a number from 0 to below 0.5"
     for name, parameter in (("odd", "dtype"), ("computed", "size")):
         with pytest.raises(UserError, match=f"own_norms.{name}: '{parameter}' needs a plain type"):

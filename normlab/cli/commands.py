@@ -49,6 +49,9 @@ class _Verbs(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = [name for option in self.get_params(ctx) for name in option.opts]
         if args and args[0].startswith("-") and args[0] not in own:
+            name = args[0].partition("=")[0]
+            if any(name in option.opts for command in self.commands.values() for option in command.params):
+                raise UserError(f"{args[0]}: options stand behind the command, as normlab train {args[0]}")
             raise unknown("command", args[0], self.commands)
         return super().parse_args(ctx, args)
 
@@ -82,12 +85,10 @@ class _Verb(click.Command):
 
 def _called(verb: str, call: Callable[..., int]) -> Callable[..., int]:
     def run(words: tuple[str, ...], config_dir: str | None, **flags: Any) -> int:
-        from normlab.config import import_own_modules, use_own_dir
+        from normlab.config import use_own_dir
 
         _check_place(verb)
-        if config_dir is None:
-            import_own_modules()
-        else:
+        if config_dir is not None:
             use_own_dir(os.path.expanduser(config_dir))
         return call([_without_tilde(word) for word in words], **flags)
 
@@ -135,6 +136,7 @@ def said(error: click.ClickException) -> str:
 _EXPECTED = {"--cfg": "job, as --cfg job,", "--config-dir": "a folder", "--json": "a file"}
 _CONFIG_DIR = click.Option(
     ["--config-dir"],
+    envvar="NORMLAB_CONFIG_DIR",
     metavar="FOLDER",
     help="Your own files beside conf/ (FOLDER/norm/mine.yaml is norm=mine), and modules.",
 )

@@ -36,7 +36,8 @@ def use_own_dir(folder: str) -> None:
     Raises UserError where it is none, or where it has a file whose name conf/ has taken.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"--config-dir {folder}: there is no such folder")
+        word = f"{OWN}=" if os.environ.get(OWN) == folder else "--config-dir "
+        raise UserError(f"{word}{folder}: there is no such folder")
     for file in sorted(Path(folder).glob("*/*.yaml")):
         if (conf_dir() / file.parent.name / file.name).is_file():
             raise UserError(f"{file}: normlab has a {file.parent.name} of this name; give yours another")

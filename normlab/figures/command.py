@@ -53,7 +53,7 @@ def _parameters(node: dict[str, object]) -> dict[str, Parameter]:
     signature = schema.signature(str(node["_target_"]))
     own = {key: value for key, value in node.items() if key != "_target_"}
     own = schema.check(own, {key: parameter for key, parameter in signature.items() if key in own} or signature)
-    return {key: parameter._replace(default=own.get(key, parameter.default)) for key, parameter in signature.items()}
+    return {key: Parameter(parameter.hint, own.get(key, parameter.default)) for key, parameter in signature.items()}
 
 
 def _file(given: str | None, name: str, runs: list[RunFolder]) -> Path:
