@@ -178,6 +178,8 @@ def spelled(key: str, value: str) -> str:
     if key == "batch":
         return f"({value.replace('x', ',')})"
     if key == "norm":
+        if value.startswith("sync"):
+            return f"Sync{value.removeprefix('sync').upper()}"
         return value.upper() if len(value) <= 3 else value
     if key == "weight":
         return "" if value == "none" else f"+{value}"
