@@ -114,7 +114,7 @@ def test_cfg_job_prints_what_loads_back(verb: str, capsys) -> None:
     [
         (["trian"], ["'trian'", "did you mean 'train'?"]),
         (["norm=sn"], ["'norm=sn'", "allowed: ", "data, "]),
-        (["--cfg", "job"], ["'--cfg'", "allowed: ", "data, "]),
+        (["--cfg", "job"], ["--cfg: options stand behind the command", "normlab train --cfg"]),
         (["train", "--cfg", "foo"], ["--cfg foo", "--cfg job"]),
         (["train", "--cfg"], ["--cfg", "--cfg job"]),
         (["train", "norm=bn,gn"], ["norm=bn,gn", "one value"]),

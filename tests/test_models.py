@@ -40,7 +40,10 @@ def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+CLASSIFIERS = [file for file in sorted(CONF.glob("*.yaml")) if "_kind_: segmenter" not in file.read_text()]
+
+
+@pytest.mark.parametrize("file", CLASSIFIERS, ids=lambda file: file.stem)
 def test_every_config_builds_and_trains(file):
     torch.manual_seed(0)
     text = file.read_text()

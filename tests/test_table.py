@@ -66,7 +66,11 @@ def test_cells_of_table2():
         assert [word for word in cell.overrides if word.startswith("norm=")] == [f"norm={norm}"]
 
 
-OURS = [name for name in tables() if name.startswith(("distinct_", "sn_")) and name != "sn_table2"]
+OURS = [
+    name
+    for name in tables()
+    if name.startswith(("distinct_", "sn_")) and name != "sn_table2" and "digits" in load_table(name).scales
+]
 
 
 @pytest.mark.parametrize("scale", ["digits", "imagenet"])
@@ -192,7 +196,7 @@ def test_unknown_names():
         (("column: 8x1\n", "column: 8x11\n"), "column '8x11' does not exist; did you mean '8x1'"),
         (("minus: bn", "minus: bm"), "row 'bm' does not exist; did you mean 'bn'"),
         (("of: [gn, 8x2]", "of: [gn, 8x3]"), "column '8x3' does not exist"),
-        (("verdicts.exceeds, of", "verdicts.exceed, of"), "'exceed' does not exist; did you mean 'exceeds'"),
+        (("verdicts.exceeds, of", "verdicts.exceed, of"), "defines no exceed; did you mean 'exceeds'"),
         (
             ("quantity: early_lead", "quantity: early_led"),
             "quantity 'early_led' does not exist; did you mean 'early_lead'",

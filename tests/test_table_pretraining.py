@@ -108,7 +108,12 @@ def test_from_one_command_to_the_report(own, tmp_path, capsys):
     assert found.of("start.backbone.var.ln", ("own", "short"))[0] == pytest.approx(mean) and len(layers) == 12
     assert main(["reproduce", *words, "--dry-run"]) == 0
     assert "0 of them missing" in capsys.readouterr().out
-    for wrong in ({"moved": {"mean": "far"}}, {"moved": {"mean": float("nan")}}, {"layers": [{"mean": 1}]}, {"id": 3}):
+    for wrong in (
+        {"moved": {"mean": "far"}},
+        {"moved": {"mean": float("nan")}},
+        {"layers": [{"mean": 1}]},
+        {"id": ["x"]},
+    ):
         with pytest.raises(UserError, match="line 1: "):
             check_records([own_run | {"start": own_run["start"] | wrong}], tmp_path, table.metrics)
 

@@ -21,7 +21,11 @@ from normlab.report.verdicts import most_exceed
 from normlab.runs.folder import RunFolder
 from normlab.schema import bind
 
-NAMES = sorted(name for name, path in tables().items() if name == path.stem and name.startswith(("ws_", "hn_")))
+NAMES = sorted(
+    name
+    for name, path in tables().items()
+    if name == path.stem and name.startswith(("ws_", "hn_")) and load_table(name).task is None
+)
 PAPER_SCALES = {  # scale file -> the protocol that it follows
     "imagenet_ws_r50": ("ws", "imagenet_resnet50"),
     "imagenet_ws_r101": ("ws", "imagenet_resnet101"),
