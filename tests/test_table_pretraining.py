@@ -139,3 +139,43 @@ def test_a_protocol_that_is_not_there(own, tmp_path):
     write(own, {"columns": {"x": {"label": "x", "protocols": {"small": "thenn"}}}, "claims": {}})
     with pytest.raises(UserError, match="scale 'thenn' does not exist"):
         plan(load_table("mine"), "small", [0], [f"out={tmp_path}"], tmp_path)
+
+
+# ---- the tables of conf/ that have it ------------------------------------------------------------------------------
+
+SEGMENTATION = {"sn_table7": 16, "sn_table8": 8, "distinct_table3": 10, "ws_table7": 4}  # runs, without pretraining
+
+
+@pytest.mark.parametrize("scale", ["scenes", "papers"])
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_tables_of_segmentation(tmp_path, monkeypatch, name, scale):
+    """Every cell is a run that loads, synchronized where the papers synchronize BN, from a classifier of its seed."""
+    for folder in ("ade20k", "cityscapes", "voc", "imagenet"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
+    table = load_table(name)
+    found = plan(table, scale, [3], [f"out={tmp_path / 'runs'}"], tmp_path)
+    configs = {found.ids[cell.row, cell.column, 3]: found.config_of(cell) for cell in found.cells}
+    assert len(configs) == SEGMENTATION[name]
+    for config in configs.values():
+        assert config.choices["task"] == "segmentation" and config.seed == 3 and config.init.endswith("@1")
+        assert config.update_samples == 16
+        assert config.choices["norm"] != "bn" or config.batch == "1x16"  # a plain BN of two samples is in no table
+    assert {config.choices["model"] for config in configs.values()} == {
+        "scenes": {"scenes_segmenter"},
+        "papers": {{"sn_table8": "pspnet_resnet50", "ws_table7": "deeplabv3_resnet101"}.get(name, "deeplab_resnet50")},
+    }[scale]
+    first = [found.configs[found.ids[cell.row, cell.column, 3]] for cell in found.pretraining]
+    assert {config.choices["task"] for config in first} == {"classification"}
+    assert len({config.init for config in configs.values()}) == len(first)
+
+
+def test_sn_tpami_and_distinct_share_their_runs(tmp_path):
+    """On ADE20K's scenes: what Distinct prints are SN-TPAMI's numbers at several scales."""
+    ours, theirs = (
+        plan(load_table(name), "scenes", [0], [f"out={tmp_path}"], tmp_path)
+        for name in ("sn_table7", "distinct_table3")
+    )
+    assert {theirs.ids["ade", column, 0] for column in ("bn", "gn", "sn_8x2", "sn_8x4", "sn_8x32")} == {
+        ours.ids[row, "ade_ms", 0] for row in ("syncbn", "gn", "sn_8x2", "sn_8x4", "sn_8x32")
+    }
