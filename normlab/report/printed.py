@@ -73,7 +73,8 @@ def subject(table: Table) -> str:
 def metric_words(table: Table) -> str:
     """What the numbers are: top-1 accuracy in percent."""
     shown = {table.metric_of(row, column): None for row, column in product(table.rows, table.columns)}
-    return " or ".join(info.in_words for metric in shown if (info := info_of(metric, table.metrics)) is not None)
+    known = (info_of(metric, table.metrics) for metric in shown)
+    return " or ".join(dict.fromkeys(info.in_words for info in known if info is not None))
 
 
 def _of_source(table: Table, source: Source) -> Numbers:
