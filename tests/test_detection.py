@@ -1,0 +1,413 @@
+"""Detection against torchvision's own detectors, COCO's own evaluation, and plain DDP."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from test_replicas import engine, on_ranks
+from torch import nn
+from torchvision.models import detection as theirs
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from normlab.cli import main
+from normlab.config import load
+from normlab.engine.build import build, build_task
+from normlab.engine.evaluate import evaluate
+from normlab.engine.session import open_session
+from normlab.norm.layer import Normalizer
+from normlab.reading import read_jsonl
+from normlab.replicas import permutation, together
+from normlab.runs.checkpoint import load_tensors, save_tensors
+from normlab.runs.folder import RunFolder
+from normlab.runs.records import Run
+from normlab.seeding import mix_seed
+from normlab.tasks.detection import Images
+
+SMALL = ("task=detection", "data.length=32", "data.val_length=12", "model.channels=8", "model.hidden=16",
+         "model.box_samples=8", "model.anchor_samples=16", "tracker=none", "threads=1",
+         "batch_average.samples=8")  # fmt: skip
+C4 = (*(word for word in SMALL if "channels" not in word), "model=scenes_detector_c4")
+MASK = "model=scenes_mask_detector"
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def norms(model: nn.Module, prefix: str) -> int:
+    return sum(isinstance(m, Normalizer) for name, m in model.named_modules() if name.startswith(prefix))
+
+
+# ---- networks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def papers() -> dict[str, nn.Module]:
+    """The papers' networks, for the 91 outputs of torchvision's."""
+    coco = ("task=detection", "data=scene_boxes", "data.channels=3")
+    words = {
+        "c4": ["model=faster_rcnn_c4", "norm=sn"],
+        "fpn": ["model=faster_rcnn_fpn", "norm=sn"],
+        "mask": ["model=mask_rcnn_fpn", "norm=sn"],
+        "v1": ["model=faster_rcnn_fpn", "model.box_head=2fc", "norm=none", "parts.backbone=bn_frozen"],
+        "v1_mask": ["model=mask_rcnn_fpn", "model.box_head=2fc", "norm=none", "parts.backbone=bn_frozen"],
+        "v2": ["model=faster_rcnn_fpn", "norm=bn"],
+        "v2_mask": ["model=mask_rcnn_fpn", "norm=bn"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("normlab.data.scenes.Scenes.num_classes", 90)
+        return {name: build(load([*coco, *more])).model for name, more in words.items()}
+
+
+def test_parameters_are_those_that_torchvision_states(papers):
+    """Version 1 has a frozen batch norm in its backbone; version 2 one convolution more in its RPN."""
+    stated = {
+        "v1": theirs.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+        "v1_mask": theirs.MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+        "v2": theirs.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+        "v2_mask": theirs.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+    }
+    convolution = 256 * 256 * 9 + 256
+    for name, weights in stated.items():
+        more = convolution if name.startswith("v2") else 0
+        without_conv_bias = 4 * 256 if name == "v2_mask" else 0  # in their mask head conv and norm both are there
+        assert weights.meta["num_params"] - more == pytest.approx(parameters(papers[name]), abs=without_conv_bias)
+
+
+def test_norm_layers_of_each_part(papers):
+    expected = {"c4": (43, 0, 10, 0), "fpn": (53, 8, 4, 0), "mask": (53, 8, 4, 4)}
+    prefixes = ("backbone.body", "backbone.fpn", "roi_heads.box_head", "roi_heads.mask_head")
+    for name, counts in expected.items():
+        assert tuple(norms(papers[name], prefix) for prefix in prefixes) == counts
+        assert norms(papers[name], "") == sum(counts)
+
+
+@pytest.mark.parametrize(("backbone", "layers"), [("scenes_resnet_deep", 20), ("scenes_resnext_deep", 28)])
+def test_other_backbones(backbone, layers):
+    model = build(load([*SMALL, f"model.backbone={backbone}", "norm=sn"])).model
+    assert norms(model, "backbone.body") == layers
+
+
+def test_parts_are_normalized_each_by_its_own():
+    """A part without a norm has other convolutions: with a bias. `head` is all that is not the backbone."""
+    model = build(load([*SMALL, MASK, "norm=sn", "parts.fpn=none", "parts.mask=gn"])).model
+    assert norms(model, "backbone.fpn") == 0 and norms(model, "backbone.body") == 12
+    assert model.backbone.fpn.layer_blocks[0][0].bias is not None
+    assert model.roi_heads.mask_head[0][1].mean_scopes == ["gn"]
+    assert model.roi_heads.box_head[0][1].mean_scopes == ["in", "ln", "bn"]
+    model = build(load([*SMALL, MASK, "norm=sn", "parts.head=none"])).model
+    assert norms(model, "") == norms(model, "backbone.body") == 12
+    frozen = build(load([*SMALL, "norm=gn", "parts.backbone=bn_frozen"])).model
+    assert all(m.frozen for m in frozen.backbone.body.modules() if isinstance(m, Normalizer))
+    assert not list(frozen.backbone.body.bn1.parameters())
+
+
+def test_weights_of_convolutions_that_a_norm_follows():
+    """As the released WS code has it: stem, blocks, shortcuts, pyramid and heads; not the RPN, not the predictors."""
+    model = build(load([*SMALL, MASK, "norm=gn", "weight=ws"])).model
+    done = {name for name, m in model.named_modules() if hasattr(m, "parametrizations")}
+    assert len(done) == 12 + 6 + 4 + 4
+    assert not any(name.startswith(("rpn", "roi_heads.mask_predictor")) for name in done)
+    model = build(load([*SMALL, "norm=gn", "weight=ws", "parts.head=none"])).model
+    assert len({name for name, m in model.named_modules() if hasattr(m, "parametrizations")}) == 12
+
+
+@pytest.mark.parametrize(("frozen", "pieces"), [(0, ()), (1, ("conv1", "bn1")), (2, ("conv1", "bn1", "layer1"))])
+def test_frozen_stages(frozen, pieces):
+    """All their parameters, SN's ratios too."""
+    model = build(load([*SMALL, "norm=sn", f"task.frozen_stages={frozen}"])).model
+    still = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert still == {n for n, _ in model.named_parameters() if n.split(".")[2:] and n.split(".")[2] in pieces}
+    assert ("backbone.body.bn1.mean_logits" in still) == (frozen > 0)
+
+
+@pytest.mark.parametrize("words", [SMALL, C4])
+def test_it_begins_from_a_classifier(tmp_path, words):
+    """Of C4 the head too; frozen batch norm takes the statistics of the classifier's."""
+    own = ["data=scenes", "model=scenes_resnet", "norm=bn", "batch=2x2", "iterations=1", "tracker=none"]
+    own += [f"out={tmp_path}", "data.val_length=8", "data.length=8"]
+    assert main(["train", *own]) == 0
+    folder = RunFolder.of(load(own))
+    state = load_tensors(folder.weights)
+    for norm in ("bn", "bn_frozen"):
+        experiment = build(load([*words, f"init={folder.path}", f"out={tmp_path}", f"norm={norm}"]))
+        model = experiment.model
+        assert experiment.unused[:2] == ["fc.bias", "fc.weight"]
+        last = model.roi_heads.box_head.layer4 if words == C4 else model.backbone.body.layer4
+        assert torch.equal(last[0].conv2.weight, state["layer4.0.conv2.weight"])
+        assert torch.equal(last[0].bn1.running_var, state["layer4.0.bn1.running_var"])
+
+
+def test_receptive_fields_are_the_backbones():
+    sites = {site.name: site.receptive_field for site in build(load([*SMALL, "norm=sn"])).sites}
+    assert sites["backbone.body.bn1"] == 3 and sites["backbone.fpn.layer_blocks.0.1"] is None
+    assert max(filter(None, sites.values())) == sites["backbone.body.layer4.0.bn2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=digits"], "data=digits: this is for images, and task=detection takes boxes"),
+        (["model=resnet50"], "model=resnet50: this is for classifier, and task=detection takes detector"),
+        (["model.backbone=vgg11"], "model.backbone=vgg11: expected a ResNet"),
+        (["model.backbone=resnet5"], "resnet50"),
+        (["model.anchors=[8,16]"], "model.anchors=[8,16]: expected a side for each of the pyramid's 4 levels"),
+        (["model.levels=[3,2]"], "model.levels=[3,2]: expected different numbers of stages, the smallest first"),
+        (["model=scenes_detector_c4", "model.mask=true"], "model.mask=true: the head for masks needs model.pyramid"),
+        (["parts.mask=gn"], "part 'mask' does not exist"),
+        (["norm=syncbn"], "norm.sync=true: replicas have unequal numbers of boxes"),
+        (["task.frozen_stages=6"], "task.frozen_stages=6"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(capsys, words, message):
+    assert main(["plan", "task=detection", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_its_further_package_it_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("normlab.tasks.detection.find_spec", lambda name: None)
+    assert main(["plan", "task=detection"]) == 2
+    assert "pip install 'normlab[detection]'" in capsys.readouterr().err
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+def test_twenty_steps_are_torchvisions(tmp_path):
+    """Its own model, in a bare loop, of the same weights, samples and random numbers: the losses of each update."""
+    words = [*SMALL[:3], "data.channels=3", "model=mask_rcnn_fpn", "model.backbone=resnet18", "model.box_head=2fc",
+             "model.min_size=64", "model.max_size=64", "model.proposals=[200,100]", "model.box_samples=32",
+             "norm=none", "parts.backbone=bn", "batch=1x2", "iterations=20", "optim=sgd", "optim.lr=0.005",
+             "optim.lr_batch=2", "schedule=step", "schedule.milestones=[]", "seed=5", "tracker=none", "threads=1",
+             "figures=summary", f"out={tmp_path}"]  # fmt: skip
+    model = theirs.MaskRCNN(
+        resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5),
+        num_classes=11, min_size=64, max_size=64, image_mean=[0.41] * 3, image_std=[0.2] * 3,
+        rpn_post_nms_top_n_train=200, box_batch_size_per_image=32,
+    )  # fmt: skip
+    save_tensors(tmp_path / "start.safetensors", model.state_dict())
+    settings = load([*words, f"init={tmp_path / 'start.safetensors'}"])
+    assert build(settings).unused == []
+    assert main(["train", *words, f"init={tmp_path / 'start.safetensors'}"]) == 0
+    recorded = [row for row in read_jsonl(RunFolder.of(settings).metrics) if "batch/loss" in row]
+    data = build_task(settings).dataset("train")
+    optimizer = torch.optim.SGD(model.parameters(), 0.005, momentum=0.9, weight_decay=1e-4)
+    model.train()
+    for step, row in enumerate(recorded):
+        epoch, i = divmod(step, 16)
+        torch.manual_seed(mix_seed(5, step, 0))
+        samples = [data.take(epoch, index, index) for index in permutation(5, epoch, 32)[2 * i : 2 * i + 2]]
+        losses = model([image / 255 for image, _ in samples], [target for _, target in samples])
+        for ours, name in (("class", "classifier"), ("box", "box_reg"), ("objectness", "objectness"),
+                           ("rpn_box", "rpn_box_reg"), ("mask", "mask")):  # fmt: skip
+            assert row[f"batch/{ours}"] == pytest.approx(losses[f"loss_{name}"].item(), abs=1e-5), (step, ours)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(recorded) == 20
+
+
+def batch_of(task, *keep: bool):
+    """Two scenes; of those that are not kept, every box is taken out."""
+    samples = [task.dataset("train").take(0, k, k) for k in range(len(keep))]
+    for (_, target), kept in zip(samples, keep, strict=True):
+        if not kept:
+            target |= {name: target[name][:0] for name in ("boxes", "labels", "masks", "area", "iscrowd")}
+    return task.prepare(task.collate(samples, "train"), "train")
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize("words", [(*SMALL, MASK), C4])
+def test_nothing_in_an_image_and_no_positive(words, precision):
+    """Finite losses, and a gradient for every parameter, which DDP waits for; the mask head measures nothing."""
+    experiment = build(load([*words, "norm=sn"]))
+    model = experiment.model.to(precision).train()
+    for keep in ((True, False), (False, False)):
+        batch = batch_of(experiment.task, *keep)
+        images, targets = [i.to(precision) for i in batch.images], batch.targets
+        targets = [t | {name: t[name].to(precision) for name in ("boxes", "area")} for t in targets]
+        for layer in model.modules():
+            if isinstance(layer, Normalizer):
+                layer.calls = []
+        model.zero_grad()
+        losses = experiment.task.losses(model, type(batch)(images, targets), 1).losses
+        total = sum(losses.values()).sum()
+        total.backward()
+        assert total.isfinite() and losses["class"].shape == (1,)
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        if words != C4:
+            assert (losses["mask"] > 0) == any(keep)
+            assert len(model.roi_heads.mask_head[0][1].calls) == any(keep)
+        assert len(model.backbone.body.bn1.calls) == 1
+
+
+def test_crowds_are_no_targets():
+    task = build(load([*SMALL, "norm=gn"])).task
+    batch = batch_of(task, True, True)
+    given = []
+    batch.targets[0]["iscrowd"][0] = 1
+
+    def model(images, targets):
+        given.extend(targets)
+        return {"loss_classifier": torch.zeros(())}
+
+    task.losses(model, batch, 1)
+    assert len(given[0]["boxes"]) == len(batch.targets[0]["boxes"]) - 1
+    assert len(given[1]["boxes"]) == len(batch.targets[1]["boxes"])
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------------
+
+
+def judged(seed: int = 0, images: int = 50) -> tuple[list[dict], list[dict]]:
+    """Truth and predictions of images of unequal sizes: crowds, images without either, boxes of all sizes."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def instances(number: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        height, width = size
+        sides = torch.rand(number, 2, generator=draw) ** 2 * torch.tensor([width, height]) * 0.8 + 4
+        corner = torch.rand(number, 2, generator=draw) * (torch.tensor([width, height]) - sides)
+        boxes = torch.cat([corner, corner + sides], 1).round()
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        masks = torch.stack([
+            ((columns - (left + right) / 2) / (right - left)) ** 2 + ((rows - (top + bottom) / 2) / (bottom - top)) ** 2
+            <= 0.25 for left, top, right, bottom in boxes
+        ]) if number else torch.zeros(0, height, width, dtype=torch.bool)  # fmt: skip
+        labels = torch.randint(1, 4, (number,), generator=draw)
+        return {"boxes": boxes, "labels": labels, "masks": masks, "area": masks.sum((1, 2)).float(),
+                "iscrowd": (torch.rand(number, generator=draw) < 0.15).long()}  # fmt: skip
+
+    truth, found = [], []
+    for k in range(images):
+        size = tuple(torch.randint(100, 300, (2,), generator=draw).tolist())
+        target = instances(0 if k % 7 == 3 else int(torch.randint(1, 6, (), generator=draw)), size)
+        kept = {name: t for name, t in target.items() if name in ("boxes", "labels", "masks")}
+        shift = torch.randint(-4, 5, kept["boxes"].shape, generator=draw)
+        kept["boxes"] = (kept["boxes"] + shift).clamp(min=0)
+        kept["masks"] = kept["masks"].roll(2, 2)
+        more = instances(0 if k % 5 == 1 else 3, size)
+        joined = {name: torch.cat([t, more[name]]) for name, t in kept.items()}
+        truth.append(target)
+        found.append(joined | {"scores": torch.rand(len(joined["labels"]), generator=draw)})
+    return truth, found
+
+
+def by_coco(folder: Path, task, truth: list[dict], found: list[dict]) -> dict[str, float]:
+    """The twelve numbers of pycocotools, of files as COCO has them."""
+    task.write([([one], [k]) for k, one in enumerate(found)], "val", folder)
+    images = [{"id": k, "height": t["masks"].shape[1], "width": t["masks"].shape[2]} for k, t in enumerate(truth)]
+    rows = [(k, row) for k, target in enumerate(truth) for row in as_annotations(target)]
+    annotations = [row | {"id": n, "image_id": k} for n, (k, row) in enumerate(rows, 1)]
+    categories = [{"id": label} for label in (1, 2, 3)]
+    (folder / "truth.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    reference = COCO(str(folder / "truth.json"))
+    names = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l")
+    values = {}
+    for kind, before in (("bbox", ""), ("segm", "mask_")):
+        judge = COCOeval(reference, reference.loadRes(str(folder / f"{kind}.json")), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+        values |= {f"{before}{name}": 100 * value for name, value in zip(names, judge.stats.tolist(), strict=True)}
+    return values
+
+
+def as_annotations(target: dict) -> list[dict]:
+    from pycocotools import mask as coco_mask
+
+    rows = []
+    for k, (left, top, right, bottom) in enumerate(target["boxes"].tolist()):
+        rle = coco_mask.encode(target["masks"][k].numpy().astype("uint8", order="F"))
+        rows.append({"category_id": int(target["labels"][k]), "bbox": [left, top, right - left, bottom - top],
+                     "segmentation": rle | {"counts": rle["counts"].decode()}, "area": float(target["area"][k]),
+                     "iscrowd": int(target["iscrowd"][k])})  # fmt: skip
+    return rows
+
+
+def test_the_twelve_numbers_are_pycocotools(tmp_path):
+    task = build_task(load([*SMALL, "data.val_length=50"]))
+    truth, found = judged()
+    expected = by_coco(tmp_path, task, truth, found)
+    metric = task.metric("val")
+    for k in torch.randperm(50, generator=torch.Generator().manual_seed(1)).tolist():  # the order does not matter
+        task.update(metric, [found[k]], Images([truth[k]["masks"]], [truth[k]]), [k])
+    results = task.results(metric)
+    assert results.keys() == expected.keys() and len(expected) == 24
+    assert 5 < results["ap"] < 95 and results["ap_s"] != results["ap_l"]
+    for name, value in expected.items():
+        assert results[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_what_there_is_none_of_has_no_number():
+    task = build_task(load(list(SMALL)))
+    truth, found = judged(images=1)
+    truth[0] |= {"area": torch.full_like(truth[0]["area"], 50.0), "iscrowd": torch.zeros_like(truth[0]["iscrowd"])}
+    metric = task.metric("val")
+    task.update(metric, found, Images([truth[0]["masks"]], truth), [0])
+    results = task.results(metric)
+    assert "ap_s" in results and not {"ap_m", "ap_l", "mask_ar_l"} & results.keys()
+
+
+def evaluated(out: Path) -> dict[str, float]:
+    settings = load([*SMALL, MASK, "norm=gn", "batch=2x2", "iterations=1", "data.val_length=33", f"out={out}"])
+    engine(settings)
+    session = open_session(RunFolder(Path(settings.out) / "gn-fp32"))
+    return evaluate(session, "val")
+
+
+def test_ranks_with_unequal_numbers_of_images(tmp_path):
+    """33 images in passes of 16: torchmetrics' way of gathering them would wait for ever."""
+    assert evaluated(tmp_path / "one") == on_ranks(2, evaluated, tmp_path / "two")
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def run(out: Path, *more: str) -> RunFolder:
+    words = [*SMALL, "batch=4x2", "iterations=2", f"out={out}", *more]
+    assert main(["train", *words]) == 0
+    return RunFolder.of(load(words))
+
+
+def test_predictions_are_files_and_pictures(tmp_path, capsys):
+    """Boxes in the pixels of the images, whatever size the network sees, under the statistics of the headline."""
+    folder = run(tmp_path, MASK, "norm=sn", "model.min_size=64", "model.max_size=64", "model.least_score=0.01")
+    assert main(["predict", str(folder.path), f"out={tmp_path / 'found'}"]) == 0
+    rows = {kind: json.loads((tmp_path / "found" / f"{kind}.json").read_text()) for kind in ("bbox", "segm")}
+    assert len(rows["bbox"]) == len(rows["segm"]) > 0
+    assert {row["segmentation"]["size"] == [96, 96] for row in rows["segm"]} == {True}
+    right = max(row["bbox"][0] + row["bbox"][2] for row in rows["bbox"])
+    assert 64 < right <= 96 and {row["category_id"] for row in rows["bbox"]} <= set(range(1, 11))
+    kept = Run.load(folder).predictions
+    assert len(kept) == 8 and kept[0]["truth"]["masks"].shape[1:] == (96, 96)
+    assert set(kept[0]["predicted"]) == {"boxes", "labels", "masks"}
+    assert main(["figure", "predictions", str(folder.path), str(folder.path), f"out={tmp_path / 'two.png'}"]) == 0
+    assert main(["export", str(folder.path)]) == 2
+    assert "export cannot give a detector" in capsys.readouterr().err
+
+
+def test_synchronized_norms_of_what_all_replicas_have(tmp_path, capsys):
+    """In the backbone and the pyramid, a replica on each device; on fewer it says how many it needs."""
+    words = ["norm=syncsn", "parts.box=gn"]
+    given = [*SMALL, "batch=2x2", "iterations=1", f"out={tmp_path}", *words]
+    assert main(["train", *given]) == 2
+    assert "use devices=2" in capsys.readouterr().err
+    assert main(["train", *given, "devices=2"]) == 0
+
+
+def test_blocks_of_one_group():
+    """A replica's images are all wide or all tall, and each image is there once."""
+    groups = [int(k % 3 == 0) for k in range(50)]
+    for epoch in range(3):
+        order = permutation(7, epoch, 50)
+        found = together(order, groups, 4)
+        assert sorted(found) == list(range(50))
+        blocks = [{groups[index] for index in found[k : k + 4]} for k in range(0, 48, 4)]
+        assert [len(block) for block in blocks].count(1) >= 11
+        assert found != together(permutation(7, epoch + 1, 50), groups, 4)
+    assert together(order, [0] * 50, 4) == order
