@@ -74,6 +74,22 @@ def most_exceed(measured: Measured, margin: float, *, pairs: Sequence[Sequence[S
     return _student(f"share of {len(pairs)} pairs whose first is ahead", shares_S, 0.5)
 
 
+def gains_more(measured: Measured, margin: float, *, pairs: Sequence[Sequence[Sequence[str]]]) -> Evidence:
+    """The metric of the first pair of (row, column), the one minus the other, is above that of the second pair.
+
+    Differences are taken seed by seed; Welch's t-test, one-sided.
+    """
+    gains = []
+    for one, other in pairs:
+        values, others = measured.of("metric", one), measured.of("metric", other)
+        gains.append(np.array([values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]))
+    first, second = gains
+    effect = float(first.mean() - second.mean()) if first.size and second.size else math.nan
+    (one, other), (third, fourth) = (map(" ".join, pair) for pair in pairs)
+    what = f"({one} − {other}) − ({third} − {fourth})"
+    return Evidence(what, effect, 0.0, welch_p(first, second, 0.0), min(first.size, second.size))
+
+
 def rises(measured: Measured, margin: float, *, quantity: str, row: str, columns: Sequence[str]) -> Evidence:
     """A quantity of a row rises along the columns.
 

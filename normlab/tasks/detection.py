@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
@@ -50,27 +51,27 @@ class Detection(Task):
         "ap": {"words": "AP of boxes", "decimals": 1},
         "ap50": {"words": "AP of boxes at IoU 0.5", "decimals": 1},
         "ap75": {"words": "AP of boxes at IoU 0.75", "decimals": 1},
-        "ap_s": {"words": "AP of small boxes", "decimals": 1},
-        "ap_m": {"words": "AP of medium boxes", "decimals": 1},
-        "ap_l": {"words": "AP of large boxes", "decimals": 1},
+        "ap_s": {"words": "AP of small boxes", "decimals": 1, "partial": True},
+        "ap_m": {"words": "AP of medium boxes", "decimals": 1, "partial": True},
+        "ap_l": {"words": "AP of large boxes", "decimals": 1, "partial": True},
         "ar1": {"words": "AR of 1 box an image", "decimals": 1},
         "ar10": {"words": "AR of 10 boxes an image", "decimals": 1},
         "ar100": {"words": "AR of 100 boxes an image", "decimals": 1},
-        "ar_s": {"words": "AR of small boxes", "decimals": 1},
-        "ar_m": {"words": "AR of medium boxes", "decimals": 1},
-        "ar_l": {"words": "AR of large boxes", "decimals": 1},
+        "ar_s": {"words": "AR of small boxes", "decimals": 1, "partial": True},
+        "ar_m": {"words": "AR of medium boxes", "decimals": 1, "partial": True},
+        "ar_l": {"words": "AR of large boxes", "decimals": 1, "partial": True},
         "mask_ap": {"words": "AP of masks", "decimals": 1},
         "mask_ap50": {"words": "AP of masks at IoU 0.5", "decimals": 1},
         "mask_ap75": {"words": "AP of masks at IoU 0.75", "decimals": 1},
-        "mask_ap_s": {"words": "AP of small masks", "decimals": 1},
-        "mask_ap_m": {"words": "AP of medium masks", "decimals": 1},
-        "mask_ap_l": {"words": "AP of large masks", "decimals": 1},
+        "mask_ap_s": {"words": "AP of small masks", "decimals": 1, "partial": True},
+        "mask_ap_m": {"words": "AP of medium masks", "decimals": 1, "partial": True},
+        "mask_ap_l": {"words": "AP of large masks", "decimals": 1, "partial": True},
         "mask_ar1": {"words": "AR of 1 mask an image", "decimals": 1},
         "mask_ar10": {"words": "AR of 10 masks an image", "decimals": 1},
         "mask_ar100": {"words": "AR of 100 masks an image", "decimals": 1},
-        "mask_ar_s": {"words": "AR of small masks", "decimals": 1},
-        "mask_ar_m": {"words": "AR of medium masks", "decimals": 1},
-        "mask_ar_l": {"words": "AR of large masks", "decimals": 1},
+        "mask_ar_s": {"words": "AR of small masks", "decimals": 1, "partial": True},
+        "mask_ar_m": {"words": "AR of medium masks", "decimals": 1, "partial": True},
+        "mask_ar_l": {"words": "AR of large masks", "decimals": 1, "partial": True},
     }
     takes: ClassVar = {"model": ["detector"], "data": ["boxes"]}
     traced = BODY
@@ -234,10 +235,11 @@ class Detection(Task):
         return shown
 
     def exported(self, batch: Images) -> Traced:
-        raise UserError(
-            "task=detection: export cannot give a detector, whose boxes torch.export does not trace; "
-            "its backbone is what a classifier's export gives"
-        )
+        """The backbone with its pyramid: how many boxes come out of the rest is not known before it runs."""
+        sizes = {tuple(image.shape) for image in batch.images}
+        if len(sizes) > 1:
+            raise UserError("task=detection: export needs images of one size, and these have sizes of their own")
+        return Traced((torch.stack(batch.images),), module=BODY.partition(".")[0])
 
 
 def _wanted(target: Target) -> dict[str, Tensor]:

@@ -80,13 +80,15 @@ class Traced(NamedTuple):
     """What torch.export is given.
 
     Attributes:
-        inputs: the positional arguments of the model, with two samples or more.
+        inputs: the positional arguments of what is exported, with two samples or more.
         dynamic: for each, nested as they are, the axes whose size may differ, as {0: "batch"}; None: the first axis of
             every tensor.
+        module: what of the model is exported, by its name; "" is all of it.
     """
 
     inputs: tuple[Any, ...]
     dynamic: tuple[Any, ...] | None = None
+    module: str = ""
 
 
 class Task(ABC):
