@@ -11,6 +11,7 @@ from normlab.report.verdicts import (
     Evidence,
     departs,
     exceeds,
+    gains_more,
     lies_above,
     lies_below,
     resembles,
@@ -35,6 +36,20 @@ def test_p_is_that_of_scipy_stats(seed: int) -> None:
     welch = stats.ttest_ind(a - 0.1, b, equal_var=False, alternative="greater").pvalue
     assert welch_p(a, b, 0.1) == pytest.approx(welch, rel=1e-12)
     assert student_p(a, 0.1) == pytest.approx(stats.ttest_1samp(a, 0.1, alternative="greater").pvalue, rel=1e-12)
+
+
+def test_gains_are_of_seeds_that_both_have():
+    """WS adds 3, 4 and 5 to one network, and 1 and 1.5 to another; seed 3 of the first has no partner."""
+    cells = {("a", "ap"): {0: 13, 1: 15, 2: 17, 3: 99}, ("b", "ap"): {0: 10, 1: 11, 2: 12},
+             ("c", "ap"): {0: 6.0, 1: 7.5}, ("d", "ap"): {0: 5.0, 1: 6.0}}  # fmt: skip
+    metric = {(*cell, seed): value for cell, by_seed in cells.items() for seed, value in by_seed.items()}
+    pairs = [[["a", "ap"], ["b", "ap"]], [["c", "ap"], ["d", "ap"]]]
+    found = gains_more(Measured({"metric": metric}), 1.0, pairs=pairs)
+    assert found.effect == pytest.approx(4 - 1.25) and found.threshold == 0 and found.seeds == 2
+    assert found.p == pytest.approx(stats.ttest_ind([3, 4, 5], [1, 1.5], equal_var=False, alternative="greater").pvalue)
+    other = gains_more(Measured({"metric": metric}), 1.0, pairs=pairs[::-1])
+    assert other.p == pytest.approx(1 - found.p)
+    assert math.isnan(gains_more(Measured({"metric": {}}), 1.0, pairs=pairs).effect)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, 5.0])
