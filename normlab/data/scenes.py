@@ -235,6 +235,8 @@ class SceneBoxes(Scenes):
     What is seen of a digit is its mask, and its box is the smallest around that.
     """
 
+    classes = SceneMaps.classes  # of the labels, which count from 1
+
     def targets(self, drawn: Drawn) -> Sequence[dict[str, Any]]:
         masks_BDSS = visible(drawn)
         return [

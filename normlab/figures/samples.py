@@ -141,7 +141,7 @@ def _picture(image_CHW: NDArray[Any]) -> NDArray[np.floating]:
 def _draw_target(axis: Axes, picture_HW3: NDArray[np.floating], target: Any, names: Sequence[str] | None) -> str:
     """Returns the title: the class, or the classes that there are."""
     if isinstance(target, Mapping):
-        _draw_instances(axis, picture_HW3, target)
+        _draw_instances(axis, picture_HW3, target, names)
         return ""
     if not isinstance(target, Tensor):
         return _called(int(target), names)
@@ -159,7 +159,9 @@ def _with_classes(picture_HW3: NDArray[np.floating], map_HW: NDArray[Any]) -> ND
     return painted_HW3
 
 
-def _draw_instances(axis: Axes, picture_HW3: NDArray[np.floating], target: Mapping[str, Any]) -> None:
+def _draw_instances(
+    axis: Axes, picture_HW3: NDArray[np.floating], target: Mapping[str, Any], names: Sequence[str] | None = None
+) -> None:
     painted_HW3 = picture_HW3.copy()
     for mask_HW, label in zip(target.get("masks", ()), target["labels"].tolist(), strict=False):
         _paint(painted_HW3, np.asarray(mask_HW, bool), _colour(label))
@@ -167,7 +169,7 @@ def _draw_instances(axis: Axes, picture_HW3: NDArray[np.floating], target: Mappi
     for (left, top, right, bottom), label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
         corner = (left - 0.5, top - 0.5)  # imshow's pixels have their centres at whole numbers
         axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_colour(label), lw=1))
-        axis.text(*corner, str(label), size=6, va="bottom", color=_colour(label), clip_on=True)
+        axis.text(*corner, _called(label, names), size=6, va="bottom", color=_colour(label), clip_on=True)
 
 
 def _paint(picture_HW3: NDArray[np.floating], mask_HW: NDArray[np.bool_], colour: tuple[float, ...]) -> None:
