@@ -15,12 +15,13 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from normlab.cli import main
 from normlab.config import load
+from normlab.engine.batch_average import estimate
 from normlab.engine.build import build, build_task
 from normlab.engine.evaluate import evaluate
 from normlab.engine.session import open_session
 from normlab.norm.layer import Normalizer
 from normlab.reading import read_jsonl
-from normlab.replicas import permutation, together
+from normlab.replicas import RunningStatistics, permutation, together
 from normlab.runs.checkpoint import load_tensors, save_tensors
 from normlab.runs.folder import RunFolder
 from normlab.runs.records import Run
@@ -253,6 +254,44 @@ def test_nothing_in_an_image_and_no_positive(words, precision):
             assert (losses["mask"] > 0) == any(keep)
             assert len(model.roi_heads.mask_head[0][1].calls) == any(keep)
         assert len(model.backbone.body.bn1.calls) == 1
+
+
+def test_statistics_of_heads_are_of_the_boxes_of_all_levels():
+    """Each replica counts alike, however many boxes it has: moving and batch average, by hand in float64."""
+    experiment = build(load([*SMALL, MASK, "norm=bn", "seed=2"]))
+    model, task = experiment.model.train(), experiment.task
+    heads = [model.roi_heads.box_head[0][1], model.roi_heads.mask_head[0][1]]
+    seen: dict[nn.Module, list[torch.Tensor]] = {head: [] for head in heads}
+    for head in heads:
+        head.register_forward_pre_hook(lambda head, given: seen[head].append(given[0].detach().double()))
+    batches = [batch_of(task, True, True), batch_of(task, True, False), batch_of(task, False, False)]
+
+    def forward(batch: Images) -> None:
+        torch.manual_seed(0)
+        task.losses(model, batch, 1)
+
+    statistics = RunningStatistics(model)
+    for batch in batches:
+        forward(batch)
+        statistics.collect()
+    statistics.advance()
+    for head, number in zip(heads, (3, 2), strict=True):  # the last one has no box for a mask
+        inputs = [x for x in seen[head] if len(x)]
+        assert len(seen[head]) == 3 and len(inputs) == number
+        assert len({len(x) for x in inputs}) == (1 if number == 3 else 2)  # samples of boxes, and positive ones
+        means = torch.stack([x.mean((0, 2, 3)) for x in inputs])
+        unbiased = torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0)
+        torch.testing.assert_close(head.running_mean.double(), 0.1 * means.mean(0), rtol=1e-4, atol=1e-6)
+        expected = 0.9 + 0.1 * unbiased
+        torch.testing.assert_close(head.running_var.double(), expected, rtol=1e-4, atol=1e-6)
+        seen[head].clear()
+    measured = estimate(model, batches, forward)
+    for head, name in zip(heads, ("box", "mask"), strict=True):
+        inputs = [x for x in seen[head] if len(x)]
+        for what, expected in (("mean", [x.mean((0, 2, 3)) for x in inputs]),
+                               ("var", [x.var((0, 2, 3), correction=0) for x in inputs])):  # fmt: skip
+            found = measured[f"roi_heads.{name}_head.0.1.running_{what}"]
+            torch.testing.assert_close(found.double(), torch.stack(expected).mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_crowds_are_no_targets():
