@@ -22,11 +22,13 @@ from normlab.engine.session import open_session
 from normlab.norm.layer import Normalizer
 from normlab.reading import read_jsonl
 from normlab.replicas import RunningStatistics, permutation, together
+from normlab.report.summary import print_metrics
 from normlab.runs.checkpoint import load_tensors, save_tensors
 from normlab.runs.folder import RunFolder
 from normlab.runs.records import Run
 from normlab.seeding import mix_seed
 from normlab.tasks.detection import Images
+from normlab.tasks.metrics import metrics_of
 
 SMALL = ("task=detection", "data.length=32", "data.val_length=12", "model.channels=8", "model.hidden=16",
          "model.box_samples=8", "model.anchor_samples=16", "tracker=none", "threads=1",
@@ -49,7 +51,7 @@ def norms(model: nn.Module, prefix: str) -> int:
 @pytest.fixture(scope="module")
 def papers() -> dict[str, nn.Module]:
     """The papers' networks, for the 91 outputs of torchvision's."""
-    coco = ("task=detection", "data=scene_boxes", "data.channels=3")
+    coco = ("task=detection", "data=scene_boxes", "data.channels=3", "data.size=32")
     words = {
         "c4": ["model=faster_rcnn_c4", "norm=sn"],
         "fpn": ["model=faster_rcnn_fpn", "norm=sn"],
@@ -437,6 +439,19 @@ def test_predictions_are_files_and_pictures(tmp_path):
     assert len(kept) == 8 and kept[0]["truth"]["masks"].shape[1:] == (96, 96)
     assert set(kept[0]["predicted"]) == {"boxes", "labels", "masks"}
     assert main(["figure", "predictions", str(folder.path), str(folder.path), f"out={tmp_path / 'two.png'}"]) == 0
+
+
+def test_many_metrics_stand_below_each_other(capsys):
+    names = [*task_metrics()]
+    print_metrics("validation", {"moving_average": dict.fromkeys(names, 12.34)}, task_metrics())
+    shown = capsys.readouterr().out.splitlines()
+    assert all(any(name in line and "12.3" in line for line in shown) for name in names)
+    print_metrics("validation", {"moving_average": dict.fromkeys(names[:8], 12.34)}, task_metrics())
+    assert sum("12.3" in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
+def task_metrics():
+    return metrics_of("normlab.tasks.detection.Detection")
 
 
 @pytest.mark.parametrize("words", [SMALL, C4])
