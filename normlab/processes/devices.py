@@ -21,9 +21,7 @@ def this_device() -> torch.device:
 
 
 def prepare(config: Config, device: torch.device) -> None:
-    """Threads and determinism: on the CPU the same command gives the same numbers, bit for bit."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    """Determinism: on the CPU the same command gives the same numbers, bit for bit."""
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Else torch.empty writes NaN first: a pass more over every tensor that a kernel then writes.

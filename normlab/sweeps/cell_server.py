@@ -5,7 +5,6 @@ A SIGTERM to all processes of a sweep is for the sweep and its cells; the server
 
 import signal
 
-import normlab.launch.life
-import normlab.tasks.classification  # noqa: F401
+import torchmetrics  # noqa: F401
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
