@@ -93,6 +93,11 @@ class _Tracer(TorchDispatchMode):
         self.sites: dict[str, _Origin] = {}  # by normalizer, at its first call
         self.shortcuts: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to skip the compiler torch would import it, which takes a second."""
+        return False
+
     def norm_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             origin = self.origins[args[0]]

@@ -23,7 +23,10 @@ def this_device() -> torch.device:
 def prepare(config: Config, device: torch.device) -> None:
     """Determinism: on the CPU the same command gives the same numbers, bit for bit."""
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        if config.compile:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        else:  # the same, without importing torch's compiler, which takes half a second
+            torch.set_deterministic_debug_mode("warn")
         # Else torch.empty writes NaN first: a pass more over every tensor that a kernel then writes.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:

@@ -11,7 +11,7 @@ Nothing imports torch here before it is needed: OpenMP reads its own number of t
 import copy
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,10 +47,24 @@ def fitting(model: "nn.Module", shape: Sequence[int] | None, rows: int) -> int:
 def multiply_adds(model: "nn.Module", shape: Sequence[int]) -> int:
     """Of one sample's forward pass. Nothing is computed: a copy runs on the meta device."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    counts = []
+
+    class Counter(TorchDispatchMode):  # FlopCounterMode would import torch's compiler, which takes a second
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            outputs = func(*args, **(kwargs or {}))
+            if func.overloadpacket in flop_registry:
+                counts.append(flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=outputs))
+            return outputs
 
     copied = copy.deepcopy(model).to("meta").eval()
     floating = (p.dtype for p in copied.parameters() if p.is_floating_point())
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+    with torch.no_grad(), Counter():
         copied(torch.zeros(1, *shape, device="meta", dtype=next(floating, None)))
-    return counted.get_total_flops() // 2
+    return sum(counts) // 2

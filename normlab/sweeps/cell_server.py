@@ -7,4 +7,8 @@ import signal
 
 import torchmetrics  # noqa: F401
 
+import normlab.figures.draw
+import normlab.launch.life
+import normlab.tasks.classification  # noqa: F401
+
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
