@@ -25,8 +25,8 @@ def prepare(config: Config, device: torch.device) -> None:
     if device.type == "cpu":
         if config.compile:
             torch.use_deterministic_algorithms(True, warn_only=True)
-        else:  # the same, without importing torch's compiler, which takes half a second
-            torch.set_deterministic_debug_mode("warn")
+        else:
+            torch.set_deterministic_debug_mode("warn")  # the same, without importing torch's compiler
         # Else torch.empty writes NaN first: a pass more over every tensor that a kernel then writes.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:

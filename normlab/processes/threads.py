@@ -8,10 +8,9 @@ each time, so that a resumed run has the same bits.
 Nothing imports torch here before it is needed: OpenMP reads its own number of threads as torch loads it.
 """
 
-import copy
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,34 +36,10 @@ def fitting(model: "nn.Module", shape: Sequence[int] | None, rows: int) -> int:
     available = cores()
     if available == 1 or shape is None:
         return available
+    from normlab.dynamics.dry_run import multiply_adds
+
     try:
         work = rows * multiply_adds(model, shape)
     except Exception:  # whatever an unusual network provokes
         return available
     return max(1, min(available, round(work / WORTH_A_THREAD)))
-
-
-def multiply_adds(model: "nn.Module", shape: Sequence[int]) -> int:
-    """Of one sample's forward pass. Nothing is computed: a copy runs on the meta device."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.flop_counter import flop_registry
-
-    counts = []
-
-    class Counter(TorchDispatchMode):  # FlopCounterMode would import torch's compiler, which takes a second
-        @classmethod
-        def _should_skip_dynamo(cls) -> bool:
-            return False
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            outputs = func(*args, **(kwargs or {}))
-            if func.overloadpacket in flop_registry:
-                counts.append(flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=outputs))
-            return outputs
-
-    copied = copy.deepcopy(model).to("meta").eval()
-    floating = (p.dtype for p in copied.parameters() if p.is_floating_point())
-    with torch.no_grad(), Counter():
-        copied(torch.zeros(1, *shape, device="meta", dtype=next(floating, None)))
-    return sum(counts) // 2

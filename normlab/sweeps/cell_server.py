@@ -5,8 +5,6 @@ A SIGTERM to all processes of a sweep is for the sweep and its cells; the server
 
 import signal
 
-import torchmetrics  # noqa: F401
-
 import normlab.figures.draw
 import normlab.launch.life
 import normlab.tasks.classification  # noqa: F401
