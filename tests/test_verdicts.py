@@ -8,16 +8,13 @@ from scipy import special, stats
 
 from normlab.report.quantities import Measured
 from normlab.report.verdicts import (
-    Evidence,
     departs,
     exceeds,
     lies_above,
     lies_below,
-    resembles,
     rises,
     student_p,
     varies_less,
-    verdict,
     welch_p,
 )
 
@@ -174,31 +171,3 @@ def test_departs_more_than_seeds_do():
     assert found.effect == pytest.approx(np.mean(far) - np.mean(seeds)) and found.seeds == 3
     one = Measured({}, {key: value for key, value in RATIOS.layers.items() if key[2] == 0})
     assert departs(one, 1.0, of=["sn", "far"], than=["sn", "home"], reference=["sn", "home"], moment="mean").seeds == 0
-
-
-def test_resembles():
-    found = resembles(RATIOS, 1.0, of=["sn", "near"], reference=["sn", "home"], moment="mean", below=0.5)
-    assert found.effect == pytest.approx(-np.mean([symmetric_kl(0.5, 0.4 + 0.01 * s) / 2 for s in range(3)]))
-    assert found.threshold == -0.5 and found.p < 0.05
-    assert resembles(RATIOS, 1.0, of=["sn", "far"], reference=["sn", "home"], moment="mean", below=0.1).p > 0.95
-    own = resembles(RATIOS, 1.0, of=["sn", "home"], reference=["sn", "home"], moment="mean", below=0.5)
-    expected = [symmetric_kl(0.4 + 0.01 * s, 0.41 + 0.01 * s) / 2 for s in range(2)]
-    assert own.effect == pytest.approx(-np.mean(expected)) and own.seeds == 2
-
-
-@pytest.mark.parametrize(
-    ("p", "expected"),
-    [
-        ([0.01], "holds"),
-        ([0.01, 0.049], "holds"),
-        ([0.01, 0.051], "not enough seeds"),
-        ([0.96], "does not hold"),
-        ([0.01, 0.96], "not enough seeds"),  # two tests: 1 - p must be below 0.025
-        ([0.01, 0.98], "does not hold"),
-        ([math.nan], "not enough seeds"),
-        ([0.01, math.nan], "not enough seeds"),
-        ([math.nan, 0.99], "does not hold"),
-    ],
-)
-def test_verdict(p, expected):
-    assert verdict([Evidence("", 0.0, 0.0, value, 3) for value in p]) == expected

@@ -61,6 +61,7 @@ class Measured:
     layers: Mapping[Key, Layers] = field(default_factory=dict)  # the ratios of each layer at the end
     asked: set[tuple[str, ...]] = field(default_factory=set)  # the (row, column) that was looked at
     others: Callable[[], Quantities] = dict  # made where one is asked for: they look at every layer and epoch
+    runs: Mapping[Key, str] = field(default_factory=dict)  # the id of the run that a number is of
     _cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = field(default_factory=dict)  # what `of` has looked up
 
     def of(self, quantity: str, cell: Sequence[str]) -> dict[int, float]:
@@ -82,6 +83,14 @@ class Measured:
         diverged = self.of("diverged", cell)
         return bool(diverged) and all(diverged.values())
 
+    def are_same_runs(self, cell: Sequence[str], other: Sequence[str]) -> bool:
+        """Whether two different (row, column) are read off the same runs, seed by seed."""
+        by_seed = [
+            {seed: run for (row, column, seed), run in self.runs.items() if (row, column) == tuple(one)}
+            for one in (cell, other)
+        ]
+        return bool(by_seed[0]) and by_seed[0] == by_seed[1] and tuple(cell) != tuple(other)
+
     def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
         self.asked.add(tuple(cell))
         return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
@@ -101,7 +110,8 @@ def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[
     finished = {key_of(record): record for record in records if record["status"] == "finished"}
     layers = {key: record["layers"] for key, record in finished.items()}
     at_once |= _by_quantity({key: _averages(record["ratios"] or {}) for key, record in finished.items()})
-    return Measured(at_once, layers, others=cache(partial(_others, finished, table.metrics)))
+    runs = {key_of(record): record["id"] for record in records}
+    return Measured(at_once, layers, others=cache(partial(_others, finished, table.metrics)), runs=runs)
 
 
 def _others(finished: Mapping[Key, Record], metrics: Mapping[str, MetricInfo]) -> Quantities:
