@@ -10,6 +10,7 @@ from normlab.report.quantities import Measured
 from normlab.report.verdicts import (
     departs,
     exceeds,
+    gains_most_of,
     lies_above,
     lies_below,
     rises,
@@ -171,3 +172,25 @@ def test_departs_more_than_seeds_do():
     assert found.effect == pytest.approx(np.mean(far) - np.mean(seeds)) and found.seeds == 3
     one = Measured({}, {key: value for key, value in RATIOS.layers.items() if key[2] == 0})
     assert departs(one, 1.0, of=["sn", "far"], than=["sn", "home"], reference=["sn", "home"], moment="mean").seeds == 0
+
+
+def test_most_of_a_gain():
+    """From 10 down to 4; at 6 most of it is reached: (10 + 4) / 2 - 6 = 1, by Welch of the three."""
+    cells = {"start": [9.8, 10.2, 10.0], "mo": [6.1, 5.9, 6.0], "do": [9.0, 9.3, 8.7], "end": [4.0, 4.1, 3.9]}
+    runs = {(name, "e", seed): value for name, values in cells.items() for seed, value in enumerate(values)}
+    found = gains_most_of(Measured({"metric": runs}), 1.0, of=["mo", "e"], start=["start", "e"], end=["end", "e"])
+    assert found.effect == pytest.approx(1.0) and found.seeds == 3
+    parts = [w**2 * np.var(cells[name], ddof=1) / 3 for name, w in (("mo", 1), ("start", 0.5), ("end", 0.5))]
+    freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
+    assert found.p == pytest.approx(t_tail(1.0 / math.sqrt(sum(parts)), freedom))
+    none = gains_most_of(Measured({"metric": runs}), 1.0, of=["do", "e"], start=["start", "e"], end=["end", "e"])
+    assert none.effect == pytest.approx(-2.0) and none.p > 0.95
+    missing = gains_most_of(Measured({"metric": runs}), 1.0, of=["no", "e"], start=["start", "e"], end=["end", "e"])
+    assert math.isnan(missing.effect) and math.isnan(missing.p)
+
+
+def test_two_quantities_of_one_cell_are_paired():
+    runs = {key: str(key) for key in RATIO}
+    measured = Measured(MEASURED.at_once, runs=runs)
+    found = exceeds(measured, 1.0, of=["sn", "c"], than=["sn", "c"], quantity="ratio", than_quantity="other")
+    assert found.is_paired and found.effect == pytest.approx(0.1) and found.seeds == 3

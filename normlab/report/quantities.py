@@ -13,6 +13,9 @@ differing             share of layers whose mean and variance choose different s
 changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
 learning              what runs are known by, in validation, averaged over the epochs: the faster a run learns, the
                       higher. Here and below it is that of moving averages, SN's too; its negative where lower is better
+setbacks              by how much that fell from an epoch to the next, where it fell, summed over the run
+batch_average.learning  the two above under batch averages, of a run that measures them in each epoch
+                      (record.estimators); also batch_average.setbacks
 train.loss            loss in training, of the last epoch
 gap                   that in training minus that in validation, of the last epoch
 early_lead            that in validation minus that in training, averaged over the first tenth of the run
@@ -84,12 +87,12 @@ class Measured:
         return bool(diverged) and all(diverged.values())
 
     def are_same_runs(self, cell: Sequence[str], other: Sequence[str]) -> bool:
-        """Whether two different (row, column) are read off the same runs, seed by seed."""
+        """Whether two (row, column) are read off the same runs, seed by seed."""
         by_seed = [
             {seed: run for (row, column, seed), run in self.runs.items() if (row, column) == tuple(one)}
             for one in (cell, other)
         ]
-        return bool(by_seed[0]) and by_seed[0] == by_seed[1] and tuple(cell) != tuple(other)
+        return bool(by_seed[0]) and by_seed[0] == by_seed[1]
 
     def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
         self.asked.add(tuple(cell))
@@ -194,8 +197,11 @@ def _of_epochs(record: Record, metrics: Mapping[str, MetricInfo]) -> dict[str, f
     sign = -1 if headline in metrics and metrics[headline].better == "lower" else 1
     train, val = ([sign * v for v in epochs.get(f"{split}/{headline}", ())] for split in ("train", "val"))
     found = {"train.loss": epochs["train/loss"][-1]}
-    if val:
-        found["learning"] = statistics.fmean(val)
+    measured = [sign * v for v in epochs.get(f"val_batch_average/{headline}", ())]
+    for prefix, along in (("", val), ("batch_average.", measured)):
+        if along:
+            found[f"{prefix}learning"] = statistics.fmean(along)
+            found[f"{prefix}setbacks"] = math.fsum(max(0.0, a - b) for a, b in itertools.pairwise(along))
     if train and val:
         first = max(1, len(val) // 10)
         found["gap"] = train[-1] - val[-1]

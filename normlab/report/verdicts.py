@@ -77,6 +77,21 @@ def exceeds(
     return found._replace(p=math.nan) if guesses else found
 
 
+def gains_most_of(
+    measured: Measured, margin: float, *, of: Sequence[str], start: Sequence[str], end: Sequence[str]
+) -> Evidence:
+    """The metric of one (row, column) lies nearer to that at the end of a change than to that at its start.
+
+    What it has of the change is then most of what all of it gains. Welch's t-test of the contrast `of` minus the middle
+    of `start` and `end`, one-sided, where the change raises the metric; of its negative where it lowers it: which way
+    is taken from the means of all runs, as their difference is no question of the test.
+    """
+    cells = [_array(measured.of("metric", cell)) for cell in (of, start, end)]
+    rises = 1.0 if not (cells[1].size and cells[2].size) or cells[2].mean() >= cells[1].mean() else -1.0
+    what = f"{' '.join(of)} beyond the middle of {' '.join(start)} and {' '.join(end)}"
+    return _contrast(what, cells, [rises, -rises / 2, -rises / 2], 0.0)
+
+
 def most_exceed(measured: Measured, margin: float, *, pairs: Sequence[Sequence[Sequence[str]]]) -> Evidence:
     """Of most pairs of (row, column) the first has the higher metric: their share exceeds a half.
 
@@ -174,14 +189,22 @@ def student_p(values: NDArray[np.float64], threshold: float = 0.0) -> float:
 
 
 def _welch(what: str, above: NDArray[np.float64], below: NDArray[np.float64], threshold: float) -> Evidence:
-    effect = float(above.mean() - below.mean()) if above.size and below.size else math.nan
-    found = Evidence(what, effect, threshold, math.nan, min(above.size, below.size))
+    return _contrast(what, [above, below], [1.0, -1.0], threshold)
+
+
+def _contrast(
+    what: str, samples: Sequence[NDArray[np.float64]], weights: Sequence[float], threshold: float
+) -> Evidence:
+    """A weighted sum of the means of independent samples, by Welch's and Satterthwaite's degrees of freedom."""
+    sizes = [sample.size for sample in samples]
+    effect = sum(w * float(s.mean()) for w, s in zip(weights, samples, strict=True)) if all(sizes) else math.nan
+    found = Evidence(what, effect, threshold, math.nan, min(sizes))
     if found.seeds < 2:
         return found
-    if not _varies(above) and not _varies(below):
+    if not any(_varies(sample) for sample in samples):
         return found._replace(p=_p_without_spread(effect - threshold), error=0.0, freedom=found.seeds - 1)
-    errors = [s.var(ddof=1) / s.size for s in (above, below)]  # of the means, squared
-    freedom = sum(errors) ** 2 / sum(e**2 / (s.size - 1) for e, s in zip(errors, (above, below), strict=True))
+    errors = [w**2 * s.var(ddof=1) / s.size for w, s in zip(weights, samples, strict=True)]  # of the means, squared
+    freedom = sum(errors) ** 2 / sum(e**2 / (size - 1) for e, size in zip(errors, sizes, strict=True))
     return _by_t(found, math.sqrt(sum(errors)), freedom)
 
 
