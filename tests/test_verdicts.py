@@ -8,17 +8,15 @@ from scipy import special, stats
 
 from normlab.report.quantities import Measured
 from normlab.report.verdicts import (
-    Evidence,
     departs,
     exceeds,
     gains_more,
+    gains_most_of,
     lies_above,
     lies_below,
-    resembles,
     rises,
     student_p,
     varies_less,
-    verdict,
     welch_p,
 )
 
@@ -38,17 +36,19 @@ def test_p_is_that_of_scipy_stats(seed: int) -> None:
     assert student_p(a, 0.1) == pytest.approx(stats.ttest_1samp(a, 0.1, alternative="greater").pvalue, rel=1e-12)
 
 
-def test_gains_are_of_seeds_that_both_have():
-    """WS adds 3, 4 and 5 to one network, and 1 and 1.5 to another; seed 3 of the first has no partner."""
-    cells = {("a", "ap"): {0: 13, 1: 15, 2: 17, 3: 99}, ("b", "ap"): {0: 10, 1: 11, 2: 12},
-             ("c", "ap"): {0: 6.0, 1: 7.5}, ("d", "ap"): {0: 5.0, 1: 6.0}}  # fmt: skip
-    metric = {(*cell, seed): value for cell, by_seed in cells.items() for seed, value in by_seed.items()}
+def test_one_pair_gains_more_than_another():
+    """By Welch's and Satterthwaite's formulas, written out: the means of four cells, each with its own spread."""
+    cells = {("a", "ap"): [13, 15, 17], ("b", "ap"): [10, 11, 12.5], ("c", "ap"): [6.0, 7.5], ("d", "ap"): [5.0, 6.0]}
+    metric = {(*cell, seed): value for cell, values in cells.items() for seed, value in enumerate(values)}
     pairs = [[["a", "ap"], ["b", "ap"]], [["c", "ap"], ["d", "ap"]]]
     found = gains_more(Measured({"metric": metric}), 1.0, pairs=pairs)
-    assert found.effect == pytest.approx(4 - 1.25) and found.threshold == 0 and found.seeds == 2
-    assert found.p == pytest.approx(stats.ttest_ind([3, 4, 5], [1, 1.5], equal_var=False, alternative="greater").pvalue)
-    other = gains_more(Measured({"metric": metric}), 1.0, pairs=pairs[::-1])
-    assert other.p == pytest.approx(1 - found.p)
+    a, b, c, d = (np.array(values, float) for values in cells.values())
+    errors = [x.var(ddof=1) / x.size for x in (a, b, c, d)]
+    freedom = sum(errors) ** 2 / sum(e**2 / (x.size - 1) for e, x in zip(errors, (a, b, c, d), strict=True))
+    effect = a.mean() - b.mean() - c.mean() + d.mean()
+    assert found.effect == pytest.approx(effect) and found.threshold == 0 and found.seeds == 2
+    assert found.p == pytest.approx(stats.t.sf(effect / math.sqrt(sum(errors)), freedom))
+    assert gains_more(Measured({"metric": metric}), 1.0, pairs=pairs[::-1]).p == pytest.approx(1 - found.p)
     assert math.isnan(gains_more(Measured({"metric": {}}), 1.0, pairs=pairs).effect)
 
 
@@ -191,29 +191,23 @@ def test_departs_more_than_seeds_do():
     assert departs(one, 1.0, of=["sn", "far"], than=["sn", "home"], reference=["sn", "home"], moment="mean").seeds == 0
 
 
-def test_resembles():
-    found = resembles(RATIOS, 1.0, of=["sn", "near"], reference=["sn", "home"], moment="mean", below=0.5)
-    assert found.effect == pytest.approx(-np.mean([symmetric_kl(0.5, 0.4 + 0.01 * s) / 2 for s in range(3)]))
-    assert found.threshold == -0.5 and found.p < 0.05
-    assert resembles(RATIOS, 1.0, of=["sn", "far"], reference=["sn", "home"], moment="mean", below=0.1).p > 0.95
-    own = resembles(RATIOS, 1.0, of=["sn", "home"], reference=["sn", "home"], moment="mean", below=0.5)
-    expected = [symmetric_kl(0.4 + 0.01 * s, 0.41 + 0.01 * s) / 2 for s in range(2)]
-    assert own.effect == pytest.approx(-np.mean(expected)) and own.seeds == 2
+def test_most_of_a_gain():
+    """From 10 down to 4; at 6 most of it is reached: (10 + 4) / 2 - 6 = 1, by Welch of the three."""
+    cells = {"start": [9.8, 10.2, 10.0], "mo": [6.1, 5.9, 6.0], "do": [9.0, 9.3, 8.7], "end": [4.0, 4.1, 3.9]}
+    runs = {(name, "e", seed): value for name, values in cells.items() for seed, value in enumerate(values)}
+    found = gains_most_of(Measured({"metric": runs}), 1.0, of=["mo", "e"], start=["start", "e"], end=["end", "e"])
+    assert found.effect == pytest.approx(1.0) and found.seeds == 3
+    parts = [w**2 * np.var(cells[name], ddof=1) / 3 for name, w in (("mo", 1), ("start", 0.5), ("end", 0.5))]
+    freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
+    assert found.p == pytest.approx(t_tail(1.0 / math.sqrt(sum(parts)), freedom))
+    none = gains_most_of(Measured({"metric": runs}), 1.0, of=["do", "e"], start=["start", "e"], end=["end", "e"])
+    assert none.effect == pytest.approx(-2.0) and none.p > 0.95
+    missing = gains_most_of(Measured({"metric": runs}), 1.0, of=["no", "e"], start=["start", "e"], end=["end", "e"])
+    assert math.isnan(missing.effect) and math.isnan(missing.p)
 
 
-@pytest.mark.parametrize(
-    ("p", "expected"),
-    [
-        ([0.01], "holds"),
-        ([0.01, 0.049], "holds"),
-        ([0.01, 0.051], "not enough seeds"),
-        ([0.96], "does not hold"),
-        ([0.01, 0.96], "not enough seeds"),  # two tests: 1 - p must be below 0.025
-        ([0.01, 0.98], "does not hold"),
-        ([math.nan], "not enough seeds"),
-        ([0.01, math.nan], "not enough seeds"),
-        ([math.nan, 0.99], "does not hold"),
-    ],
-)
-def test_verdict(p, expected):
-    assert verdict([Evidence("", 0.0, 0.0, value, 3) for value in p]) == expected
+def test_two_quantities_of_one_cell_are_paired():
+    runs = {key: str(key) for key in RATIO}
+    measured = Measured(MEASURED.at_once, runs=runs)
+    found = exceeds(measured, 1.0, of=["sn", "c"], than=["sn", "c"], quantity="ratio", than_quantity="other")
+    assert found.is_paired and found.effect == pytest.approx(0.1) and found.seeds == 3

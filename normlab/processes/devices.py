@@ -21,15 +21,23 @@ def this_device() -> torch.device:
 
 
 def prepare(config: Config, device: torch.device) -> None:
-    """Threads and determinism: on the CPU the same command gives the same numbers, bit for bit."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    """Determinism: on the CPU the same command gives the same numbers, bit for bit."""
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        if config.compile:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        else:
+            torch.set_deterministic_debug_mode("warn")  # the same, without importing torch's compiler
         # Else torch.empty writes NaN first: a pass more over every tensor that a kernel then writes.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:
         torch.cuda.set_device(device)
+
+
+def seed(device: torch.device, number: int) -> None:
+    """Seed torch's global generators of the CPU and of this device; torch.manual_seed looks for all there may be."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
