@@ -171,7 +171,8 @@ class Detection(Task):
     # ---- training ------------------------------------------------------------------------------------------------
 
     def losses(self, model: nn.Module, batch: Images, replicas: int) -> Outcome:
-        found = model(batch.images, [_wanted(target) for target in batch.targets])
+        names = _NEEDED if "mask" in self._parts else _NEEDED[:2]  # masks would be resized for nothing
+        found = model(batch.images, [_wanted(target, names) for target in batch.targets])
         return Outcome({own: found[name].view(1) for own, name in _LOSSES.items() if name in found}, {})
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ class Detection(Task):
         return Traced((torch.stack(batch.images),), module=BODY.partition(".")[0])
 
 
-def _wanted(target: Target) -> dict[str, Tensor]:
+def _wanted(target: Target, names: Sequence[str] = _NEEDED) -> dict[str, Tensor]:
     """The instances that a detector is to find: no crowds."""
     single = target["iscrowd"] == 0
-    return {name: target[name][single] for name in _NEEDED if name in target}
+    return {name: target[name][single] for name in names if name in target}
