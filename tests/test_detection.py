@@ -20,6 +20,7 @@ from normlab.engine.batch_average import estimate
 from normlab.engine.build import build, build_task
 from normlab.engine.evaluate import evaluate
 from normlab.engine.session import open_session
+from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
 from normlab.reading import read_jsonl
 from normlab.replicas import RunningStatistics, permutation, together
@@ -281,7 +282,7 @@ def run(out: Path, *more: str) -> RunFolder:
     return RunFolder.of(load(words))
 
 
-def test_predictions_are_files_and_pictures(tmp_path):
+def test_predictions_are_files_and_pictures(tmp_path, monkeypatch):
     """Boxes in the pixels of the images, whatever size the network sees, under the statistics of the headline."""
     folder = run(tmp_path, MASK, "norm=sn", "model.min_size=64", "model.max_size=64", "model.least_score=0.01")
     assert main(["predict", str(folder.path), f"out={tmp_path / 'found'}"]) == 0
@@ -294,6 +295,19 @@ def test_predictions_are_files_and_pictures(tmp_path):
     assert len(kept) == 8 and kept[0]["truth"]["masks"].shape[1:] == (96, 96)
     assert set(kept[0]["predicted"]) == {"boxes", "labels", "masks"}
     assert main(["figure", "predictions", str(folder.path), str(folder.path), f"out={tmp_path / 'two.png'}"]) == 0
+    tensors = load_tensors(folder.predictions)
+    monkeypatch.setattr(Run, "_whole", lambda run, name: folder.path / name)  # as if the run had left what follows
+    for name, other, message in (
+        ("0.truth.boxes", None, "a sample is not whole"),
+        ("0.predicted.labels", torch.ones(50), "a sample is not whole"),
+        ("0.truth.masks", torch.zeros(len(tensors["0.truth.masks"]), 3, 3), "a sample is not whole"),
+        ("0.truth.boxes", torch.zeros(2), "nothing that a run keeps"),
+        ("0.truth.scores", torch.zeros(2), "nothing that a run keeps"),
+    ):
+        changed = tensors | {name: other}
+        save_tensors(folder.predictions, {key: tensor for key, tensor in changed.items() if tensor is not None})
+        with pytest.raises(UserError, match=message):
+            _ = Run.load(folder).predictions
 
 
 def test_many_metrics_stand_below_each_other(capsys):

@@ -16,7 +16,7 @@ SMALL = ("task=detection", "data.length=32", "data.val_length=12", "model.channe
          "model.box_samples=8", "model.anchor_samples=16", "tracker=none", "threads=1",
          "batch_average.samples=8")  # fmt: skip
 C4 = (*(word for word in SMALL if "channels" not in word), "model=scenes_detector_c4")
-MASK = "model=scenes_mask_detector"
+MASK = "model.mask=true"
 
 
 def parameters(model: nn.Module) -> int:

@@ -35,7 +35,7 @@ OWN = {  # tasks of conf/, small; classification has tests of its own
     "detection": (
         "data.length=40",
         "data.val_length=20",
-        "model=scenes_mask_detector",
+        "model.mask=true",
         "model.channels=8",
         "model.hidden=16",
         "model.anchor_samples=16",
