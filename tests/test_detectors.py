@@ -142,6 +142,7 @@ def test_receptive_fields_are_the_backbones():
         (["parts.mask=gn"], "part 'mask' does not exist"),
         (["norm=syncbn"], "norm.sync=true: replicas have unequal numbers of boxes"),
         (["task.frozen_stages=6"], "task.frozen_stages=6"),
+        (["model._target_=normlab.models.mlp.mlp"], "expected something to call as f(shape, num_classes, normalized"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(capsys, words, message):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normlab.errors import UserError
 from normlab.models.detectors import stages
-from normlab.schema import bind
+from normlab.schema import bind, check_call
 from normlab.tasks.task import Batch, Declaration, Evaluation, Metric, Outcome, Task, Traced
 from normlab.writing import write_json
 
@@ -121,6 +121,7 @@ class Detection(Task):
         return self.of_data("num_classes", "a whole number, without the background")
 
     def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
+        check_call(self.model["_target_"], ("shape", "num_classes", "normalized"), "model")
         normalized = {part for part, (norm, _) in declared.items() if norm is not None}
         model = bind(self.model)(self.example, self.num_classes, normalized)
         names = [name for name, _ in model.named_modules()]
