@@ -98,7 +98,7 @@ class _Inputs(NamedTuple):
     inputs: tuple[Any, ...]
     dynamic: tuple[Any, ...]
     samples: int
-    module: str
+    module: str = ""
 
 
 def _inputs(task: Task, model: nn.Module, number: int) -> _Inputs:
