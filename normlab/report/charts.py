@@ -13,7 +13,16 @@ from matplotlib.patches import Patch, Rectangle
 from normlab.dynamics.ratios import MOMENTS
 from normlab.errors import unknown
 from normlab.figures.bars import stacked
-from normlab.figures.style import MARKERS, MOMENT_NAMES, PAGE, at_print_size, legend_above, norm_colours, scope_colours
+from normlab.figures.style import (
+    MARKERS,
+    MOMENT_NAMES,
+    PAGE,
+    at_print_size,
+    draw_line,
+    legend_above,
+    norm_colours,
+    scope_colours,
+)
 from normlab.report.results import Results
 from normlab.report.table import Line
 
@@ -157,10 +166,9 @@ def learning(
             curves = of_row.get(row, [])
             length = min(map(len, curves), default=0)
             means = [statistics.fmean(values) for values in zip(*(curve[:length] for curve in curves), strict=True)]
-            axis.plot(range(1, length + 1), means, color=colour, label=table.rows[row].label)
+            draw_line(axis, range(1, length + 1), means, color=colour, label=table.rows[row].label)
         axis.set_title(title, loc="left", fontsize=7)
         axis.set(xlabel="epoch", ylabel="training loss" if quantity == "loss" else table.metrics[headline].label)
-        axis.grid(axis="y", alpha=0.3, linewidth=0.5)
         axis.legend(fontsize=6, frameon=False)
     return figure
 
