@@ -15,7 +15,7 @@ from normlab.norm import kernels, ops
 from normlab.norm.algebra import Algebra
 from normlab.norm.layer import Normalizer
 
-KERNELS = kernels.backend("cpu").kernels
+KERNELS = kernels.backend(torch.device("cpu")).kernels
 if not KERNELS:
     pytest.skip(kernels.status()["cpu"], allow_module_level=True)
 
@@ -302,7 +302,7 @@ def test_torchs_openmp_threads_are_shared():
 
 def test_processes_forked_before_the_first_use_have_threads():
     code = (
-        "import os, torch; from normlab.norm import kernels, ops; kernels.backend('cpu')\n"
+        "import os, torch; from normlab.norm import kernels, ops; kernels.backend(torch.device('cpu'))\n"
         "children = []\n"
         "for _ in range(3):\n"
         "    pid = os.fork()\n"
@@ -352,5 +352,5 @@ def test_without_kernels_the_definition_serves_and_status_says_why(tmp_path, cas
 
 
 def test_an_unknown_choice_is_refused():
-    code = "from normlab.norm import kernels\ntry: kernels.backend('cpu')\nexcept Exception as e: print(e)"
+    code = "from normlab.norm import kernels\ntry: kernels.status()\nexcept Exception as e: print(e)"
     assert run(code, NORMLAB_KERNELS="fast") == "NORMLAB_KERNELS=fast: expected auto or torch"

@@ -58,7 +58,7 @@ class _Normalize(Function):
         stored = stored_values is not None
         needed = ctx.needs_input_grad
         if ctx.fused:
-            kernel = kernels.backend(x.device.type).kernels["backward"]
+            kernel = kernels.backend(x.device).kernels["backward"]
             kept = (mean_NC, var_NC, scale, mu, rstd, statistics, *parameters)
             dx, *dparameters = kernel(dy, x, *kept, stored, algebra, replicas, needed[0])
         else:

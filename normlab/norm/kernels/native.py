@@ -54,7 +54,7 @@ _ARGUMENTS = {  # of each function: numbers, and how many addresses follow them
 }
 
 
-def load() -> Backend:
+def load(device: torch.device) -> Backend:
     """The kernels, from a library that is built if it is not there yet.
 
     Raises:
