@@ -12,8 +12,10 @@ is never split. What a rank does then depends on G and N alone, never on D:
     randomness   dropout draws from (seed, iteration, replica, layer)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,7 +26,7 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from normlab.errors import UserError
-from normlab.norm.layer import BatchStatistics, Normalizer
+from normlab.norm.layer import Normalizer
 from normlab.norm.ops import accumulation_dtype
 from normlab.norm.pooling import num_ranks
 from normlab.seeding import mix_seed
@@ -107,44 +109,40 @@ def normalizers(model: nn.Module) -> list[Normalizer]:
 
 def set_replicas(model: nn.Module, replicas: int, seeds: list[int] | None = None) -> None:
     """Tell the layers that the next training pass stacks so many replicas, and the seeds of their randomness."""
-    for module in model.modules():
-        if isinstance(module, Normalizer):
-            module.replicas = replicas
-        elif isinstance(module, ReplicaDropout):
-            module.seeds = seeds
+    tell(replicated(model), replicas, seeds)
 
 
-class _Calls:
-    """What the k-th calls of a layer measured in several passes: sums over their rows, and the number of rows.
+def replicated(model: nn.Module) -> list["Normalizer | ReplicaDropout"]:
+    """The layers whose result depends on which rows are one replica's."""
+    return [m for m in model.modules() if isinstance(m, Normalizer | ReplicaDropout)]
 
-    Variances are kept apart by the size of their pixel sets, since the unbiased estimate of each takes its own.
-    """
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.mean: dict[str, Tensor] = {}  # scope -> sum (W,)
-        self.var: dict[str, dict[int, Tensor]] = {}  # scope -> size -> sum (W,), biased
+def tell(layers: Sequence["Normalizer | ReplicaDropout"], replicas: int, seeds: list[int] | None) -> None:
+    """`set_replicas` for layers that are known: looking for them in each pass takes longer than telling them."""
+    for layer in layers:
+        if isinstance(layer, Normalizer):
+            layer.replicas = replicas
+        else:
+            layer.seeds = seeds
 
-    def add(self, call: Mapping[str, BatchStatistics]) -> None:
-        rows = 0
-        for scope, (mean_RW, var_RW, size) in call.items():
-            rows = len(mean_RW)
-            mean_W, var_W = mean_RW.mean(0) * rows, var_RW.mean(0) * rows
-            self.mean[scope] = self.mean[scope] + mean_W if scope in self.mean else mean_W
-            of_size = self.var.setdefault(scope, {})
-            of_size[size] = of_size[size] + var_W if size in of_size else var_W
-        self.rows += rows
 
-    def flat(self, layer: Normalizer, sizes: Mapping[str, int]) -> Tensor:
-        """Mean and variance of each scope, one after the other; variances as pixel sets of `sizes` would have them."""
-        parts = []
-        for scope, size in sizes.items():
-            first, *others = (
-                var_W if own == size else var_W * (layer.correction(own) / layer.correction(size))
-                for own, var_W in self.var[scope].items()
-            )
-            parts += [self.mean[scope], sum(others, first)]
-        return torch.cat(parts)
+class _Call(NamedTuple):
+    """What one call of a layer measured, in the order of its buffers."""
+
+    layer: int
+    k: int  # of its calls in the pass
+    parts: list[Tensor]  # (R, W) each
+    factors: list[float]  # of each: what the moving average takes of it
+
+
+class _Measured(NamedTuple):
+    """What all k-th calls of a layer measured in an iteration, in the order of its buffers."""
+
+    sums: list[Tensor]  # (W,) each, over the rows
+    rows: float
+
+
+_Key = tuple[int, int]  # k, and the layer's place
 
 
 class RunningStatistics:
@@ -152,83 +150,108 @@ class RunningStatistics:
 
     As in torch, a layer that a pass calls twice advances by two steps: the k-th takes the mean over all replicas that
     called it a k-th time, in any pass and on any rank. Passes and ranks need not call a layer equally often, nor on
-    images of one size. A layer that none called does not advance.
+    images of one size: each variance is corrected by the size of its own pixel sets. A layer that none called does not
+    advance. All layers move at once: in a small network the number of operations is what counts.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = [layer for layer in normalizers(model) if layer.tracks_statistics]
         for layer in self.layers:
             layer.calls = []
-        self._calls: list[list[_Calls]] = [[] for _ in self.layers]  # of each layer, by k
-        # Of each layer: one of the buffers of each scope that it measures, in the order in which it measures them.
-        self._buffers = [{scope: name for name, (scope, _) in layer.stored_names().items()} for layer in self.layers]
+        self._stored = [layer.stored_names() for layer in self.layers]  # of each layer: buffer -> (scope, mean or var)
+        self._measured: dict[_Key, _Measured] = {}
 
+    @torch.no_grad()
     def collect(self) -> None:
         """Take from the layers what they measured in the pass just made."""
-        for layer, calls in zip(self.layers, self._calls, strict=True):
+        by_rows: dict[int, list[_Call]] = {}  # synchronized layers measure one row, others one a replica
+        for number, (layer, stored) in enumerate(zip(self.layers, self._stored, strict=True)):
             assert layer.calls is not None
             for k, call in enumerate(layer.calls):
-                if k == len(calls):
-                    calls.append(_Calls())
-                calls[k].add(call)
+                parts = [
+                    call[scope].mean_RW if what == "mean" else call[scope].var_RW for scope, what in stored.values()
+                ]
+                factors = [
+                    1.0 if what == "mean" else layer.correction(call[scope].size) for scope, what in stored.values()
+                ]
+                by_rows.setdefault(len(parts[0]), []).append(_Call(number, k, parts, factors))
             layer.calls.clear()
+        for rows, calls in by_rows.items():
+            parts = [part_RW for of in calls for part_RW in of.parts]
+            sums = torch.cat(parts, 1).sum(0).split([part_RW.shape[1] for part_RW in parts])
+            scaled = iter(torch._foreach_mul(sums, [factor for of in calls for factor in of.factors]))
+            for of in calls:
+                self._add((of.k, of.layer), _Measured(list(islice(scaled, len(of.parts))), rows))
 
+    def _add(self, key: _Key, found: _Measured) -> None:
+        if key in self._measured:
+            earlier = self._measured[key]
+            found = _Measured(list(torch._foreach_add(earlier.sums, found.sums)), earlier.rows + found.rows)
+        self._measured[key] = found
+
+    @torch.no_grad()
     def advance(self) -> None:
         """Average over the rows of all passes and ranks, and move the running statistics by a step for each k."""
-        if not self.layers:
-            return
-        counts, sizes = self._agree()
-        sums, rows, widths = [], [], []
-        for layer, buffers, calls, count, size in zip(
-            self.layers, self._buffers, self._calls, counts, sizes, strict=True
-        ):
-            stored = [layer.get_buffer(name) for name in buffers.values()]
-            widths.append([t_W.numel() for t_W in stored for _ in ("mean", "var")])
-            zeros = stored[0].new_zeros(sum(widths[-1]), dtype=accumulation_dtype(stored[0]))
-            missing = count - len(calls)
-            sums += [of.flat(layer, size).to(zeros.dtype) for of in calls] + [zeros] * missing
-            rows += [of.rows for of in calls] + [0] * missing
-        averages = iter(_averages(sums, rows))
-        for layer, count, size, width in zip(self.layers, counts, sizes, widths, strict=True):
-            for _ in range(count):
-                parts = iter(next(averages)[None].split(width, 1))
-                layer.update_running({scope: BatchStatistics(next(parts), next(parts), size[scope]) for scope in size})
-        self._calls = [[] for _ in self.layers]
+        measured, self._measured = self._over_ranks(), {}
+        for _, step in groupby(sorted(measured), key=lambda key: key[0]):
+            keys = list(step)
+            for momentum in dict.fromkeys(self.layers[number].momentum for _, number in keys):
+                self._move({key: measured[key] for key in keys if self.layers[key[1]].momentum == momentum}, momentum)
+            torch._foreach_add_([self.layers[number].get_buffer("num_batches_tracked") for _, number in keys], 1)
 
-    def _agree(self) -> tuple[list[int], list[dict[str, int]]]:
-        """How often each layer was called at most, and the size of its largest pixel sets by scope, over all ranks."""
-        counts = [len(calls) for calls in self._calls]
-        sizes = [
-            {scope: max((size for of in calls for size in of.var[scope]), default=0) for scope in buffers}
-            for buffers, calls in zip(self._buffers, self._calls, strict=True)
-        ]
-        if num_ranks() > 1:
-            least = [-count for count in counts]  # whose largest is the least count
-            own = [*counts, *(size for of in sizes for size in of.values()), *least]
-            device = self.layers[0].get_buffer(next(iter(self._buffers[0].values()))).device
-            values = torch.tensor(own, device=device)
-            dist.all_reduce(values, dist.ReduceOp.MAX)
-            largest = iter(values.tolist())
-            counts = [next(largest) for _ in counts]
-            sizes = [{scope: next(largest) for scope in of} for of in sizes]
-            for layer, count in zip(self.layers, counts, strict=True):
-                if -next(largest) != count and layer.sync:
-                    raise UserError(
-                        "norm.sync=true needs all devices to run the same layers in each pass, and here a layer ran on "
-                        "some of them alone; use norm.sync=false"
-                    )
-        return counts, sizes
+    def _move(self, measured: Mapping[_Key, _Measured], momentum: float | None) -> None:
+        """Layers of one momentum by one step."""
+        buffers = {key: self._buffers(key[1]) for key in measured}
+        means = torch._foreach_div(
+            [sum_W for found in measured.values() for sum_W in found.sums],
+            [found.rows for found in measured.values() for _ in found.sums],
+        )
+        flat = [buffer_W for of in buffers.values() for buffer_W in of]
+        values = [mean_W.to(buffer_W.dtype) for mean_W, buffer_W in zip(means, flat, strict=True)]
+        weights = [self.layers[key[1]].weight_of_step(t_W.dtype) for key, of in buffers.items() for t_W in of]
+        torch._foreach_lerp_(flat, values, weights if momentum is None else momentum)  # type: ignore[arg-type]
 
+    def _buffers(self, number: int) -> list[Tensor]:
+        return [self.layers[number].get_buffer(name) for name in self._stored[number]]
 
-def _averages(sums: list[Tensor], rows: list[int]) -> list[Tensor]:
-    """Each sum by its number of rows, both added up over the ranks, which hold sums of the same lengths."""
-    if num_ranks() == 1 or not sums:
-        return [sum_ / of for sum_, of in zip(sums, rows, strict=True)]
-    first = sums[0]
-    flat = torch.cat([torch.tensor(rows, dtype=first.dtype, device=first.device), *sums])
-    dist.all_reduce(flat)
-    totals, *joined = flat.split([len(rows), *(t.numel() for t in sums)])
-    return [sum_ / total for sum_, total in zip(joined, totals, strict=True)]
+    def _over_ranks(self) -> dict[_Key, _Measured]:
+        """What was measured, added up over the ranks; of a call that a rank did not make it adds nothing."""
+        if num_ranks() == 1 or not self.layers:
+            return self._measured
+        keys = [(k, number) for number, count in enumerate(self._agreed_counts()) for k in range(count)]
+        if not keys:
+            return {}
+        found = [self._measured.get(key) or self._nothing(key[1]) for key in keys]
+        sums = [sum_W for of in found for sum_W in of.sums]
+        rows = torch.tensor([of.rows for of in found], dtype=sums[0].dtype, device=sums[0].device)
+        flat = torch.cat([rows, *sums])
+        dist.all_reduce(flat)
+        totals, *joined = flat.split([len(keys), *map(len, sums)])
+        rest = iter(joined)
+        return {
+            key: _Measured([sum_W / total for sum_W in islice(rest, len(of.sums))], 1)  # nothing is read of a GPU
+            for key, of, total in zip(keys, found, totals, strict=True)
+        }
+
+    def _nothing(self, number: int) -> _Measured:
+        return _Measured([torch.zeros_like(t_W, dtype=accumulation_dtype(t_W)) for t_W in self._buffers(number)], 0)
+
+    def _agreed_counts(self) -> list[int]:
+        """How often each layer was called at most, over all ranks."""
+        counts = [0] * len(self.layers)
+        for k, number in self._measured:
+            counts[number] = max(counts[number], k + 1)
+        own = [*counts, *(-count for count in counts)]  # of these the largest is the least count
+        values = torch.tensor(own, device=self._buffers(0)[0].device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        most, least = values.view(2, -1).tolist()
+        for layer, largest, smallest in zip(self.layers, most, least, strict=True):
+            if largest != -smallest and layer.sync:
+                raise UserError(
+                    "norm.sync=true needs all devices to run the same layers in each pass, and here a layer ran on "
+                    "some of them alone; use norm.sync=false"
+                )
+        return most
 
 
 class ReplicaDropout(nn.Module):

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conf_pairs import companions, task_of
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from normlab.config import (
     EXECUTION,
@@ -484,3 +487,30 @@ def test_a_file_whose_module_is_missing_matters_to_those_alone_who_ask_for_it(tw
         load(["lr=0.1"])
     with pytest.raises(UserError, match="there is no Python module 'nowhere'"):
         load(["task=lost"])
+
+
+COMPOSED_BY_HYDRA = [
+    (),
+    ("norm=sn", "batch=8x2"),
+    ("norm=sn", "norm.eps=1e-3", "norm.momentum=null", "optim=sgd", "optim.lr=0.3", "seed=3"),
+    ("seed=1", "optim.lr=0.1", "optim=adam", "seed=2"),
+    ("optim.lr=1", "optim.lr=2"),
+    ("parts.head=none", "parts.backbone={norm:bn,weight:ws}", "parts.head={norm:gn}"),
+    ("schedule=step", "schedule.milestones=[1,2,3]"),
+    ("data=scenes", "data.size=48", "out='my runs'", "tracker.mode=disabled"),
+    ("task=segmentation", "model.width=8", "data.train=64"),
+    ("data.root=${oc.env:HOME}", "init=a/${seed}"),
+    ("norm=none", "weight=ws"),
+]
+
+
+@pytest.mark.parametrize("words", COMPOSED_BY_HYDRA, ids=" ".join)
+def test_words_mean_what_hydra_alone_would_make_of_them(words: tuple[str, ...]) -> None:
+    """Files once for each choice of them, then values: the same as one composition of Hydra's with all the words."""
+    keys = [word.partition("=")[0] for word in words]
+    as_hydra = [word if key in GROUPS else f"++{word}" for word, key in zip(words, keys, strict=True)]
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        composed = hydra_compose("config", as_hydra)
+    whole = OmegaConf.to_container(composed, resolve=True)
+    ours, _ = compose._compose(list(words))
+    assert ours == whole

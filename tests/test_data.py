@@ -10,12 +10,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from normlab.data.augment import pad_crop_flip, random_shift, resize_center_crop, resized_crop_flip, sample_rng
+from normlab.data.augment import pad_crop_flip, random_shifts, resize_center_crop, resized_crop_flip, sample_rng
 from normlab.data.digits import Digits
 from normlab.data.splits import balanced_subset, held_out, training_fraction
 from normlab.data.synthetic import Synthetic
 from normlab.errors import UserError
-from normlab.seeding import mix_seed
+from normlab.seeding import hashed, mix_seed
 
 
 def images(dataset, keys):
@@ -103,15 +103,20 @@ def test_pad_crop_flip_gives_exactly_the_crops_of_the_padded_image():
     assert max(seen.values()) < 60  # 30 expected of each
 
 
-def test_random_shift_moves_by_up_to_the_given_pixels():
-    image = np.random.RandomState(0).rand(1, 4, 5).astype(np.float32)
-    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=-7.0)
-    allowed = {padded[:, t : t + 4, le : le + 5].tobytes() for t in range(3) for le in range(3)}
-    seen = set()
-    for index in range(200):
-        with sample_rng(0, 0, index):
-            seen.add(random_shift(torch.from_numpy(image), 1, -7.0).numpy().tobytes())
-    assert seen == allowed
+def test_random_shifts_move_each_image_by_up_to_the_given_pixels():
+    images = np.random.RandomState(0).rand(200, 2, 4, 5).astype(np.float32)
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-7.0)
+    keys = hashed(0, 0, np.arange(200))
+    moved = random_shifts(torch.from_numpy(images), keys, 1, -7.0).numpy()
+    places = [(top, left) for top in range(3) for left in range(3)]
+    found = [
+        [at for at in places if np.array_equal(moved[i], padded[i, :, at[0] : at[0] + 4, at[1] : at[1] + 5])]
+        for i in range(200)
+    ]
+    assert all(len(of_one) == 1 for of_one in found)
+    assert {at for of_one in found for at in of_one} == set(places)
+    alone = random_shifts(torch.from_numpy(images[7:8]), keys[7:8], 1, -7.0)
+    assert np.array_equal(alone.numpy(), moved[7:8])
 
 
 def test_resnet_recipe_crops_8_to_100_percent_of_the_area():

@@ -243,12 +243,12 @@ def test_hydras_own_folders_for_jobs_do_not_move_the_runs(capsys, tmp_path):
     assert len(list((tmp_path / "results" / "runs").glob("*/summary.json"))) == 2
 
 
-@pytest.mark.long  # on a loaded machine it failed now and then, for a reason that is not known yet
 @pytest.mark.parametrize("launcher", ["normlab", "basic"])
 def test_a_search_ends_with_the_status_of_its_cells(launcher: str, capsys) -> None:
     """Whoever runs them: a search goes on where a cell failed, and Optuna says nothing of it in the end."""
     search = (f"hydra/launcher={launcher}", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "iterations=2")
-    code, said = sweep(capsys, *search, "accumulate=choice(1,1000)")
+    # In an order by chance: in three of four the last cell fails.
+    code, said = sweep(capsys, *search, "accumulate=choice(1,1000,2000,3000)")
     assert code == 1
     assert re.search(r"failed: .*needs 16000 samples an update", said)
     (found,) = Path("results/sweeps").glob("*/optimization_results.yaml")

@@ -13,7 +13,7 @@ from normlab.errors import UserError, unknown
 from normlab.schema import Parameter
 from normlab.words import parse
 
-BENCHES = ("norm", "step", "train", "data", "scenes", "start")
+BENCHES = ("norm", "step", "run", "train", "data", "scenes", "start")
 RESULTS = "results/bench"
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from normlab.seeding import mix_seed
+from normlab.seeding import Bits, mix_seed, uniforms
 
 # The ResNet recipe: crops of 8% to 100% of the area, sides in ratio 3:4 to 4:3; evaluation on the central 224 of 256.
 CROP_AREA = (0.08, 1.0)
@@ -127,12 +128,18 @@ def chain(*steps: torch.nn.Module) -> torch.nn.Module:
     return _transforms().Compose(list(steps))
 
 
-def random_shift(image_CHW: Tensor, pixels: int, background: float) -> Tensor:
-    """The image moved by up to `pixels` in each direction; what comes into view is `background`."""
-    _, height, width = image_CHW.shape
-    padded_CHW = pad(image_CHW, (pixels,) * 4, value=background)
-    top, left = torch.randint(2 * pixels + 1, (2,)).tolist()
-    return padded_CHW[:, top : top + height, left : left + width]
+def random_shifts(images_BCHW: Tensor, bits_B: Bits, pixels: int, background: float) -> Tensor:
+    """Each image moved by up to `pixels` in each direction, by its random bits; what comes into view is background."""
+    _, _, height, width = images_BCHW.shape
+    padded_BCHW = pad(images_BCHW, (pixels,) * 4, value=background)
+    start_B2 = torch.from_numpy((uniforms(bits_B, 0, 2) * (2 * pixels + 1)).astype(np.int64))
+    batch_B, channels_C = (torch.arange(n) for n in images_BCHW.shape[:2])
+    rows_BH = start_B2[:, :1] + torch.arange(height)
+    columns_BW = start_B2[:, 1:] + torch.arange(width)
+    return padded_BCHW[
+        *(batch_B[:, None, None, None], channels_C[:, None, None]),
+        *(rows_BH[:, None, :, None], columns_BW[:, None, None]),
+    ]
 
 
 def _transforms() -> ModuleType:

@@ -1,17 +1,19 @@
 """scikit-learn's handwritten digits, the default: 1,797 real images of 8x8 pixels, in memory."""
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from normlab.data.augment import random_shift
+from normlab.data.augment import random_shifts
 from normlab.data.dataset import ImageDataset, check_split
 from normlab.data.splits import held_out, training_fraction
+from normlab.seeding import hashed
 
 
 class Digits(ImageDataset):
@@ -51,12 +53,24 @@ class Digits(ImageDataset):
         members = members[training_fraction(labels_N[members], split, fraction)]
         self.images_NCHW = _resize((images_NCHW[members] - mean) / std, size)
         self.shape = (1, size, size)
-        background = float(-mean / std)
-        move = partial(random_shift, pixels=shift, background=background) if split == "train" and shift else None
-        super().__init__(seed, labels_N[members], eval_transform=_as_it_is, train_transform=move)
+        self.shift = shift if split == "train" else 0
+        self.background = float(-mean / std)
+        super().__init__(seed, labels_N[members], eval_transform=_as_it_is)
 
     def read(self, index: int) -> Tensor:
         return self.images_NCHW[index]
+
+    def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, int]:
+        return self.take_all([(epoch, index)])[0]
+
+    def take_all(self, keys: Sequence[tuple[int | None, int]]) -> list[tuple[Tensor, int]]:
+        """The digits of many keys, all of one epoch, each as `take` gives it."""
+        indices = [index for _, index in keys]
+        images_BCHW, epoch = self.images_NCHW[indices], keys[0][0]
+        if self.shift and epoch is not None:
+            bits_B = hashed(self.seed, epoch, np.array(indices))
+            images_BCHW = random_shifts(images_BCHW, bits_B, self.shift, self.background)
+        return list(zip(images_BCHW, self.labels_N[indices].tolist(), strict=True))
 
 
 def _resize(images_NCHW: Tensor, size: int) -> Tensor:

@@ -173,7 +173,7 @@ def measure(session: Session) -> State:
     def forward(trip: tuple[Pass, Batch]) -> None:
         current, batch = trip
         seeds = current.seeds(seed)
-        torch.manual_seed(seeds[0])  # for what draws from the global generator inside a model
+        devices.seed(session.device, seeds[0])  # for what draws from the global generator inside a model
         set_replicas(model, len(current.replicas), seeds)
         with devices.autocast(config, session.device):
             phase.objective(model, batch, len(current.replicas))

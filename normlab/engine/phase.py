@@ -18,7 +18,7 @@ from normlab.engine.loader import batches
 from normlab.engine.session import Session
 from normlab.errors import UserError
 from normlab.processes import devices
-from normlab.replicas import Pass, RunningStatistics, passes, set_replicas
+from normlab.replicas import Pass, RunningStatistics, passes, replicated, tell
 from normlab.schema import bind
 from normlab.seeding import mix_seed
 from normlab.tasks.task import Batch, Phase
@@ -60,6 +60,7 @@ class PhaseTraining:
             )  # type: ignore[arg-type]
             if session.device.type == "cpu":
                 devices.average_gradients(self._model)
+        self._replicated = replicated(model)
         self._sums: Sums = {}
         self._measures: list[str] = []
 
@@ -92,8 +93,8 @@ class PhaseTraining:
         """Forward and backward of some replicas; gradients meet over ranks in the last pass of an update."""
         config, replicas = self.session.config, len(trip.replicas)
         seeds = trip.seeds(self._seed)
-        torch.manual_seed(seeds[0])  # for what draws from the global generator inside a model
-        set_replicas(self.session.experiment.model, replicas, seeds)
+        devices.seed(self.session.device, seeds[0])  # for what draws from the global generator inside a model
+        tell(self._replicated, replicas, seeds)
         alone = not completes_update and isinstance(self._model, DistributedDataParallel)
         with self._model.no_sync() if alone else nullcontext():  # type: ignore[operator]
             with devices.autocast(config, self.session.device):

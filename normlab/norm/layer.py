@@ -335,11 +335,14 @@ class Normalizer(nn.Module):
             for buffer, measured_RW, factor in (("mean", mean_RW, 1), ("var", var_RW, self.correction(size))):
                 running = self._buffers.get(_buffer(buffer, scope))
                 if running is not None:
-                    advance(running, measured_RW, self._weight_of_step(running.dtype), factor)
+                    advance(running, measured_RW, self.weight_of_step(running.dtype), factor)
         self.num_batches_tracked.add_(1)  # += would go through Module.__setattr__, which takes longer than adding
 
-    def _weight_of_step(self, dtype: torch.dtype) -> float | Tensor:
-        """A tensor where it depends on the count, which torch.compile and transforms have no value of."""
+    def weight_of_step(self, dtype: torch.dtype) -> float | Tensor:
+        """What a new value counts in the moving average.
+
+        A tensor where it depends on the count, which torch.compile and transforms have no value of.
+        """
         assert self.num_batches_tracked is not None
         return (self.num_batches_tracked + 1).to(dtype).reciprocal() if self.momentum is None else self.momentum
 

@@ -32,6 +32,13 @@ def prepare(config: Config, device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def seed(device: torch.device, number: int) -> None:
+    """Seed torch's global generators of the CPU and of this device; torch.manual_seed looks for all there may be."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
 def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(device, dtype(config), memory_format=layout)  # type: ignore[call-overload]

@@ -12,7 +12,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ def multirun(words: list[str]) -> int:
     if not is_ours:
         logging.getLogger("submitit").addFilter(_once(set()))
     try:
-        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
+        with _grids_that_end() if searches else nullcontext():
+            hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_run_cell)()
     except UserError:
         raise
     except HydraException as error:
@@ -93,6 +95,24 @@ def multirun(words: list[str]) -> int:
         plugin = f"hydra/sweeper={given['hydra/sweeper']}" if searches else f"hydra/launcher={given['hydra/launcher']}"
         print(f"normlab: {plugin}: {' '.join(str(failure).split()) or type(failure).__name__}", file=sys.stderr)
     return status or int(failure is not None)
+
+
+@contextmanager
+def _grids_that_end() -> Iterator[None]:
+    """Let a search over a grid end, whatever its last cell did.
+
+    Optuna's grid sampler stops the study after the last cell, which is an error where nothing optimizes. Hydra's plugin
+    knows that of a cell that ended well, and not of one that failed: the search ended without its results.
+    """
+    from unittest import mock
+
+    try:
+        from optuna.study import Study
+    except ImportError:  # another sweeper, or none: Hydra says so
+        yield
+        return
+    with mock.patch.object(Study, "stop", lambda study: None):
+        yield
 
 
 def _started(place: Path) -> set[tuple[Path, int]]:
