@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from norm_files import NORMS, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from normlab.bench.norm import kept_bytes
 from normlab.norm import kernels, ops
 from normlab.norm.algebra import Algebra
 from normlab.norm.layer import Normalizer
@@ -221,6 +223,21 @@ def test_a_pass_takes_the_moments_and_the_stored_statistics_it_is_given():
     assert torch.equal(mean, row)
     expected = torch.nn.functional.batch_norm(x, stored[:12], stored[12:], eps=1e-3)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 64, 7, 7), (512, 64)])
+@pytest.mark.parametrize("name", [name for name in NORMS if name not in ("in", "bn_frozen")])
+def test_little_beside_x_is_kept_for_the_backward_pass(name, shape, dtype):
+    """The moments, float32: 2 values a map. Those of a single position are not kept: x has them."""
+    layer = build(name, 64)
+    layer.replicas = 4
+    x = draw(shape, 0, dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        kept = kept_bytes(layer, x)
+    moments = 2 * 4 * shape[0] * shape[1] if len(shape) == 4 else 0
+    of_replicas = 4 * 4 * layer.replicas * shape[1] if name == "brn" else 0  # how weight and bias of each are corrected
+    assert kept <= x.numel() * x.element_size() + moments + of_replicas
 
 
 def test_an_average_advances_as_defined():

@@ -284,7 +284,10 @@ class _Kernels:
     def forward(
         self, x, mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored, algebra: Algebra, replicas: int
     ) -> Any:
-        """moments (where mean_NC is None), mix and affine: y, mean_NC, var_NC, statistics."""
+        """moments (where mean_NC is None), mix and affine: y, then mean_NC, var_NC, statistics.
+
+        No moments of maps of a single position, which are the map itself, and zeros: they would be as large as x.
+        """
         last = _channels_last(x)
         if last is None:
             return NotImplemented
@@ -304,7 +307,7 @@ class _Kernels:
         results = (mean_NC, var_NC, torch.empty(size, dtype=wide))
         numbers = (_TYPES[x.dtype], description, algebra.eps, x.numel() // mean_NC.numel(), last, measure)
         _call(self._functions["forward"], *numbers, x, *parameters, y, *results)
-        return y, *results
+        return (y, None, None, results[-1]) if measure and mean_NC.numel() == x.numel() else (y, *results)
 
     def backward(
         self,
@@ -326,6 +329,8 @@ class _Kernels:
         The moments are those that `forward` gave.
         """
         last, wide, shape = _channels_last(x), _wide(x), x.shape[:2]
+        if mean_NC is None:
+            mean_NC, var_NC = self.moments(x)
         parameters = (weight, bias, mean_logits, var_logits)
         description, _ = _describe(
             *(replicas, *shape, *_counts(shape[1], *parameters), algebra.std, algebra.hard),
