@@ -9,10 +9,12 @@ Run it after `normlab reproduce`; nothing between the markers is typed by hand (
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 from marked import fill
 
 from normlab.report.claims import standings
+from normlab.report.judging import Verdict
 from normlab.report.printed import papers
 from normlab.report.records import table_folder
 from normlab.report.render import verdict_text
@@ -22,7 +24,7 @@ from normlab.writing import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAGE = RESULTS / "README.md"
-_VERDICTS = ("holds", "does not hold", "not enough seeds", "mixed versions")
+_VERDICTS = get_args(Verdict)
 
 
 def main() -> int:
@@ -41,16 +43,18 @@ def _tables(scale: str) -> str:
         for table in all_tables()
         if (table_folder(table, scale, RESULTS) / "records.jsonl").is_file()
     ]
-    head = f"| table | what | runs | seeds | {' | '.join(_VERDICTS)} | figures |"
-    return "\n".join([head, "| --- | --- |" + " ---: |" * (2 + len(_VERDICTS)) + " --- |", *map(_line, found)])
+    verdicts = [Counter(verdict_text(judged) for judged in results.judged.values()) for results in found]
+    used = [verdict for verdict in _VERDICTS if any(counted[verdict] for counted in verdicts)]
+    head = f"| table | what | runs | seeds | {' | '.join(used)} | figures |"
+    lines = [_line(results, [counted[v] for v in used]) for results, counted in zip(found, verdicts, strict=True)]
+    return "\n".join([head, "| --- | --- |" + " ---: |" * (2 + len(used)) + " --- |", *lines])
 
 
-def _line(results: Results) -> str:
+def _line(results: Results, verdicts: list[int]) -> str:
     table, folder = results.table, table_folder(results.table, results.scale_name, RESULTS).name
-    verdicts = Counter(verdict_text(judged) for judged in results.judged.values())
     figures = [f"[{name}]({folder}/{name}.png)" for name in table.figures]
     runs = len({record["id"] for record in results.records})
-    counts = (runs, len(results.seeds), *(verdicts[verdict] for verdict in _VERDICTS))
+    counts = (runs, len(results.seeds), *verdicts)
     cells = [f"[{table.name}]({folder}/report.md)", table.title, *map(str, counts), ", ".join(figures)]
     return f"| {' | '.join(cells)} |"
 

@@ -1,5 +1,6 @@
 """Benchmarks: their arithmetic, what they read from others' records, and that each runs, tiny; no time is judged."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -11,13 +12,15 @@ from page_scripts import script
 from PIL import Image
 from torch import nn
 
-from normlab.bench import command, data, follow, norm, papers, rounds, start, step, tables, train
+from normlab.bench import command, data, follow, norm, papers, rounds, run, start, step, tables, train
 from normlab.bench.follow import Moment
 from normlab.bench.images import make_folders
 from normlab.cli import main
 from normlab.config import load
+from normlab.engine.loop import Loop
 from normlab.errors import UserError
 from normlab.schema import bind, signature
+from normlab.tracker import NoTracker
 
 
 @pytest.fixture(autouse=True)
@@ -272,6 +275,28 @@ def test_scenes_run(capsys) -> None:
         (name, size) for name in ("scenes", "scene_maps", "scene_boxes") for size in (16, 24)
     ]
     assert all(row["milliseconds"]["median"] > 0 and row["alone"]["median"] > 0 for row in found["rows"])
+
+
+def test_run_runs(capsys) -> None:
+    found = result(capsys, "run", "settings=[norm=bn,batch=2x128,model.width=4]", "epochs=1", "rounds=1")
+    assert [row["who"] for row in found["rows"]] == [run.RUN, run.BARE, run.TORCH]
+    assert all(row["updates"] == 5 and row["milliseconds"]["median"] > 0 for row in found["rows"])
+    assert found["rows"][1]["to_bare"]["median"] == found["rows"][2]["to_torch"]["median"] == 1
+
+
+def test_the_bare_loop_learns_as_the_run_does(tmp_path: Path) -> None:
+    """The same network on the same samples: only then do their times compare."""
+    config = load(["norm=sn", "batch=2x128", "epochs=1", "schedule.milestones=[]", "tracker=none", f"out={tmp_path}"])
+    session = run._session(config, tmp_path, itertools.count())
+    bare = run._BareLoop(session, config, False)
+    loop = Loop(session, NoTracker(session.folder.path, "", "", {}))
+    torch.manual_seed(config.seed)
+    network = bare.network()
+    network.load_state_dict(session.experiment.model.state_dict())
+    bare.train_epochs(network)
+    loop.run()
+    for name, value in session.experiment.model.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_start_runs(monkeypatch, capsys) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from normlab.data.augment import pad_crop_flip, random_shifts, resize_center_crop, resized_crop_flip, sample_rng
 from normlab.data.digits import Digits
+from normlab.data.handwriting import load_handwriting
 from normlab.data.splits import balanced_subset, held_out, training_fraction
 from normlab.data.synthetic import Synthetic
 from normlab.errors import UserError
@@ -259,3 +260,11 @@ def test_synthetic_classes_can_be_told_apart():
     assert not torch.equal(train[0, 0][0], val[0, 0][0])
     residual_NP = train_NP - means_KP[train.labels_N]
     assert residual_NP.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_handwriting_is_what_scikit_learn_loads(monkeypatch):
+    ours, theirs = load_handwriting.__wrapped__(), load_digits(return_X_y=True)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.dtype == its.dtype and np.array_equal(mine, its)
+    monkeypatch.setattr("normlab.data.handwriting.find_spec", lambda name: None)
+    assert np.array_equal(load_handwriting.__wrapped__()[0], theirs[0])

@@ -185,6 +185,18 @@ def test_a_lost_snapshot_is_made_again(run, tmp_path):
     hard.set_status("finished")
 
 
+def test_a_run_without_what_a_table_records_is_made_again(run):
+    """Batch averages of each epoch are no part of a run's identity; a table may ask for them of another's run."""
+    table, words, folder = run
+    first = plan(table, "digits", [0], words, folder)
+    asks = plan(table, "digits", [0], [*words, "record.estimators=true"], folder)
+    assert first.ids == asks.ids
+    for plans in ([first, asks], [asks, first]):
+        shared = module._shared(plans)
+        assert all(config.record.estimators and config.rerun for config in shared.values())
+    assert not any(config.rerun for config in module._shared([plan(table, "digits", [0], words, folder)]).values())
+
+
 def test_records_of_other_seeds_stay_while_their_settings_do(run, tmp_path):
     table, words, folder = run
     into = tmp_path / "made-digits"
@@ -286,7 +298,7 @@ def test_quantities_of_a_run(run):
     epochs = {"train/loss": [2.0, 0.5], "train/top1": [40.0, 90.0], "val/top1": [50.0, 80.0]}
     found = measured([record | {"choices": choices, "epochs_of": epochs}], table, 10.0)
     expected = {"differing@0.3": 0.5, "differing@0.6": 0, "changed@0.3@0.6": 0.5}
-    expected |= {"learning": 65.0, "train.loss": 0.5, "gap": 10.0, "early_lead": 10.0}
+    expected |= {"learning": 65.0, "train.loss": 0.5, "gap": 10.0, "early_lead": 10.0, "setbacks": 0.0}
     expected |= {"metric": record["metrics"]["batch_average"]["top1"], "ratio.mean.bn": record["ratios"]["mean"]["bn"]}
     assert {name: found.of(name, ("sn", "top1"))[0] for name in expected} == pytest.approx(expected)
 
@@ -308,7 +320,11 @@ def test_records_tell_of_every_epoch_and_of_the_choices(run):
 def test_learning_is_higher_for_the_better_whatever_the_metric():
     record = {"headline": {"metric": "error"}, "epochs_of": {"train/loss": [3.0, 1.0], "val/error": [0.5, 0.1]}}
     lower = {"error": MetricInfo("squared error", unit="", better="lower")}
-    assert quantities._of_epochs(record, lower) == {"train.loss": 1.0, "learning": pytest.approx(-0.3)}
+    assert quantities._of_epochs(record, lower) == {"train.loss": 1.0, "learning": pytest.approx(-0.3), "setbacks": 0}
+    measured_too = record["epochs_of"] | {"val_batch_average/error": [0.2, 0.5, 0.4, 0.6]}
+    found = quantities._of_epochs(record | {"epochs_of": measured_too}, lower)
+    assert found["batch_average.learning"] == pytest.approx(-0.425)
+    assert found["batch_average.setbacks"] == pytest.approx(0.3 + 0.2)
     assert quantities._of_epochs(record, {"error": MetricInfo("hits")})["learning"] == pytest.approx(0.3)
     both = record["epochs_of"] | {"train/error": [0.4, 0.2]}
     found = quantities._of_epochs(record | {"epochs_of": both}, lower)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toy_dense import VOID
 
 from normlab.config import Config, load
-from normlab.engine.build import build
+from normlab.engine.build import build, build_task
 from normlab.errors import UserError
 from normlab.launch.life import train
 from normlab.replicas import normalizers, permutation
@@ -102,3 +102,20 @@ def test_whole_life_of_a_dense_run_and_init_from_it(tmp_path):
     assert torch.equal(start.model[2].weight, trained.float()[2].weight)
     assert torch.equal(start.model[0][1].running_mean, trained[0][1].running_mean)
     assert start.unused == ["0.1.mean_logits", "0.1.var_logits"]
+
+
+def test_accuracies_are_those_of_torchmetrics() -> None:
+    from torchmetrics.classification import MulticlassAccuracy
+
+    task = build_task(load(["data=synthetic", "tracker=none"]))
+    K = task.num_classes
+    theirs = {f"top{k}": MulticlassAccuracy(K, top_k=k, average="micro") for k in (1, 5)}
+    ours = task.metric("val")
+    generator = torch.Generator().manual_seed(0)
+    for rows in (7, 1, 16):
+        logits, labels = torch.randn(rows, K, generator=generator), torch.randint(K, (rows,), generator=generator)
+        task.update(ours, logits, (torch.empty(rows), labels), range(rows))
+        for metric in theirs.values():
+            metric.update(logits, labels)
+    expected = {name: 100 * metric.compute().item() for name, metric in theirs.items()}
+    assert task.results(ours) == pytest.approx(expected, abs=1e-5)

@@ -8,16 +8,14 @@ from scipy import special, stats
 
 from normlab.report.quantities import Measured
 from normlab.report.verdicts import (
-    Evidence,
     departs,
     exceeds,
+    gains_most_of,
     lies_above,
     lies_below,
-    resembles,
     rises,
     student_p,
     varies_less,
-    verdict,
     welch_p,
 )
 
@@ -176,29 +174,23 @@ def test_departs_more_than_seeds_do():
     assert departs(one, 1.0, of=["sn", "far"], than=["sn", "home"], reference=["sn", "home"], moment="mean").seeds == 0
 
 
-def test_resembles():
-    found = resembles(RATIOS, 1.0, of=["sn", "near"], reference=["sn", "home"], moment="mean", below=0.5)
-    assert found.effect == pytest.approx(-np.mean([symmetric_kl(0.5, 0.4 + 0.01 * s) / 2 for s in range(3)]))
-    assert found.threshold == -0.5 and found.p < 0.05
-    assert resembles(RATIOS, 1.0, of=["sn", "far"], reference=["sn", "home"], moment="mean", below=0.1).p > 0.95
-    own = resembles(RATIOS, 1.0, of=["sn", "home"], reference=["sn", "home"], moment="mean", below=0.5)
-    expected = [symmetric_kl(0.4 + 0.01 * s, 0.41 + 0.01 * s) / 2 for s in range(2)]
-    assert own.effect == pytest.approx(-np.mean(expected)) and own.seeds == 2
+def test_most_of_a_gain():
+    """From 10 down to 4; at 6 most of it is reached: (10 + 4) / 2 - 6 = 1, by Welch of the three."""
+    cells = {"start": [9.8, 10.2, 10.0], "mo": [6.1, 5.9, 6.0], "do": [9.0, 9.3, 8.7], "end": [4.0, 4.1, 3.9]}
+    runs = {(name, "e", seed): value for name, values in cells.items() for seed, value in enumerate(values)}
+    found = gains_most_of(Measured({"metric": runs}), 1.0, of=["mo", "e"], start=["start", "e"], end=["end", "e"])
+    assert found.effect == pytest.approx(1.0) and found.seeds == 3
+    parts = [w**2 * np.var(cells[name], ddof=1) / 3 for name, w in (("mo", 1), ("start", 0.5), ("end", 0.5))]
+    freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
+    assert found.p == pytest.approx(t_tail(1.0 / math.sqrt(sum(parts)), freedom))
+    none = gains_most_of(Measured({"metric": runs}), 1.0, of=["do", "e"], start=["start", "e"], end=["end", "e"])
+    assert none.effect == pytest.approx(-2.0) and none.p > 0.95
+    missing = gains_most_of(Measured({"metric": runs}), 1.0, of=["no", "e"], start=["start", "e"], end=["end", "e"])
+    assert math.isnan(missing.effect) and math.isnan(missing.p)
 
 
-@pytest.mark.parametrize(
-    ("p", "expected"),
-    [
-        ([0.01], "holds"),
-        ([0.01, 0.049], "holds"),
-        ([0.01, 0.051], "not enough seeds"),
-        ([0.96], "does not hold"),
-        ([0.01, 0.96], "not enough seeds"),  # two tests: 1 - p must be below 0.025
-        ([0.01, 0.98], "does not hold"),
-        ([math.nan], "not enough seeds"),
-        ([0.01, math.nan], "not enough seeds"),
-        ([math.nan, 0.99], "does not hold"),
-    ],
-)
-def test_verdict(p, expected):
-    assert verdict([Evidence("", 0.0, 0.0, value, 3) for value in p]) == expected
+def test_two_quantities_of_one_cell_are_paired():
+    runs = {key: str(key) for key in RATIO}
+    measured = Measured(MEASURED.at_once, runs=runs)
+    found = exceeds(measured, 1.0, of=["sn", "c"], than=["sn", "c"], quantity="ratio", than_quantity="other")
+    assert found.is_paired and found.effect == pytest.approx(0.1) and found.seeds == 3

@@ -110,19 +110,27 @@ class _BareLoop:
         self.shape, self.num_classes = task.example, task.num_classes
 
     def run(self) -> float:
+        """Seconds of CPU time of all epochs."""
+        network = self.network()
+        start = time.process_time()
+        self.train_epochs(network)
+        return time.process_time() - start
+
+    def network(self) -> nn.Module:
         network = bind(self.config.model)(self.shape, self.num_classes)
         if not self.torchs:
             convert(network, self.config.norm and bind(self.config.norm))
             set_replicas(network, self.config.replicas)
+        return network
+
+    def train_epochs(self, network: nn.Module) -> None:
         optimizer = bind(self.config.optim)(network, self.config.update_samples)
-        start = time.process_time()
         for update, (images, labels) in enumerate(self.train, 1):
             cross_entropy(network(images), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
             if update % self.per_epoch == 0:
                 self._evaluate(network)
-        return time.process_time() - start
 
     @torch.no_grad()
     def _evaluate(self, network: nn.Module) -> float:

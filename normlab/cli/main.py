@@ -23,6 +23,9 @@ LONGEST_MESSAGE = 2000  # characters; a word of a million is not to be read back
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit status. A user's mistake is one line on stderr and status 2."""
     words = sys.argv[1:] if argv is None else argv
+    # Threads that wait sleep. By default they ask again and again, and beside other programs take the core from those
+    # they wait for: two threads took twelve times as long then, for twice so. OpenMP reads it as torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _prepare_streams()
     try:
         with _CtrlC():

@@ -6,12 +6,12 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from normlab.data.augment import random_shifts
 from normlab.data.dataset import ImageDataset, check_split
+from normlab.data.handwriting import load_handwriting
 from normlab.data.splits import held_out, training_fraction
 from normlab.seeding import hashed
 
@@ -44,7 +44,7 @@ class Digits(ImageDataset):
         fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
     ):
         check_split(split)
-        pixels, labels_N = load_digits(return_X_y=True)
+        pixels, labels_N = load_handwriting()
         images_NCHW = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8)
         train_NCHW = images_NCHW[held_out(labels_N, "train", train_share=0.8)]
         mean, std = train_NCHW.mean(), train_NCHW.std(correction=0)

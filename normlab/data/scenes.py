@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from normlab.data.dataset import VOID, Samples, check_range, check_split
+from normlab.data.handwriting import load_handwriting
 from normlab.data.splits import Integers, held_out
 from normlab.errors import UserError
 from normlab.schema import shown
@@ -250,7 +250,7 @@ def handwriting(which: Literal["train", "held_out", "pilot"]) -> tuple[Floats, I
 
     `held_out` is what data=digits holds out; a fifth of the rest is for pilots.
     """
-    pixels, labels_N = load_digits(return_X_y=True)
+    pixels, labels_N = load_handwriting()
     members = held_out(labels_N, "val" if which == "held_out" else "train", train_share=0.8)
     if which != "held_out":
         members = members[held_out(labels_N[members], "train" if which == "train" else "val", train_share=0.8)]

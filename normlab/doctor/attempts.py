@@ -175,8 +175,6 @@ def main(words: list[str]) -> int:
 
 def serve() -> None:
     """Answer each request with the pid of its command, and again when it and all that it started have ended."""
-    import torchmetrics  # noqa: F401
-
     for module in _IMPORTED:
         importlib.import_module(module)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

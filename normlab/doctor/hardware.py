@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from normlab.doctor.check import Check, Checks
+from normlab.processes.threads import cores
 
 GB = 1e9
 _SHARED_MEMORY = Path("/dev/shm")
@@ -23,10 +24,9 @@ def machine() -> dict[str, str]:
 
 
 def cpu() -> Checks:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    advice = "threads=N gives each process its own number" if threads > cores else ""
-    yield Check("CPU", f"{cores} cores, {threads} threads", "warn" if advice else "ok", advice)
+    own, all_there_are = cores(), os.cpu_count() or 1
+    of = f" of {all_there_are}" if own < all_there_are else ""
+    yield Check("CPU", f"{own}{of} cores; a run takes as many threads as its network is worth", "ok", "")
 
 
 def memory() -> Checks:

@@ -1,8 +1,8 @@
 """Where each normalizer sits in a network: execution order, receptive field, kernel of its convolution, shortcut.
 
-`trace` runs a copy of the network once, on PyTorch's "meta" device, which computes shapes and no values. Every tensor
-that derives from the input carries an `_Origin`; a dispatch mode sees each operator and derives the origin of what it
-returns. So any model works that runs, whatever its modules are called.
+`trace` runs a copy of the network once, for its shapes alone. Every tensor that derives from the input carries an
+`_Origin`; a dispatch mode sees each operator and derives the origin of what it returns. So any model works that runs,
+whatever its modules are called.
 """
 
 import copy
@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from normlab.dynamics.dry_run import DispatchMode, dry_device
 
 aten = torch.ops.aten
 
@@ -59,7 +60,7 @@ def trace(model: nn.Module, shape: Sequence[int], is_norm: Callable[[nn.Module],
         is_norm: which modules are normalizing layers.
     """
     try:
-        return _trace_on("meta", model, shape, is_norm)
+        return _trace_on(dry_device(shape), model, shape, is_norm)
     except RuntimeError:  # an operator that cannot work without values
         return _trace_on("cpu", model, shape, is_norm)
 
@@ -83,7 +84,7 @@ def _trace_on(
     ]
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(DispatchMode):
     def __init__(self, image: torch.Tensor) -> None:
         super().__init__()
         ones = (1.0,) * (image.dim() - 2)

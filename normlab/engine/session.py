@@ -6,7 +6,7 @@ import torch
 
 from normlab.config import Config
 from normlab.engine.build import Experiment, build
-from normlab.processes import devices
+from normlab.processes import devices, threads
 from normlab.processes.signals import Stop
 from normlab.progress import Progress, silent
 from normlab.replicas import Share
@@ -46,8 +46,12 @@ def open_session(
     devices.prepare(config, device)
     experiment = build(config, weights_follow=weights_follow)
     devices.place(experiment.model, config, device)
+    share = Share(config.replicas, config.per_replica, *devices.rank_and_size(), config.replicas_per_pass)
+    if device.type == "cpu":
+        rows = config.per_replica * max(map(len, share.passes()))
+        torch.set_num_threads(config.threads or threads.fitting(experiment.model, experiment.task.example, rows))
+    elif config.threads is not None:
+        torch.set_num_threads(config.threads)
     for helper in experiment.task.helpers():
         devices.place(helper, config, device).eval().requires_grad_(False)
-    rank, ranks = devices.rank_and_size()
-    share = Share(config.replicas, config.per_replica, rank, ranks, config.replicas_per_pass)
     return Session(config, folder, experiment, device, share, report, stop)

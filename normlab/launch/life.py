@@ -10,7 +10,6 @@ from normlab.config import Config, choices
 from normlab.engine.loop import Loop
 from normlab.engine.session import Session, open_session
 from normlab.engine.summary import evaluate_estimators, summarize
-from normlab.figures.draw import draw
 from normlab.launch.failure import failed
 from normlab.processes.signals import Interrupted, Stop
 from normlab.progress import Progress, silent
@@ -75,6 +74,8 @@ def _conclude(session: Session, loop: Loop, status: str, tracker: Tracker) -> No
             "seconds": round(seconds, 2),
         }
         write_json(session.folder.summary_file, summary, sealed=True)
+        from normlab.figures.draw import draw  # matplotlib is not to hold up the first update
+
         for path in draw(session.folder, _figures(session.config, tracker)):
             tracker.image(f"figures/{path.stem}", path, loop.updates)
         session.folder.end(status, loop.updates)

@@ -13,7 +13,10 @@ from normlab.processes.lifetimes import LAUNCHER, die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(os.environ.get(LAUNCHER, 0)))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from normlab.processes.threads import cores
+
+    here = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(here))
     from normlab.config import import_own_modules
     from normlab.launch.peer import main
     from normlab.runs.folder import RunFolder

@@ -21,11 +21,12 @@ def this_device() -> torch.device:
 
 
 def prepare(config: Config, device: torch.device) -> None:
-    """Threads and determinism: on the CPU the same command gives the same numbers, bit for bit."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    """Determinism: on the CPU the same command gives the same numbers, bit for bit."""
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        if config.compile:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        else:
+            torch.set_deterministic_debug_mode("warn")  # the same, without importing torch's compiler
         # Else torch.empty writes NaN first: a pass more over every tensor that a kernel then writes.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:

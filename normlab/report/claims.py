@@ -1,5 +1,6 @@
 """`normlab claims`: every claim of the papers, where it is tested, and the verdict so far. No torch here."""
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from normlab.config import conf_dir
 from normlab.console import PlainConsole
 from normlab.errors import UserError, unknown
 from normlab.reading import naming, read_mapping
+from normlab.report.judging import ALPHA, benjamini_hochberg
 from normlab.report.printed import paper_claims, papers
 from normlab.report.records import table_folder
 from normlab.report.render import verdict_text
@@ -19,6 +21,11 @@ from normlab.report.tables import all_tables
 from normlab.values import coerce
 
 NOT_MEASURED = "not measured"
+# Of the parts of a claim the first of these decides; it holds where none is among them.
+_ORDER = (
+    *("does not hold", "mixed versions", "stated later", "not trained", "equal within the margin"),
+    *("points the other way", "not enough seeds", NOT_MEASURED),
+)
 _ELSEWHERE = {"needs": "needs {}", "tests": "arithmetic: {}", "figures": "figure: {}"}
 
 
@@ -31,6 +38,8 @@ class Part:
     scale: str
     verdict: str
     seeds: int
+    p: float = math.nan  # plain, and adjusted within its table
+    adjusted: float = math.nan
 
 
 @dataclass
@@ -51,6 +60,12 @@ class Standing:
             return self.elsewhere[0] if self.elsewhere else "no table tests it"
         return min(verdicts, key=_decides)
 
+    @property
+    def p(self) -> float:
+        """Plain, of all its parts together; NaN where one has none."""
+        found = [part.p for part in self.tested]
+        return math.nan if not found or any(map(math.isnan, found)) else max(found)
+
 
 def standings(scale: str | None, results: Path) -> dict[str, Standing]:
     """Every claim of the papers by its id; without a scale each table counts at its own first.
@@ -62,10 +77,10 @@ def standings(scale: str | None, results: Path) -> dict[str, Standing]:
     }
     for table in all_tables():
         at = scale or table.default_scale
-        verdicts, seeds = _verdicts(table, at, results)
+        parts = _parts(table, at, results)
         for name, claim in table.claims.items():
             for source in claim.sources:
-                _at(found, source, table.name).tested.append(Part(table.name, name, at, verdicts[name], seeds))
+                _at(found, source, table.name).tested.append(parts[name])
     for kind, of_kind in _elsewhere().items():
         for what, claims in of_kind.items():
             for source in claims:
@@ -100,17 +115,21 @@ def tables_of(standings: Iterable[Standing], scale: str | None) -> list[Table]:
 def print_claims(standings: Sequence[Standing], scale: str | None) -> None:
     """Claim by claim: its verdict, what the paper says, and each table's part in it."""
     console = PlainConsole(highlight=False)
+    over_all = benjamini_hochberg({standing.id: standing.p for standing in standings})
     previous = ""
     for standing in standings:
         paper, _, name = standing.id.partition(".")
         if paper != previous:
             console.print(f"\n{paper}: {papers()[paper]['paper']['title']}", style="bold")
             previous = paper
-        console.print(f"{name} (Sec. {standing.section}): {standing.verdict}", style=_style(standing.verdict))
+        q = over_all[standing.id]
+        p = "" if math.isnan(q) else f" (p = {standing.p:.2g}, over all claims {q:.2g})"
+        console.print(f"{name} (Sec. {standing.section}): {standing.verdict}{p}", style=_style(standing.verdict))
         lines = [standing.statement]
         for test in standing.tested:
             seeds = f", {test.seeds} seed{'s' * (test.seeds != 1)}" if test.seeds else ""
-            lines.append(f"{test.table} {test.name}: {test.verdict} ({test.scale}{seeds})")
+            p = "" if math.isnan(test.p) else f", p = {test.p:.2g}, adjusted {test.adjusted:.2g}"
+            lines.append(f"{test.table} {test.name}: {test.verdict} ({test.scale}{seeds}{p})")
         for line in [*lines, *standing.elsewhere]:
             shown = textwrap.fill(line, console.width, initial_indent="    ", subsequent_indent="    ")
             console.print(shown, style="dim" if line == standing.statement else None)
@@ -122,18 +141,34 @@ def print_claims(standings: Sequence[Standing], scale: str | None) -> None:
         f"\n{len(standings)} claims, {f'at {scale} scale' if scale else 'each table at its first scale'}: "
         + ", ".join(f"{n} {kind}" for kind, n in counts.items())
     )
+    tables = {test.table for standing in standings for test in standing.tested if not math.isnan(test.p)}
+    if tables:
+        sure = sum(over_all[standing.id] < ALPHA for standing in standings if standing.verdict == "holds")
+        console.print(
+            f"Of {counts.get('holds', 0)} that hold, up to {ALPHA * len(tables):.1f} would be expected to by chance: "
+            f"{ALPHA:g} of each of {len(tables)} tables, whose p-values are adjusted for its claims (Holm). {sure} of "
+            f"them hold at {ALPHA:g} over all claims too (Benjamini and Hochberg)."
+        )
 
 
-def _verdicts(table: Table, scale: str, results: Path) -> tuple[Mapping[str, str], int]:
-    """Of each claim of a table, from its records; and how many seeds these have."""
+def _parts(table: Table, scale: str, results: Path) -> dict[str, Part]:
+    """The claims of a table, from its records."""
+
+    def all_are(verdict: str, seeds: int = 0) -> dict[str, Part]:
+        return {name: Part(table.name, name, scale, verdict, seeds) for name in table.claims}
+
     if scale not in table.scales:
-        return dict.fromkeys(table.claims, f"has no scale {scale}"), 0
+        return all_are(f"has no scale {scale}")
     if not (table_folder(table, scale, results) / "records.jsonl").is_file():
-        return dict.fromkeys(table.claims, NOT_MEASURED), 0
+        return all_are(NOT_MEASURED)
     found = load_results(table, scale, results)
+    seeds = len(found.seeds)
     if found.changed:
-        return dict.fromkeys(table.claims, f"measured with {' '.join(found.changed)} alone"), len(found.seeds)
-    return {name: verdict_text(judged) for name, judged in found.judged.items()}, len(found.seeds)
+        return all_are(f"measured with {' '.join(found.changed)} alone", seeds)
+    return {
+        name: Part(table.name, name, scale, verdict_text(judged), seeds, judged.p, judged.adjusted)
+        for name, judged in found.judged.items()
+    }
 
 
 @cache
@@ -155,11 +190,8 @@ def _at(found: Mapping[str, Standing], claim: str, where: str) -> Standing:
 
 def _decides(verdict: str) -> int:
     """The place of a part's verdict among those that decide on the whole."""
-    order = ["does not hold", "mixed versions", "not enough seeds", NOT_MEASURED]
-    return order.index(verdict) if verdict in order else len(order) + (verdict == "holds")
+    return _ORDER.index(verdict) if verdict in _ORDER else len(_ORDER) + (verdict == "holds")
 
 
 def _style(verdict: str) -> str | None:
-    return {"holds": "green", "does not hold": "red", "not enough seeds": "yellow", "mixed versions": "yellow"}.get(
-        verdict
-    )
+    return {"holds": "green", "does not hold": "red"}.get(verdict, "yellow" if verdict in _ORDER else None)

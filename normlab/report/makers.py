@@ -37,12 +37,6 @@ def cells_by_maker(made: Mapping[Key, str]) -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def are_mixed(made: Mapping[Key, str], cells: Iterable[tuple[str, ...]]) -> bool:
-    """Whether the runs of these (row, column) were not all made alike."""
-    asked = set(cells)
-    return len({name for (row, column, _), name in made.items() if (row, column) in asked}) > 1
-
-
 def shown(cells: Sequence[str]) -> str:
     """bn 8x32 seed 0, bn 8x16 seed 0 and 25 more"""
     more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""

@@ -13,7 +13,8 @@ _RANGES = RF_RANGES[:-1]
 _LAYERS = ("", ".first", ".later")
 _RATIOS = list(product(MOMENTS, KINDS))
 QUANTITIES = (  # report/quantities.py says what they are
-    *("metric", "diverged", "learning", "train.loss", "gap", "early_lead", "divergence", "differing"),
+    *("metric", "diverged", "train.loss", "gap", "early_lead", "divergence", "differing"),
+    *(f"{statistics}{what}" for statistics in ("", "batch_average.") for what in ("learning", "setbacks")),
     *(f"{what}.{moment}.{scope}" for what in ("ratio", "first", "depth") for moment, scope in _RATIOS),
     *(f"ratio.{moment}.{scope}.{fields}" for (moment, scope), fields in product(_RATIOS, _RANGES)),
     *(f"divergence.{fields}" for fields in _RANGES),

@@ -13,6 +13,9 @@ differing             share of layers whose mean and variance choose different s
 changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
 learning              what runs are known by, in validation, averaged over the epochs: the faster a run learns, the
                       higher. Here and below it is that of moving averages, SN's too; its negative where lower is better
+setbacks              by how much that fell from an epoch to the next, where it fell, summed over the run
+batch_average.learning  the two above under batch averages, of a run that measures them in each epoch
+                      (record.estimators); also batch_average.setbacks
 train.loss            loss in training, of the last epoch
 gap                   that in training minus that in validation, of the last epoch
 early_lead            that in validation minus that in training, averaged over the first tenth of the run
@@ -61,6 +64,7 @@ class Measured:
     layers: Mapping[Key, Layers] = field(default_factory=dict)  # the ratios of each layer at the end
     asked: set[tuple[str, ...]] = field(default_factory=set)  # the (row, column) that was looked at
     others: Callable[[], Quantities] = dict  # made where one is asked for: they look at every layer and epoch
+    runs: Mapping[Key, str] = field(default_factory=dict)  # the id of the run that a number is of
     _cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = field(default_factory=dict)  # what `of` has looked up
 
     def of(self, quantity: str, cell: Sequence[str]) -> dict[int, float]:
@@ -82,6 +86,14 @@ class Measured:
         diverged = self.of("diverged", cell)
         return bool(diverged) and all(diverged.values())
 
+    def are_same_runs(self, cell: Sequence[str], other: Sequence[str]) -> bool:
+        """Whether two (row, column) are read off the same runs, seed by seed."""
+        by_seed = [
+            {seed: run for (row, column, seed), run in self.runs.items() if (row, column) == tuple(one)}
+            for one in (cell, other)
+        ]
+        return bool(by_seed[0]) and by_seed[0] == by_seed[1]
+
     def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
         self.asked.add(tuple(cell))
         return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
@@ -101,7 +113,8 @@ def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[
     finished = {key_of(record): record for record in records if record["status"] == "finished"}
     layers = {key: record["layers"] for key, record in finished.items()}
     at_once |= _by_quantity({key: _averages(record["ratios"] or {}) for key, record in finished.items()})
-    return Measured(at_once, layers, others=cache(partial(_others, finished, table.metrics)))
+    runs = {key_of(record): record["id"] for record in records}
+    return Measured(at_once, layers, others=cache(partial(_others, finished, table.metrics)), runs=runs)
 
 
 def _others(finished: Mapping[Key, Record], metrics: Mapping[str, MetricInfo]) -> Quantities:
@@ -184,8 +197,11 @@ def _of_epochs(record: Record, metrics: Mapping[str, MetricInfo]) -> dict[str, f
     sign = -1 if headline in metrics and metrics[headline].better == "lower" else 1
     train, val = ([sign * v for v in epochs.get(f"{split}/{headline}", ())] for split in ("train", "val"))
     found = {"train.loss": epochs["train/loss"][-1]}
-    if val:
-        found["learning"] = statistics.fmean(val)
+    measured = [sign * v for v in epochs.get(f"val_batch_average/{headline}", ())]
+    for prefix, along in (("", val), ("batch_average.", measured)):
+        if along:
+            found[f"{prefix}learning"] = statistics.fmean(along)
+            found[f"{prefix}setbacks"] = math.fsum(max(0.0, a - b) for a, b in itertools.pairwise(along))
     if train and val:
         first = max(1, len(val) // 10)
         found["gap"] = train[-1] - val[-1]

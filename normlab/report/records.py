@@ -212,7 +212,7 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
 def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
     """Metric -> its value in each epoch: of the loss, and of what the run is known by, where training measures it."""
     rows = read_metrics(run.whole(run.metrics), holding='"train/loss"')
-    wanted = ("train/loss", f"train/{headline}", f"val/{headline}")
+    wanted = ("train/loss", f"train/{headline}", f"val/{headline}", f"val_batch_average/{headline}")
     return {
         metric: [round(row[metric], 4) for row in rows]
         for metric in wanted

@@ -12,13 +12,14 @@ from rich.table import Table as RichTable
 from normlab.console import PlainConsole
 from normlab.figures.style import save
 from normlab.report.deviations import deviations
+from normlab.report.judging import ALPHA, POWER
 from normlab.report.makers import cells_by_maker, shown
 from normlab.report.markup import in_latex, in_markdown
 from normlab.report.metrics import guessed
 from normlab.report.records import table_folder
 from normlab.report.results import Entry, Judged, Results, load_results
 from normlab.report.table import Table
-from normlab.report.verdicts import ALPHA, Evidence
+from normlab.report.verdicts import Evidence
 from normlab.schema import bind
 from normlab.writing import write_text
 
@@ -29,10 +30,14 @@ _CSV_COLUMNS = (
 )
 _TERMINAL, _ROW_WIDTH = 80, 25  # characters: of a terminal, and of a row's three numbers on it
 METHOD = (
-    f"A claim holds where every test has p < {ALPHA:g}, and does not hold where one is contradicted (1 - p < {ALPHA:g} "
-    "divided by the number of tests); else the seeds are not enough. Seeds are the sample: Welch's t-test, one-sided, "
-    "for differences; Student's of the slopes for trends."
+    "Seeds are the sample: Welch's t-test, one-sided, for differences, Student's where both numbers are of one run "
+    "(paired) and for slopes. The p of a claim is the largest of its tests'. It is adjusted for the number of claims "
+    f"of the table (Holm), and a claim holds where the adjusted one is below {ALPHA:g}. It does not hold where a test "
+    "is contradicted as surely, and is equal within the margin where two one-sided tests show that. Else it points the "
+    "other way, or the seeds are not enough: those that it needs would show it with a chance of "
+    f"{POWER:g}, if the effect and the spread are as seen."
 )
+_STYLES = {"holds": "green", "does not hold": "red"}
 
 
 def report(table: Table, scale: str, results: Path, console: Console | None = None) -> list[Path]:
@@ -81,13 +86,25 @@ def evidence_text(evidence: Evidence, papers: float) -> str:
     paper = "" if math.isnan(papers) else f"; paper {_significant(papers)}"
     if math.isnan(evidence.effect):
         return f"{evidence.what}: missing{paper and f' ({paper[2:]})'}"
-    p = "" if math.isnan(evidence.p) else f"p = {evidence.p:.2g}, "
+    p = "" if math.isnan(evidence.p) else f"p = {evidence.p:.2g}, " + "paired, " * evidence.is_paired
     threshold = _significant(evidence.threshold)
     return f"{evidence.what}: {_significant(evidence.effect)}, needs > {threshold} ({p}n = {evidence.seeds}{paper})"
 
 
 def verdict_text(judged: Judged) -> str:
     return judged.verdict or f"needs the scale {' or '.join(judged.claim.scales)}"
+
+
+def reasons_text(judged: Judged) -> str:
+    """p = 0.012, adjusted 0.048; needs about 7 seeds. What there is of it."""
+    parts = []
+    if not math.isnan(judged.p):
+        parts.append(f"p = {judged.p:.2g}, adjusted {judged.adjusted:.2g}")
+    if judged.verdict == "not enough seeds" and math.isfinite(judged.needs):
+        parts.append(f"needs about {judged.needs:.0f} seeds")
+    if judged.verdict == "stated later":
+        parts.append(f"stated {str(judged.claim.since)[:10]}, after runs that it is about")
+    return "; ".join(parts)
 
 
 def _number(value: float, decimals: int, sign: str = "") -> str:
@@ -187,7 +204,7 @@ def markdown(results: Results) -> str:
     claims = [
         [
             in_markdown(judged.claim.statement),
-            f"**{in_markdown(verdict_text(judged))}**",
+            f"**{in_markdown(verdict_text(judged))}**" + "".join(f"<br>{r}" for r in [reasons_text(judged)] if r),
             "<br>".join(in_markdown(evidence_text(*e)) for e in judged.evidence),
         ]
         for judged in results.judged.values()
@@ -289,8 +306,8 @@ def _terminal_table(results: Results, names: Sequence[str]) -> RichTable:
 
 
 def _print_judged(judged: Judged, console: Console) -> None:
-    text = verdict_text(judged)
-    style = {"holds": "green", "does not hold": "red"}.get(text, "yellow")
-    console.print(f"{text}: {judged.claim.statement}", style=style, highlight=False, markup=False)
+    text, reasons = verdict_text(judged), reasons_text(judged)
+    shown = f"{text}: {judged.claim.statement}" + f" ({reasons})" * bool(reasons)
+    console.print(shown, style=_STYLES.get(text, "yellow"), highlight=False, markup=False)
     for evidence in judged.evidence:
         console.print(f"    {evidence_text(*evidence)}", style="dim", highlight=False, markup=False)

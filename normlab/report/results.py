@@ -1,18 +1,25 @@
 """A table as it came out: each cell beside the paper's, each claim with its verdict. No torch here."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from normlab.errors import UserError
-from normlab.report.makers import are_mixed, makers
+from normlab.report.judging import ALPHA, Ruling, Verdict, rule, seeds_needed
+from normlab.report.makers import maker, makers
+from normlab.report.metrics import guessed
 from normlab.report.printed import metric_words, printed, subject
 from normlab.report.quantities import Measured, measured
 from normlab.report.records import Key, Record, recorded, scores, table_folder
 from normlab.report.table import Claim, Difference, Scale, Table
-from normlab.report.verdicts import Evidence, Verdict, verdict
+from normlab.report.verdicts import Evidence
 from normlab.schema import bind
+from normlab.tasks.metrics import info_of
+
+TRAINED = 0.2  # of the way from guessing to the best; below it a run has not trained
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Entry:
     values: Sequence[float]  # of the runs that finished, by seed
     diverged: int
     missing: int
+    spread: float | None = None  # of a difference of other runs': of one of each, whatever their seeds
 
     @property
     def mean(self) -> float | None:
@@ -31,6 +39,8 @@ class Entry:
     @property
     def std(self) -> float | None:
         """Over seeds, of the sample (n - 1); None below two."""
+        if self.spread is not None:
+            return self.spread
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
@@ -51,6 +61,9 @@ class Judged:
     claim: Claim
     verdict: Verdict | None  # None: this scale cannot test it
     evidence: Sequence[tuple[Evidence, float]]
+    p: float = math.nan
+    adjusted: float = math.nan  # by Holm's method, over the claims of the table that have a p
+    needs: float = math.nan  # seeds to hold, at the spread seen; infinite: it points the other way
 
 
 @dataclass(frozen=True)
@@ -113,14 +126,11 @@ def results_of(table: Table, scale: str, records: Sequence[Record]) -> Results:
     seeds = sorted({record["seed"] for record in records})
     entries = {cell: _entry(cell, value, by_key, seeds) for cell, value in papers.values.items()}
     ours = measured(records, table, settings.guessing)
+    entries |= _unpaired(entries, table.differences, 0, ours)
+    entries |= _unpaired(entries, table.column_differences, 1, ours)
     theirs = Measured({"metric": {(*cell, 0): value for cell, value in papers.values.items() if value is not None}})
     made = makers(records)
-    judged = {
-        name: _judge(claim, ours, theirs, settings.margin, made)
-        if scale in (claim.scales or table.scales)
-        else Judged(claim, None, [])
-        for name, claim in table.claims.items()
-    }
+    judged = _judge(table, scale, records, ours, theirs)
     return Results(table, scale, settings, records, entries, judged, papers.disagreements, made, ours)
 
 
@@ -130,6 +140,27 @@ def _entry(
     found = [by_key[*cell, seed] for seed in seeds if (*cell, seed) in by_key]
     finished = [score for score in found if score is not None]
     return Entry(value, finished, diverged=len(found) - len(finished), missing=len(seeds) - len(found))
+
+
+def _unpaired(
+    entries: Mapping[tuple[str, str], Entry], differences: Mapping[str, Difference], axis: int, ours: Measured
+) -> dict[tuple[str, str], Entry]:
+    """Differences of rows (axis 0) or columns (1) between different runs, with a spread that pairs no seeds.
+
+    Their tests pair none either (verdicts.py), since runs of one seed share little.
+    """
+    found = {}
+    for (row, column), entry in entries.items():
+        label = (row, column)[axis]
+        if label not in differences or len(entry.values) < 2:
+            continue
+        one, other = (
+            _replaced((row, column, 0), axis, name)[:2] for name in (differences[label].of, differences[label].minus)
+        )
+        spreads = [entries[cell].std for cell in (one, other) if cell in entries]
+        if len(spreads) == 2 and None not in spreads and not ours.are_same_runs(one, other):
+            found[row, column] = replace(entry, spread=math.hypot(*spreads))  # type: ignore[arg-type]
+    return found
 
 
 def _differences(
@@ -151,8 +182,65 @@ def _replaced(key: Key, axis: int, name: str) -> Key:
     return (name, column, seed) if axis == 0 else (row, name, seed)
 
 
-def _judge(claim: Claim, ours: Measured, papers: Measured, margin: float, made: Mapping[Key, str]) -> Judged:
-    tests, own = [bind(test) for test in claim.tests], replace(ours, asked=set())
-    evidence = [(test(own, margin), test(papers, margin).effect) for test in tests]
-    mixed = are_mixed(made, own.asked)
-    return Judged(claim, "mixed versions" if mixed else verdict([found for found, _ in evidence]), evidence)
+def _judge(table: Table, scale: str, records: Sequence[Record], ours: Measured, papers: Measured) -> dict[str, Judged]:
+    """All claims of a table: those that this scale can test have evidence, and a verdict."""
+    evidence: dict[str, list[tuple[Evidence, float]]] = {}
+    no_say: dict[str, Verdict] = {}  # claims whose p-values do not count
+    for name, claim in table.claims.items():
+        if scale not in (claim.scales or table.scales):
+            continue
+        own = replace(ours, asked=set())
+        tests = [bind(test) for test in claim.tests]
+        margin = table.scale(scale).margin
+        evidence[name] = [(test(own, margin), test(papers, margin).effect) for test in tests]
+        about = [record for record in records if (record["row"], record["column"]) in own.asked]
+        if (reason := _without_say(claim, about, table, table.scale(scale))) is not None:
+            no_say[name] = reason
+    counted = {name: [found for found, _ in evidence[name]] for name in evidence if name not in no_say}
+    ruled = rule(counted) | {name: Ruling(reason, math.nan, math.nan) for name, reason in no_say.items()}
+    level = ALPHA / max(1, sum(not math.isnan(ruling.p) for ruling in ruled.values()))
+    return {
+        name: Judged(claim, None, [])
+        if name not in evidence
+        else Judged(
+            *(claim, ruled[name].verdict, evidence[name], ruled[name].p, ruled[name].adjusted),
+            max((seeds_needed(found, level) for found, _ in evidence[name]), default=math.nan)
+            if name in counted
+            else math.nan,
+        )
+        for name, claim in table.claims.items()
+    }
+
+
+def _without_say(claim: Claim, about: Sequence[Record], table: Table, scale: Scale) -> Verdict | None:
+    """Why no record of the cells that a claim is about can decide on it; None where they can."""
+    if len({maker(record) for record in about}) > 1:
+        return "mixed versions"
+    if claim.since is not None and any(datetime.fromisoformat(r["finished"]) < _moment(claim.since) for r in about):
+        return "stated later"
+    cells: dict[tuple[str, str], list[bool]] = {}
+    for record in about:
+        if record["status"] == "finished":
+            cells.setdefault((record["row"], record["column"]), []).append(has_trained(record, scale, table))
+    return "not trained" if any(not any(trained) for trained in cells.values()) else None
+
+
+def _moment(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def has_trained(record: Record, scale: Scale, table: Table) -> bool:
+    """Whether a finished run is clearly better than guessing, in testing or in training.
+
+    It is not where both are less than TRAINED of the way from guessing to the best that there is. A metric without a
+    best, or whose guessing nobody knows, tells nothing.
+    """
+    name = record["headline"]["metric"]
+    info = info_of(name, table.metrics)
+    if info is None or info.range is None:
+        return True
+    best = info.range[info.better == "higher"]
+    guess = guessed(name, scale.guessing, table.metrics)
+    seen = [record["headline"]["value"], *record.get("epochs_of", {}).get(f"train/{name}", [])[-1:]]
+    return any((value - guess) / (best - guess) >= TRAINED for value in seen if value is not None)

@@ -100,6 +100,7 @@ class Claim:
     tests: list[Any]
     sources: list[str] = field(default_factory=list)  # claims of results/paper: file.id; none of one's own
     scales: list[str] = field(default_factory=list)  # where it can be tested; empty: at each
+    since: str | None = None  # when it was stated, where records are older: these do not count for it; ISO 8601
 
 
 @dataclass

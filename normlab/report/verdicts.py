@@ -1,4 +1,4 @@
-"""Whether a claim holds: tests with seeds as the sample, and what they add up to.
+"""Tests of claims, with seeds as the sample; what they add up to is judged in judging.py.
 
 A test states that an effect exceeds a threshold, and gives one p-value: how likely an effect as large would be if the
 true one lay at the threshold. Small: it lies above. Near 1: it lies below. Between: these seeds cannot tell.
@@ -7,7 +7,6 @@ A test named in a table's YAML is a function of (measured, margin): what the run
 it), and the scale's margin, the smallest difference that counts.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
@@ -19,9 +18,6 @@ from scipy import special  # scipy.stats, which has these tests, takes a second 
 
 from normlab.report.quantities import Measured, divergence_between
 
-ALPHA = 0.05  # of a claim, on either side
-Verdict = Literal["holds", "does not hold", "not enough seeds", "mixed versions"]
-
 
 class Evidence(NamedTuple):
     """The outcome of one test."""
@@ -31,6 +27,24 @@ class Evidence(NamedTuple):
     threshold: float
     p: float  # NaN below two seeds
     seeds: int
+    error: float = math.nan  # standard error of the effect
+    freedom: float = math.nan  # degrees of it
+    is_paired: bool = False  # a difference of numbers that each run has both of
+    margin: float = math.nan  # the smallest effect that counts, where that is known
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether it asks who is ahead, by however little: then both may be equal within the margin."""
+        return self.threshold == 0 and not math.isnan(self.margin)
+
+    @property
+    def p_equal(self) -> float:
+        """Of two one-sided tests that the effect lies between minus and plus the margin (Schuirmann 1987)."""
+        if math.isnan(self.p) or math.isnan(self.margin):
+            return math.nan
+        if self.error == 0:
+            return float(abs(self.effect) >= self.margin)
+        return t_tail((self.margin - abs(self.effect)) / self.error, self.freedom)
 
 
 def exceeds(
@@ -45,18 +59,37 @@ def exceeds(
 ) -> Evidence:
     """The mean of one (row, column) is above that of another by more than `margins` times the margin.
 
-    `than_quantity` is what is compared of the other, if it is not `quantity` too. Welch's t-test, one-sided: cells of a
-    table vary differently from seed to seed. Seeds are not paired, since equal ones share little beyond the initial
+    `than_quantity` is what is compared of the other, if it is not `quantity` too. Where both numbers are of one run,
+    as its accuracy under two estimators, they are paired: Student's t-test of the differences, one-sided. Else Welch's:
+    cells of a table vary differently from seed to seed, and runs of equal seeds share little beyond the initial
     weights. There is no p where all runs of both diverged.
     """
-    above = _array(measured.of(quantity, of))
-    below = _array(measured.of(than_quantity or quantity, than))
-    threshold = margins * margin
-    effect = float(above.mean() - below.mean()) if above.size and below.size else math.nan
+    one, other = measured.of(quantity, of), measured.of(than_quantity or quantity, than)
     what = f"{_named(quantity)}{' '.join(of)} − {_named(than_quantity or 'metric')}{' '.join(than)}"
+    threshold = margins * margin
+    counts = margin if quantity == "metric" and than_quantity in (None, "metric") else math.nan
+    if measured.are_same_runs(of, than):
+        differences = np.array([one[seed] - other[seed] for seed in one.keys() & other.keys()])
+        found = _student(what, differences, threshold)._replace(is_paired=True, margin=counts)
+    else:
+        found = _welch(what, _array(one), _array(other), threshold)._replace(margin=counts)
     guesses = quantity == "metric" and measured.all_diverged(of) and measured.all_diverged(than)
-    p = math.nan if guesses else welch_p(above, below, threshold)
-    return Evidence(what, effect, threshold, p, min(above.size, below.size))
+    return found._replace(p=math.nan) if guesses else found
+
+
+def gains_most_of(
+    measured: Measured, margin: float, *, of: Sequence[str], start: Sequence[str], end: Sequence[str]
+) -> Evidence:
+    """The metric of one (row, column) lies nearer to that at the end of a change than to that at its start.
+
+    What it has of the change is then most of what all of it gains. Welch's t-test of the contrast `of` minus the middle
+    of `start` and `end`, one-sided, where the change raises the metric; of its negative where it lowers it: which way
+    is taken from the means of all runs, as their difference is no question of the test.
+    """
+    cells = [_array(measured.of("metric", cell)) for cell in (of, start, end)]
+    rises = 1.0 if not (cells[1].size and cells[2].size) or cells[2].mean() >= cells[1].mean() else -1.0
+    what = f"{' '.join(of)} beyond the middle of {' '.join(start)} and {' '.join(end)}"
+    return _contrast(what, cells, [rises, -rises / 2, -rises / 2], 0.0)
 
 
 def most_exceed(measured: Measured, margin: float, *, pairs: Sequence[Sequence[Sequence[str]]]) -> Evidence:
@@ -124,29 +157,6 @@ def departs(
     return _student(what, np.array(effects), 0.0)
 
 
-def resembles(
-    measured: Measured,
-    margin: float,
-    *,
-    of: Sequence[str],
-    reference: Sequence[str],
-    moment: Literal["mean", "var"],
-    below: Annotated[float, Gt(0)],
-) -> Evidence:
-    """The ratios of one (row, column) diverge from the reference's by less than `below`, averaged over the layers.
-
-    Runs of one seed are compared; where the two are the same cell, each seed with the next. Student's t-test,
-    one-sided.
-    """
-    some, others = measured.layers_of(of), measured.layers_of(reference)
-    pairs = [(seed, seed) for seed in sorted(some.keys() & others.keys())]
-    if list(of) == list(reference):
-        pairs = list(itertools.pairwise(sorted(some)))
-    effects = [-divergence_between(some[a], others[b], moment) for a, b in pairs]
-    what = f"− D({moment}) of {' '.join(of)} from {' '.join(reference)}"
-    return _student(what, np.array(effects), -below)
-
-
 def varies_less(
     measured: Measured, margin: float, *, cell: Sequence[str], margins: Annotated[float, Gt(0)]
 ) -> Evidence:
@@ -167,13 +177,7 @@ def welch_p(above: NDArray[np.float64], below: NDArray[np.float64], threshold: f
 
     Where neither varies, the difference itself decides.
     """
-    if min(above.size, below.size) < 2:
-        return math.nan
-    if not _varies(above) and not _varies(below):
-        return _p_without_spread(above[0] - below[0] - threshold)
-    errors = [s.var(ddof=1) / s.size for s in (above, below)]  # of the means, squared
-    freedom = sum(errors) ** 2 / sum(e**2 / (s.size - 1) for e, s in zip(errors, (above, below), strict=True))
-    return _t_tail((above.mean() - below.mean() - threshold) / math.sqrt(sum(errors)), freedom)
+    return _welch("", above, below, threshold).p
 
 
 def student_p(values: NDArray[np.float64], threshold: float = 0.0) -> float:
@@ -181,33 +185,44 @@ def student_p(values: NDArray[np.float64], threshold: float = 0.0) -> float:
 
     Where values do not vary, their difference from the threshold decides.
     """
-    if values.size < 2 or not np.isfinite(values).all():
-        return math.nan
-    if not _varies(values):
-        return _p_without_spread(values[0] - threshold)
-    error = values.std(ddof=1) / math.sqrt(values.size)
-    return _t_tail((values.mean() - threshold) / error, values.size - 1)
+    return _student("", values, threshold).p
 
 
-def verdict(evidence: Sequence[Evidence]) -> Verdict:
-    """A claim holds when each of its tests does, and fails when one is shown to be the other way round.
+def _welch(what: str, above: NDArray[np.float64], below: NDArray[np.float64], threshold: float) -> Evidence:
+    return _contrast(what, [above, below], [1.0, -1.0], threshold)
 
-    All tests must pass at ALPHA (an intersection-union test, which needs no correction); that any is contradicted is
-    tested at ALPHA divided by their number (Bonferroni). Else the seeds cannot tell.
-    """
-    if all(e.p < ALPHA for e in evidence):
-        return "holds"
-    if any(1 - e.p < ALPHA / len(evidence) for e in evidence):
-        return "does not hold"
-    return "not enough seeds"
+
+def _contrast(
+    what: str, samples: Sequence[NDArray[np.float64]], weights: Sequence[float], threshold: float
+) -> Evidence:
+    """A weighted sum of the means of independent samples, by Welch's and Satterthwaite's degrees of freedom."""
+    sizes = [sample.size for sample in samples]
+    effect = sum(w * float(s.mean()) for w, s in zip(weights, samples, strict=True)) if all(sizes) else math.nan
+    found = Evidence(what, effect, threshold, math.nan, min(sizes))
+    if found.seeds < 2:
+        return found
+    if not any(_varies(sample) for sample in samples):
+        return found._replace(p=_p_without_spread(effect - threshold), error=0.0, freedom=found.seeds - 1)
+    errors = [w**2 * s.var(ddof=1) / s.size for w, s in zip(weights, samples, strict=True)]  # of the means, squared
+    freedom = sum(errors) ** 2 / sum(e**2 / (size - 1) for e, size in zip(errors, sizes, strict=True))
+    return _by_t(found, math.sqrt(sum(errors)), freedom)
 
 
 def _student(what: str, values: NDArray[np.float64], threshold: float) -> Evidence:
     effect = float(values.mean()) if values.size else math.nan
-    return Evidence(what, effect, threshold, student_p(values, threshold), values.size)
+    found = Evidence(what, effect, threshold, math.nan, values.size)
+    if values.size < 2 or not np.isfinite(values).all():
+        return found
+    if not _varies(values):
+        return found._replace(p=_p_without_spread(values[0] - threshold), error=0.0, freedom=values.size - 1)
+    return _by_t(found, float(values.std(ddof=1)) / math.sqrt(values.size), values.size - 1)
 
 
-def _t_tail(t: float, freedom: float) -> float:
+def _by_t(found: Evidence, error: float, freedom: float) -> Evidence:
+    return found._replace(p=t_tail((found.effect - found.threshold) / error, freedom), error=error, freedom=freedom)
+
+
+def t_tail(t: float, freedom: float) -> float:
     """P(T > t) of Student's distribution."""
     return float(special.stdtr(freedom, -t))
 

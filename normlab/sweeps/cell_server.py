@@ -5,6 +5,7 @@ A SIGTERM to all processes of a sweep is for the sweep and its cells; the server
 
 import signal
 
+import normlab.figures.draw
 import normlab.launch.life
 import normlab.tasks.classification  # noqa: F401
 

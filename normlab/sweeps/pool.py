@@ -22,6 +22,7 @@ from normlab.errors import BusyError, DiskFullError, UserError
 from normlab.launch.elastic import num_devices
 from normlab.launch.start import start
 from normlab.processes.lifetimes import takes_signals
+from normlab.processes.threads import cores
 from normlab.progress import progress_bar
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
@@ -115,7 +116,7 @@ def conclude(cells: list[Cell], console: Console, ended_by: int = 0, disk_is_ful
 
 def num_jobs(jobs: int) -> int:
     """Cells side by side; 0 stands for one a GPU, or one a core."""
-    return jobs or torch.cuda.device_count() or os.cpu_count() or 1
+    return jobs or torch.cuda.device_count() or cores()
 
 
 class _Pool:
@@ -126,7 +127,7 @@ class _Pool:
         self.cells = list(waiting)
         self.free_gpus = list(range(torch.cuda.device_count()))
         self.jobs = max(1, min(num_jobs(jobs), len(waiting)))
-        self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        self.cores = max(1, cores() // self.jobs)  # of each cell
         self.running: list[_Job] = []
         self.stopping = self.disk_is_full = False
         self.signal = 0
@@ -166,9 +167,10 @@ class _Pool:
     def _launch(self, cell: Cell) -> None:
         here, there = self.context.Pipe(duplex=False)
         gpus = [self.free_gpus.pop(0) for _ in range(min(num_devices(cell.config), len(self.free_gpus)))]
-        if cell.config.threads is None and not gpus:
-            cell.config.threads = max(1, self.threads // num_devices(cell.config))
-        process = self.context.Process(target=_run_cell, args=(cell.config, cell.folder, gpus, there), name=cell.name)
+        share = None if gpus else max(1, self.cores // num_devices(cell.config))
+        process = self.context.Process(
+            target=_run_cell, args=(cell.config, cell.folder, gpus, share, there), name=cell.name
+        )
         process.start()
         there.close()
         self.running.append(_Job(cell, process, here, gpus))
@@ -209,10 +211,12 @@ def _news(pipe: Pipe) -> list[float]:
     return received
 
 
-def _run_cell(config: Config, folder: RunFolder, gpus: list[int], pipe: Pipe) -> None:
+def _run_cell(config: Config, folder: RunFolder, gpus: list[int], cores: int | None, pipe: Pipe) -> None:
     """In the cell's process: its output goes to its log, its progress into the pipe."""
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if cores is not None:
+        os.environ["OMP_NUM_THREADS"] = str(cores)  # what the cell, and its ranks, take for all the cores there are
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if config.figures == "auto":
         config.figures = "summary"  # all of them can take longer than the cell's training

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from normlab.config import Config
+from normlab.config import Config, Record
 from normlab.console import PlainConsole
 from normlab.engine.provenance import made_by
 from normlab.engine.saved import estimate_run
@@ -76,15 +76,22 @@ def reproduce(
 
 
 def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
-    """Each experiment once, with the snapshots that any table needs of it.
+    """Each experiment once, with the snapshots and the records that any table needs of it.
 
-    A run that is over without a snapshot from which a missing run begins is to run again: it will be the same.
+    A run that is over without a snapshot from which a missing run begins, or without a record that a table asks for, is
+    to run again: it will be the same.
     """
     shared: dict[str, Config] = {}
     for one in plans:
         for run_id in dict.fromkeys(one.ids[c.row, c.column, c.seed] for c in (*one.pretraining, *one.cells)):
             config = shared.setdefault(run_id, one.configs[run_id])
             config.snapshots = sorted({*config.snapshots, *one.configs[run_id].snapshots})
+            config.record = _all_of(config.record, one.configs[run_id].record)
+    for config in shared.values():
+        folder = RunFolder.of(config)
+        if folder.status()["status"] == "finished":
+            kept = folder.config().record
+            config.rerun |= _all_of(kept, config.record) != kept
     for one in plans:
         for cell in one.cells:
             origin = one.table.start_of(cell.row, cell.column)
@@ -94,6 +101,13 @@ def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
             folder = RunFolder.of(other)
             other.rerun |= folder.status()["status"] == "finished" and not folder.weights_at(origin.at).is_file()
     return shared
+
+
+def _all_of(one: Record, other: Record) -> Record:
+    """What either of them records."""
+    return Record(
+        max(one.statistics, other.statistics), one.gradients or other.gradients, one.estimators or other.estimators
+    )
 
 
 def _is_of_another_version(config: Config) -> bool:

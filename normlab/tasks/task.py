@@ -20,9 +20,10 @@ from torch.utils.data import Dataset, default_collate
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
+from normlab.tasks.mean import Mean
 
 Batch = Any  # tensors, or lists, tuples and dicts of them
-Metric = Any  # of torchmetrics: it adds up over ranks by itself
+Metric = Any  # of torchmetrics, or as one of it: it adds up over ranks by itself
 
 
 class Declaration(NamedTuple):
@@ -138,11 +139,8 @@ class Task(ABC):
     # ---- what most tasks leave as it is --------------------------------------------------------------------------
 
     def metric(self, split: str) -> Metric:
-        """A fresh metric of torchmetrics for a pass over a split: without more, means over samples."""
-        from torchmetrics.aggregation import MeanMetric  # takes a second to import; training is not to wait for it
-
-        measured = [name for name, info in self.metrics.items() if "complement" not in info]
-        return nn.ModuleDict({name: MeanMetric() for name in measured})
+        """A fresh metric for a pass over a split, as of torchmetrics: without more, means over samples."""
+        return nn.ModuleDict({name: Mean() for name, info in self.metrics.items() if "complement" not in info})
 
     def update(self, metric: Metric, predictions: Any, batch: Batch, indices: Sequence[int]) -> None:
         """Count a batch's predictions; `indices` are those of its samples in the split."""
