@@ -221,6 +221,17 @@ def test_data_runs(capsys) -> None:
     assert all(row["samples_per_second"]["median"] > 0 for row in found["rows"])
 
 
+def test_loader_runs(capsys) -> None:
+    found = result(capsys, "loader", "batch=2", "size=32", "rounds=1", "at_least=0")
+    assert [row["part"] for row in found["rows"]] == ["decode"] * 3 + ["crop, resize, flip"] * 3
+    assert all(row["milliseconds"]["median"] > 0 for row in found["rows"])
+
+
+def test_fusion_runs(capsys) -> None:
+    found = result(capsys, "fusion", "batch=2", "size=32", "rounds=1", "at_least=0")
+    assert [row["network"] for row in found["rows"]] == ["as it is", "without its ReLUs"]
+
+
 def test_both_loaders_give_the_same_kind_of_batch(tmp_path) -> None:
     make_folders(tmp_path, images=8, distinct=2)
     _, (images, labels) = next(iter(data._ours(tmp_path, 32, 4, 0)))
@@ -312,7 +323,7 @@ def test_the_page_is_made_from_the_results() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "norm, step, run, train, data, scenes, start"),
+        ([], "norm, fusion, step, run, train, data, loader, scenes, start"),
         (["nrm"], "did you mean 'norm'?"),
         (["norm", "norms=snn"], "norm=snn"),
         (["norm", "norms=none"], "nothing to measure"),

@@ -29,6 +29,9 @@ def assert_same(tensor, array, atol=1e-5):
     np.testing.assert_allclose(tensor.numpy(), array, rtol=0, atol=atol)
 
 
+A_BYTE = 1.01 / 255 / min(STD)  # what PIL and torch may round differently when they resize
+
+
 # MNIST
 
 
@@ -308,7 +311,7 @@ def test_caltech_images(caltech):
     path = dataset.folder / os.fsdecode(dataset.files_N[6])
     resized = Image.open(path).convert("RGB").resize((24, 24), Image.Resampling.BILINEAR)
     expected = normalised(np.asarray(resized).transpose(2, 0, 1), MEAN, STD)
-    assert_same(dataset[None, 6][0], expected)
+    assert_same(dataset[None, 6][0], expected, A_BYTE)
     assert dataset[0, 6][0].shape == dataset.shape == (3, 24, 24)
 
 
@@ -344,7 +347,7 @@ def test_imagenet_evaluation_images(imagenet):
     assert [dataset[0, i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
     image = Image.open(imagenet / "val" / "n01443537" / "n01_0003.JPEG").resize((33, 32), Image.Resampling.BILINEAR)
     expected = normalised(np.asarray(image).transpose(2, 0, 1)[:, 2:30, 2:30], MEAN, STD)
-    assert_same(dataset[None, 5][0], expected)
+    assert_same(dataset[None, 5][0], expected, A_BYTE)
 
 
 def test_imagenet_augmentation_depends_on_seed_epoch_index_only(imagenet):

@@ -9,13 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from norm_files import NORMS, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from normlab.bench.norm import kept_bytes
 from normlab.norm import kernels, ops
 from normlab.norm.algebra import Algebra
 from normlab.norm.layer import Normalizer
 
-KERNELS = kernels.backend("cpu").kernels
+KERNELS = kernels.backend(torch.device("cpu")).kernels
 if not KERNELS:
     pytest.skip(kernels.status()["cpu"], allow_module_level=True)
 
@@ -180,17 +182,16 @@ SN = Algebra((False, False, True), (12, 1, 12), (0, 1, 2), (0, 1, 2), False, Fal
 
 def passes(x, dy, parameters, stored, algebra, replicas):
     """The passes as single calls, and as the operations they are made of: results of both, in the same order."""
-    y, *kept = KERNELS["forward"](x, None, None, *parameters, stored, algebra, replicas)
-    saved = (*kept, *parameters, stored is not None)
-    back = KERNELS["backward"](dy, x, *saved, algebra, replicas, True)
+    y, mean, var, statistics = KERNELS["forward"](x, None, None, *parameters, stored, algebra, replicas)
+    back = KERNELS["backward"](dy, x, mean, var, *parameters, stored, algebra, replicas, True)
+    whole = (y, mean, var, statistics, *back)
     mean, var = KERNELS["moments"](x)
     scale, shift, mu, rstd, statistics = KERNELS["mix"](mean, var, *parameters, stored, *algebra, replicas)
     saved = (mean, var, scale, mu, rstd, statistics, *parameters, stored is not None)
     first, second = KERNELS["sums"](dy, x, mean)
     dmean, dvar, *gradients = KERNELS["mix_backward"](second, first, *saved, *algebra, replicas)
     dx = KERNELS["input_gradient"](dy, x, mean, scale, dmean, dvar)
-    one_by_one = (KERNELS["affine"](x, mean, scale, shift), mean, var, scale, mu, rstd, statistics, dx, *gradients)
-    return (y, *kept, *back), one_by_one
+    return whole, (KERNELS["affine"](x, mean, scale, shift), mean, var, statistics, dx, *gradients)
 
 
 @pytest.mark.parametrize("with_parameters", [True, False])
@@ -222,6 +223,23 @@ def test_a_pass_takes_the_moments_and_the_stored_statistics_it_is_given():
     assert torch.equal(mean, row)
     expected = torch.nn.functional.batch_norm(x, stored[:12], stored[12:], eps=1e-3)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 64, 7, 7), (512, 64)])
+@pytest.mark.parametrize("name", [name for name in NORMS if name not in ("in", "brn", "bn_frozen")])
+def test_little_beside_x_is_kept_for_the_backward_pass(name, shape, dtype):
+    """The moments, float32: 2 values a map. Those of a single position are not kept: x has them.
+
+    (brn and bn_frozen take no moments here: the one has them before, the other is given stored ones.)
+    """
+    layer = build(name, 64)
+    layer.replicas = 4
+    x = draw(shape, 0, dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        kept = kept_bytes(layer, x)
+    moments = 2 * 4 * shape[0] * shape[1] if len(shape) == 4 else 0
+    assert kept <= x.numel() * x.element_size() + moments
 
 
 def test_an_average_advances_as_defined():
@@ -302,7 +320,7 @@ def test_torchs_openmp_threads_are_shared():
 
 def test_processes_forked_before_the_first_use_have_threads():
     code = (
-        "import os, torch; from normlab.norm import kernels, ops; kernels.backend('cpu')\n"
+        "import os, torch; from normlab.norm import kernels, ops; kernels.backend(torch.device('cpu'))\n"
         "children = []\n"
         "for _ in range(3):\n"
         "    pid = os.fork()\n"
@@ -352,5 +370,5 @@ def test_without_kernels_the_definition_serves_and_status_says_why(tmp_path, cas
 
 
 def test_an_unknown_choice_is_refused():
-    code = "from normlab.norm import kernels\ntry: kernels.backend('cpu')\nexcept Exception as e: print(e)"
+    code = "from normlab.norm import kernels\ntry: kernels.status()\nexcept Exception as e: print(e)"
     assert run(code, NORMLAB_KERNELS="fast") == "NORMLAB_KERNELS=fast: expected auto or torch"

@@ -12,9 +12,12 @@ from norm_files import NORMS, build, choosing, gradients, images, learned, rando
 
 pytest.importorskip("triton", reason="Triton is on Linux alone")
 
+import triton
+import triton.language as tl
+
 from normlab.norm import kernels, ops
 from normlab.norm.algebra import Algebra
-from normlab.norm.kernels import Backend, triton_backend
+from normlab.norm.kernels import Backend, triton_backend, triton_planes
 from normlab.norm.kernels.triton_activations import Plan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,6 +142,25 @@ def test_what_is_not_served_goes_to_the_definition(x):
         assert TRITON.kernels[name](*args) is NotImplemented
 
 
+@triton.jit
+def origin(out_ptr, sample, plane, position, num_planes, num_positions, LAST: tl.constexpr):
+    at = triton_planes._origin(sample + 0, plane + 0, position + 0, num_planes, num_positions, LAST)
+    tl.store(out_ptr, at)
+
+
+@pytest.mark.parametrize("place", [(0, 70000, 12, 70001, 50177), (4095, 2047, 195, 2048, 784)])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_tiles_begin_where_32_bits_do_not_reach(place, last):
+    """All else counts from there; on a GPU test_more_elements_than_32_bits_count moves such a tensor."""
+    sample, plane, position, planes, positions = place
+    plane += 0 if last else sample * planes  # planes of all samples then, and a single sample
+    out = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    origin[1,](out, sample, plane, position, planes, positions, last)
+    expected = (sample * positions + position) * planes + plane if last else plane * positions + position
+    assert out.item() == expected
+    assert expected > 2**31 or (last and sample == 0)
+
+
 # ---- the algebra -----------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +277,7 @@ CASES = [
     "80 8,64,112,112 contiguous bfloat16 sn",
     "90 256,2048,7,7 last float32 hn",
     "90 2,6,5,5 contiguous float64 group_sn",
+    "100 64,256,14,14 last bfloat16 sn",
 ]
 
 

@@ -35,7 +35,14 @@ def test_links_and_figures_exist():
 
 def test_what_the_guides_point_at_is_there():
     """`path.py` exists, and `path.py` `name` defines the name: people and programs find things by these pages."""
-    pages = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/extending.md", "docs/library.md")
+    pages = (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/extending.md",
+        "docs/library.md",
+        "docs/gpu.md",
+    )
     for page in map(ROOT.joinpath, pages):
         text = page.read_text(encoding="utf-8")
         for path, name in re.findall(r"`([\w/]+\.(?:py|h|cpp))`(?: `([\w.]+)`)?", text):

@@ -63,7 +63,7 @@ class Caltech256(ImageFiles):
         self.num_classes = len(found.classes)
         self.shape = (3, size, size)
         to_size = resize(size)
-        training = chain(to_size, pad_crop_flip(padding, size), to_bytes()) if augment and split == "train" else None
+        training = chain(to_bytes, to_size, pad_crop_flip(padding, size)) if augment and split == "train" else None
         super().__init__(
             split,
             seed,
@@ -72,7 +72,7 @@ class Caltech256(ImageFiles):
             found.labels_N[members],
             on_error,
             least_side=2 * size,
-            eval_transform=chain(to_size, to_bytes()),
+            eval_transform=chain(to_bytes, to_size),
             train_transform=training,
         )
 

@@ -82,8 +82,8 @@ class ImageNet(ImageFiles):
             found.labels_N[members],
             on_error,
             least_side=math.ceil(size / math.sqrt(CROP_AREA[0] * CROP_RATIO[0])),  # the smallest crop keeps its pixels
-            eval_transform=chain(resize_center_crop(size), to_bytes()),
-            train_transform=chain(resized_crop_flip(size), to_bytes()) if augment and split == "train" else None,
+            eval_transform=chain(to_bytes, resize_center_crop(size)),
+            train_transform=chain(to_bytes, resized_crop_flip(size)) if augment and split == "train" else None,
         )
 
     @classmethod

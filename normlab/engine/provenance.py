@@ -29,7 +29,7 @@ _SOURCES = (".py", ".cpp", ".h")
 def made_by(config: Config, device: torch.device) -> str:
     """code 1a2b3c4d, torch 2.14.1, C++ kernels. The code is normlab's, and the modules of the run's own targets."""
     own = sorted({t.rpartition(".")[0] for t in config.targets() if not t.startswith("normlab.")})
-    kernels = backend(device.type).name.partition(":")[0]
+    kernels = backend(device).name.partition(":")[0]
     return f"code {_code(tuple(own))}, torch {torch.__version__}, {kernels}"
 
 

@@ -303,10 +303,9 @@ class Normalizer(nn.Module):
         layout = self.algebra.layout(replicas, rows, self.num_channels)
         for scope, (mean, var, (R, _, W)) in zip(self._scopes.values(), layout, strict=True):
             if scope.across_samples:
-                measured[scope.name] = BatchStatistics(
-                    *(statistics[mean].view(R, W), statistics[var].view(R, W)),
-                    self._size(scope, rows // self.replicas, num_positions),
-                )
+                mean_RW, var_RW = (statistics.as_strided((R, W), (W, 1), at.start) for at in (mean, var))
+                size = self._size(scope, rows // self.replicas, num_positions)
+                measured[scope.name] = BatchStatistics(mean_RW, var_RW, size)
         if self.calls is None:
             self._update_within_call(measured)
         elif not in_transform():

@@ -1,4 +1,4 @@
-"""A normalizer as one step of autograd: moments, algebra, affine map; and back, with x and (N, C) tensors kept.
+"""A normalizer as one step of autograd: moments, algebra, affine map; and back, with x and its moments kept.
 
 Forward reads x twice and writes y; backward reads dy and x twice and writes dx: eight passes over the activation.
 """
@@ -29,8 +29,7 @@ class _Normalize(Function):
         )
         ctx.fused = result is not NotImplemented
         if ctx.fused:
-            y, *kept = result
-            statistics = kept[-1]
+            y, *kept, statistics = result
         else:
             if mean_NC is None:
                 mean_NC, var_NC = _ops.moments(x)
@@ -53,15 +52,15 @@ class _Normalize(Function):
         create_graph = torch.is_grad_enabled()
         if not torch.compiler.is_compiling() and (create_graph or kernels.needs_operations(dy)):
             return _backward_of_plain(ctx, dy)
-        x, mean_NC, var_NC, scale, mu, rstd, statistics, *parameters, stored_values = ctx.saved_tensors
         algebra, replicas, sync = ctx.settings
-        stored = stored_values is not None
         needed = ctx.needs_input_grad
         if ctx.fused:
-            kernel = kernels.backend(x.device.type).kernels["backward"]
-            kept = (mean_NC, var_NC, scale, mu, rstd, statistics, *parameters)
-            dx, *dparameters = kernel(dy, x, *kept, stored, algebra, replicas, needed[0])
+            x, *kept = ctx.saved_tensors
+            kernel = kernels.backend(x.device).kernels["backward"]
+            dx, *dparameters = kernel(dy, x, *kept, algebra, replicas, needed[0])
         else:
+            x, mean_NC, var_NC, scale, mu, rstd, statistics, *parameters, stored_values = ctx.saved_tensors
+            stored = stored_values is not None
             dshift_NC, dscale_NC = _ops.sums(dy, x, mean_NC)
             if sync:
                 mixed = Mixed(scale, scale, mu, rstd, statistics)  # the shift is of no use here

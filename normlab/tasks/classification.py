@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from normlab.errors import UserError
 from normlab.models.classifier import find_classifier
@@ -70,8 +71,8 @@ class Classification(Task):
         return model
 
     def collate(self, samples: Sequence[tuple[Tensor, int]], split: str) -> Images:
-        images, labels = zip(*samples, strict=True)
-        return torch.stack(images), torch.tensor(labels)
+        images, labels = default_collate(list(samples))  # in a worker, right into the memory that it shares
+        return images, labels
 
     def prepare(self, batch: Images, split: str) -> Images:
         images, labels = batch

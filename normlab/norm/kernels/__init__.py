@@ -4,12 +4,14 @@
     NORMLAB_KERNELS=torch    torch operations alone, which define what the kernels do
     status()                 {"cpu": "C++ kernels", "cuda": "torch operations: no GPU"}
 
-A backend is a module with `load()`, which gives its name and kernels, or raises UnavailableError with the reason. It
-runs at the first call on its device. A kernel returns NotImplemented for arguments that it does not serve.
+A backend is a module with `load(device)`, which gives its name and kernels, or raises UnavailableError with the
+reason. It runs at the first call on its device, and each kernel is tried there (trial.py): for one that fails or is
+wrong there is a warning, and torch operations serve. A kernel returns NotImplemented for what it does not serve.
 """
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,10 +23,12 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from normlab.errors import UserError
+from normlab.norm.kernels import trial
 
 _BACKENDS = {"cpu": "normlab.norm.kernels.native", "cuda": "normlab.norm.kernels.triton_backend"}
 _CHOICES = ("auto", "torch")
 _TORCH = "torch operations"
+_definitions: dict[str, Callable[..., Any]] = {}  # by operation; `register` fills it
 
 
 class UnavailableError(Exception):
@@ -39,8 +43,8 @@ class Backend(NamedTuple):
 
 
 @cache
-def backend(device: str) -> Backend:
-    """Who serves "cpu" or "cuda" in this process.
+def backend(device: torch.device) -> Backend:
+    """Who serves a device in this process.
 
     Raises:
         UserError: NORMLAB_KERNELS is none of its values.
@@ -50,12 +54,18 @@ def backend(device: str) -> Backend:
         raise UserError(f"NORMLAB_KERNELS={chosen}: expected {' or '.join(_CHOICES)}")
     if chosen == "torch":
         return Backend(f"{_TORCH}: NORMLAB_KERNELS=torch", {})
-    if device not in _BACKENDS:
-        return Backend(f"{_TORCH}: no kernels for {device}", {})
+    if device.type not in _BACKENDS:
+        return Backend(f"{_TORCH}: no kernels for {device.type}", {})
     try:
-        return importlib.import_module(_BACKENDS[device]).load()
+        loaded = importlib.import_module(_BACKENDS[device.type]).load(device)
     except UnavailableError as error:
         return Backend(f"{_TORCH}: {error}", {})
+    importlib.import_module("normlab.norm.ops")  # which registers the definitions
+    fault = trial.fault(loaded.kernels, _definitions, device)
+    if fault is None:
+        return loaded
+    warnings.warn(f"{loaded.name} are left out on {device}, and layers are slower: {fault}", stacklevel=2)
+    return Backend(f"{_TORCH}: {fault}", {})
 
 
 def in_transform() -> bool:
@@ -80,24 +90,25 @@ def direct(name: str, x: Tensor) -> Callable[..., Any] | None:
         return None
     if in_transform():
         return None
-    return backend(x.device.type).kernels.get(name)
+    return backend(x.device).kernels.get(name)
 
 
 def status() -> dict[str, str]:
     """Device -> what serves it, and where that is torch, why. The first call may build the kernels (seconds)."""
-    return {device: backend(device).name for device in _BACKENDS}
+    return {device: backend(torch.device(device)).name for device in _BACKENDS}
 
 
 def register(library: torch.library.Library, definitions: Mapping[str, Callable[..., Any]]) -> None:
     """Put the kernels before their definitions in a library of operators, device by device."""
+    _definitions.update(definitions)
     for device in _BACKENDS:
         for name, definition in definitions.items():
-            library.impl(name, _kernel_or(definition, name, device), device.upper())
+            library.impl(name, _kernel_or(definition, name), device.upper())
 
 
-def _kernel_or(definition: Callable[..., Any], name: str, device: str) -> Callable[..., Any]:
+def _kernel_or(definition: Callable[..., Any], name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        kernel = backend(device).kernels.get(name)
+        kernel = backend(args[0].device).kernels.get(name)
         result = NotImplemented if kernel is None else kernel(*args)
         return definition(*args) if result is NotImplemented else result
 

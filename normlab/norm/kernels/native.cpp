@@ -28,7 +28,7 @@ Index values(const Shape& s) { return s.N * s.C * s.S; }
 template <class F> void replica_by_replica(const Shape& s, const Algebra& g, F f) {
   if (g.R % s.threads && g.R < 4 * s.threads) return f(s, 0, g.R);
   parallel(g.R, s.threads, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) f(Shape(g.N, s.C, s.S, s.last, 1), r, r + 1);
+    for (Index r = begin; r < end; ++r) f(s.part(g.N), r, r + 1);
   });
 }
 
@@ -43,29 +43,33 @@ auto over_replicas(const Algebra& g) {
 
 template <class T, class A>
 void forward_of(const Shape& s, const Algebra& g, double eps, bool measure, const T* x, const A* weight, const A* bias,
-                const A* mean_logits, const A* var_logits, const A* stored, T* y, A* mean, A* var, A* scale, A* mu,
-                A* rstd, A* statistics) {
-  std::unique_ptr<A[]> shift(new A[s.N * s.C]);
+                const A* mean_logits, const A* var_logits, const A* stored, T* y, A* mean, A* var, A* statistics) {
+  const Index rows = s.N * s.C;
+  std::unique_ptr<A[]> scratch(new A[4 * rows]);
+  A *scale = scratch.get(), *shift = scale + rows, *mu = shift + rows, *rstd = mu + rows;
   auto pass = [&](auto replica) {
     replica_by_replica(s, g, [&](const Shape& part, Index first, Index end) {
       const Index row = first * g.N * s.C, value = row * s.S;
       if (measure) moments_of<T, A>(part, x + value, mean + row, var + row);
       for (Index r = first; r < end; ++r) replica(r);
-      affine_of<T, A>(part, x + value, mean + row, scale + row, shift.get() + row, y + value);
+      affine_of<T, A>(part, x + value, mean + row, scale + row, shift + row, y + value);
     });
   };
-  mix_of<A>(pass, g, eps, mean, var, weight, bias, mean_logits, var_logits, stored, scale, shift.get(), mu, rstd,
+  mix_of<A>(pass, g, eps, mean, var, weight, bias, mean_logits, var_logits, stored, scale, shift, mu, rstd,
             statistics);
 }
 
+// What the forward pass mixed is mixed again: it takes less than keeping it takes room.
 template <class T, class A>
 void backward_of(const Shape& s, const Algebra& g, double eps, const T* dy, const T* x, const A* mean, const A* var,
-                 const A* scale, const A* mu, const A* rstd, const A* statistics, const A* weight,
-                 const A* mean_logits, const A* var_logits, T* dx, A* dweight, A* dbias, A* dmean_logits,
-                 A* dvar_logits) {
+                 const A* weight, const A* mean_logits, const A* var_logits, const A* stored, T* dx, A* dweight,
+                 A* dbias, A* dmean_logits, A* dvar_logits) {
   const Index rows = s.N * s.C;
-  std::unique_ptr<A[]> scratch(new A[4 * rows]);
+  std::unique_ptr<A[]> scratch(new A[7 * rows + g.num_statistics]);
   A *dshift = scratch.get(), *dscale = dshift + rows, *dmean = dscale + rows, *dvar = dmean + rows;
+  A *scale = dvar + rows, *mu = scale + rows, *rstd = mu + rows, *statistics = rstd + rows;
+  mix_of<A>(over_replicas(g), g, eps, mean, var, weight, (const A*)nullptr, mean_logits, var_logits, stored, scale,
+            dshift, mu, rstd, statistics);
   auto pass = [&](auto replica) {
     replica_by_replica(s, g, [&](const Shape& part, Index first, Index end) {
       const Index row = first * g.N * s.C, value = row * s.S;
@@ -161,8 +165,7 @@ void normlab_mix_backward(int type, const Index* algebra, double eps, const void
 // The whole forward pass: moments (or, without `measure`, those given), mix, affine.
 void normlab_forward(int type, const Index* algebra, double eps, Index S, int last, int measure, const void* x,
                      const void* weight, const void* bias, const void* mean_logits, const void* var_logits,
-                     const void* stored, void* y, void* mean, void* var, void* scale, void* mu, void* rstd,
-                     void* statistics) {
+                     const void* stored, void* y, void* mean, void* var, void* statistics) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
     using A = Wide<T>;
@@ -170,25 +173,22 @@ void normlab_forward(int type, const Index* algebra, double eps, Index S, int la
     Shape s(g.rows, g.C, S, last, g.all_threads);
     take_huge_pages(y, values(s) * Index(sizeof(T)));
     forward_of<T, A>(s, g, eps, measure, as<T>(x), as<A>(weight), as<A>(bias), as<A>(mean_logits), as<A>(var_logits),
-                     as<A>(stored), as<T>(y), as<A>(mean), as<A>(var), as<A>(scale), as<A>(mu), as<A>(rstd),
-                     as<A>(statistics));
+                     as<A>(stored), as<T>(y), as<A>(mean), as<A>(var), as<A>(statistics));
   });
 }
 
 // The whole backward pass: sums, mix_backward, input_gradient (no dx: null).
 void normlab_backward(int type, const Index* algebra, double eps, Index S, int last, const void* dy, const void* x,
-                      const void* mean, const void* var, const void* scale, const void* mu, const void* rstd,
-                      const void* statistics, const void* weight, const void* mean_logits, const void* var_logits,
-                      void* dx, void* dweight, void* dbias, void* dmean_logits, void* dvar_logits) {
+                      const void* mean, const void* var, const void* weight, const void* mean_logits,
+                      const void* var_logits, const void* stored, void* dx, void* dweight, void* dbias, void* dmean_logits, void* dvar_logits) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
     using A = Wide<T>;
     Algebra g(algebra);
     Shape s(g.rows, g.C, S, last, g.all_threads);
     if (dx) take_huge_pages(dx, values(s) * Index(sizeof(T)));
-    backward_of<T, A>(s, g, eps, as<T>(dy), as<T>(x), as<A>(mean), as<A>(var), as<A>(scale), as<A>(mu), as<A>(rstd),
-                      as<A>(statistics), as<A>(weight), as<A>(mean_logits), as<A>(var_logits), as<T>(dx),
-                      as<A>(dweight), as<A>(dbias), as<A>(dmean_logits), as<A>(dvar_logits));
+    backward_of<T, A>(s, g, eps, as<T>(dy), as<T>(x), as<A>(mean), as<A>(var), as<A>(weight), as<A>(mean_logits),
+                      as<A>(var_logits), as<A>(stored), as<T>(dx), as<A>(dweight), as<A>(dbias), as<A>(dmean_logits), as<A>(dvar_logits));
   });
 }
 

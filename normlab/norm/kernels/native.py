@@ -48,13 +48,13 @@ _ARGUMENTS = {  # of each function: numbers, and how many addresses follow them
     "input_gradient": (_ACTIVATION, 7),
     "mix": (_ALGEBRA, 12),
     "mix_backward": (_ALGEBRA, 17),
-    "forward": ((*_ALGEBRA, c_int64, c_int, c_int), 13),  # and S, channels last, whether to measure
-    "backward": ((*_ALGEBRA, c_int64, c_int), 16),  # and S, channels last
+    "forward": ((*_ALGEBRA, c_int64, c_int, c_int), 10),  # and S, channels last, whether to measure
+    "backward": ((*_ALGEBRA, c_int64, c_int), 13),  # and S, channels last
     "advance": ((c_int, c_int64, c_int64, c_double, c_double), 2),  # type, R, W, weight, factor
 }
 
 
-def load() -> Backend:
+def load(device: torch.device) -> Backend:
     """The kernels, from a library that is built if it is not there yet.
 
     Raises:
@@ -234,7 +234,7 @@ class _Kernels:
         parameters = _dense((mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored), dtype)
         rows, C = mean_NC.shape
         description, size = _describe(
-            *(replicas, rows, C, *_counts(C, mean_logits, var_logits, weight, bias), std, hard, stored is not None),
+            *(replicas, rows, C, *_counts(C, weight, bias, mean_logits, var_logits), std, hard, stored is not None),
             *(torch.get_num_threads(), tuple(across), tuple(widths), tuple(mean), tuple(var)),
         )
         results = [*(mean_NC.new_empty(rows, C) for _ in range(4)), mean_NC.new_empty(size)]
@@ -273,7 +273,7 @@ class _Kernels:
         )
         rows, C = mean_NC.shape
         description, _ = _describe(
-            *(replicas, rows, C, *_counts(C, mean_logits, var_logits, weight, bias), std, hard, stored),
+            *(replicas, rows, C, *_counts(C, weight, bias, mean_logits, var_logits), std, hard, stored),
             *(torch.get_num_threads(), tuple(across), tuple(widths), tuple(mean), tuple(var)),
         )
         gradients = [mean_NC.new_empty(rows, C), mean_NC.new_empty(rows, C)]
@@ -284,30 +284,30 @@ class _Kernels:
     def forward(
         self, x, mean_NC, var_NC, weight, bias, mean_logits, var_logits, stored, algebra: Algebra, replicas: int
     ) -> Any:
-        """moments (where mean_NC is None), mix and affine: y, then mean_NC, var_NC, scale, mu, rstd, statistics."""
+        """moments (where mean_NC is None), mix and affine: y, then mean_NC, var_NC, statistics.
+
+        No moments of maps of a single position, which are the map itself, and zeros: they would be as large as x.
+        """
         last = _channels_last(x)
         if last is None:
             return NotImplemented
-        wide = _wide(x)
-        rows, C = x.shape[:2]
+        wide, shape = _wide(x), x.shape[:2]
         measure = mean_NC is None
         if measure:
-            mean_NC, var_NC = torch.empty(rows, C, dtype=wide), torch.empty(rows, C, dtype=wide)
+            mean_NC, var_NC = torch.empty(shape, dtype=wide), torch.empty(shape, dtype=wide)
         else:
             mean_NC, var_NC = _dense((mean_NC, var_NC), wide)
         parameters = _dense((weight, bias, mean_logits, var_logits, stored), wide)
         description, size = _describe(
-            *(replicas, rows, C, *_counts(C, mean_logits, var_logits, weight, bias), algebra.std, algebra.hard),
+            *(replicas, *shape, *_counts(shape[1], *parameters[:4]), algebra.std, algebra.hard),
             *(stored is not None, torch.get_num_threads()),
             *(algebra.across, algebra.widths, algebra.mean, algebra.var),
         )
         y = torch.empty_like(x)
-        scale, mu, rstd = (torch.empty(rows, C, dtype=wide) for _ in range(3))
-        results = (mean_NC, var_NC, scale, mu, rstd, torch.empty(size, dtype=wide))
-        positions = x.numel() // (rows * C)
-        numbers = (_TYPES[x.dtype], description, algebra.eps, positions, last, measure)
+        results = (mean_NC, var_NC, torch.empty(size, dtype=wide))
+        numbers = (_TYPES[x.dtype], description, algebra.eps, x.numel() // mean_NC.numel(), last, measure)
         _call(self._functions["forward"], *numbers, x, *parameters, y, *results)
-        return y, *results
+        return (y, None, None, results[-1]) if measure and mean_NC.numel() == x.numel() else (y, *results)
 
     def backward(
         self,
@@ -315,37 +315,33 @@ class _Kernels:
         x,
         mean_NC,
         var_NC,
-        scale,
-        mu,
-        rstd,
-        statistics,
         weight,
         bias,
         mean_logits,
         var_logits,
-        stored: bool,
+        stored,
         algebra: Algebra,
         replicas: int,
         needs_dx: bool,
     ) -> Any:
         """sums, mix_backward and input_gradient: dx (None: not needed), then the gradients of the parameters.
 
-        The (N, C) tensors are those that `forward` gave.
+        The moments are those that `forward` gave.
         """
-        last, wide = _channels_last(x), _wide(x)
-        rows, C = x.shape[:2]
+        last, wide, shape = _channels_last(x), _wide(x), x.shape[:2]
+        if mean_NC is None:
+            mean_NC, var_NC = self.moments(x)
+        parameters = (weight, bias, mean_logits, var_logits)
         description, _ = _describe(
-            *(replicas, rows, C, *_counts(C, mean_logits, var_logits, weight, bias), algebra.std, algebra.hard),
-            *(stored, torch.get_num_threads()),
+            *(replicas, *shape, *_counts(shape[1], *parameters), algebra.std, algebra.hard),
+            *(stored is not None, torch.get_num_threads()),
             *(algebra.across, algebra.widths, algebra.mean, algebra.var),
         )
-        parameters = (weight, bias, mean_logits, var_logits)
         dx = torch.empty_like(x) if needs_dx else None
         gradients = [None if t is None else torch.empty(t.shape, dtype=wide) for t in parameters]
-        weight, _, mean_logits, var_logits = _dense(parameters, wide)
-        numbers = (_TYPES[x.dtype], description, algebra.eps, x.numel() // (rows * C), last)
-        given = (_like(dy, x), x, mean_NC, var_NC, scale, mu, rstd, statistics, weight, mean_logits, var_logits)
-        _call(self._functions["backward"], *numbers, *given, dx, *gradients)
+        given = _dense((weight, mean_logits, var_logits, stored), wide)
+        numbers = (_TYPES[x.dtype], description, algebra.eps, x.numel() // mean_NC.numel(), last)
+        _call(self._functions["backward"], *numbers, _like(dy, x), x, mean_NC, var_NC, *given, dx, *gradients)
         return dx, *gradients
 
     def advance(self, running_W: Tensor, measured_RW: Tensor, weight: float | Tensor, factor: float) -> Any:
@@ -359,7 +355,7 @@ class _Kernels:
         return running_W
 
 
-def _counts(C: int, mean_logits, var_logits, weight, bias) -> tuple[int, int, int, int]:
+def _counts(C: int, weight, bias, mean_logits, var_logits) -> tuple[int, int, int, int]:
     """Groups of channels with ratios of their own, for mean and variance, and rows of weight and bias; 0: none."""
     mean_groups, var_groups = (0 if t is None else t.numel() // t.shape[-1] for t in (mean_logits, var_logits))
     weight_rows, bias_rows = (0 if t is None else t.numel() // C for t in (weight, bias))

@@ -29,6 +29,8 @@ constexpr Index kWorthThreads = 32768;  // values, as in torch
 constexpr Index kBlock = 1 << 17;       // bytes that stay in the second-level cache between two passes
 constexpr Index kChunk = 8192;          // values that are summed in their own type; chunks are added in double
 constexpr Index kHuge = 1 << 23;        // bytes from which on memory is asked for in huge pages
+constexpr Index kPast = 1 << 21;        // bytes from which on results are written past the caches ...
+constexpr Index kFresh = 1 << 25;       // ... and up to here: glibc's memory is fresh then, zeroed and so in the cache
 
 // f(begin, end) over all tasks, in one range a thread.
 template <class F> void parallel(Index tasks, int threads, F f) {
@@ -59,8 +61,22 @@ struct Shape {
   Index N, C, S;
   bool last;
   int threads;
+  Index whole;  // values of the activation that this is, or is a part of
   Shape(Index N, Index C, Index S, bool last, int threads)
-      : N(N), C(C), S(S), last(last), threads(N * C * S < kWorthThreads ? 1 : threads) {}
+      : N(N), C(C), S(S), last(last), threads(N * C * S < kWorthThreads ? 1 : threads), whole(N * C * S) {}
+
+  // Samples of it, for a single thread.
+  Shape part(Index samples) const {
+    Shape own = *this;
+    own.N = samples, own.threads = 1;
+    return own;
+  }
+
+  // Whether results, in runs of this many values, are written past the caches: only lines that are written whole.
+  template <class T> bool goes_past(const T* out, Index run) const {
+    const Index bytes = whole * Index(sizeof(T));
+    return bytes >= kPast && bytes <= kFresh && (uintptr_t(out) | uintptr_t(out + run)) % kBytes == 0;
+  }
 };
 
 // Blocks of rows, of one sample each, of a channels-last activation.
@@ -110,43 +126,74 @@ template <class A, int Terms, class F> void add_up(Index n, double* totals, F te
   }
 }
 
+// The same over a plane of V vectors, without loops; 0: of any size.
+template <class A, int Terms, int V, class F> void add_plane(Index n, double* totals, F term) {
+  if constexpr (V == 0) {
+    add_up<A, Terms>(n, totals, term);
+  } else {
+    constexpr Index W = kLanes<A>;
+    Vector<A> acc[Terms], value[Terms];
+    term(Many{}, n - W, value);
+    for (int t = 0; t < Terms; ++t) acc[t] = tail<A>(value[t], n - (V - 1) * W);
+    for (int j = 0; j < V - 1; ++j) {
+      term(Many{}, j * W, value);
+      for (int t = 0; t < Terms; ++t) acc[t] += value[t];
+    }
+    for (int t = 0; t < Terms; ++t) totals[t] = sum<A>(acc[t]);
+  }
+}
+
+// f(k, number of vectors for add_plane) for each plane, on several threads.
+template <class A, class F> void each_plane(const Shape& s, F f) {
+  constexpr Index W = kLanes<A>;
+  parallel(s.N * s.C, s.threads, [&](Index begin, Index end) {
+    auto planes = [&](auto vectors) {
+      for (Index k = begin; k < end; ++k) f(k, vectors);
+    };
+    switch (s.S < W ? 0 : (s.S + W - 1) / W) {
+      case 1: return planes(std::integral_constant<int, 1>{});
+      case 2: return planes(std::integral_constant<int, 2>{});
+      case 3: return planes(std::integral_constant<int, 3>{});
+      case 4: return planes(std::integral_constant<int, 4>{});
+      default: return planes(std::integral_constant<int, 0>{});
+    }
+  });
+}
+
 // A mean and what is left of the values' average after it was subtracted, which is rounding (unless it is infinite).
 inline double corrected(double mean, double rest) { return rest - rest == 0 ? mean + rest : mean; }
 
 inline double positive(double v) { return v < 0 ? 0 : v; }  // NaN stays
 
 template <class T, class A> void moments_planes(const Shape& s, const T* x, A* mean, A* var) {
-  parallel(s.N * s.C, s.threads, [&](Index begin, Index end) {
-    for (Index k = begin; k < end; ++k) {
-      const T* p = x + k * s.S;
-      double total, rest[2];
-      add_up<A, 1>(s.S, &total, [&](auto lane, Index i, auto* value) { value[0] = lane.load(p + i); });
-      A m = A(total / s.S);
-      add_up<A, 2>(s.S, rest, [&](auto lane, Index i, auto* value) {
-        value[0] = lane.load(p + i) - like(lane, m);
-        value[1] = value[0] * value[0];
-      });
-      double d = rest[0] / s.S;
-      mean[k] = A(corrected(m, d));
-      var[k] = A(positive(rest[1] / s.S - d * d));
-    }
+  const double share = 1.0 / s.S;
+  each_plane<A>(s, [&](Index k, auto vectors) {
+    const T* p = x + k * s.S;
+    double total, rest[2];
+    add_plane<A, 1, vectors>(s.S, &total, [&](auto lane, Index i, auto* value) { value[0] = lane.load(p + i); });
+    A m = A(total * share);
+    add_plane<A, 2, vectors>(s.S, rest, [&](auto lane, Index i, auto* value) {
+      value[0] = lane.load(p + i) - like(lane, m);
+      value[1] = value[0] * value[0];
+    });
+    double d = rest[0] * share;
+    mean[k] = A(corrected(m, d));
+    var[k] = A(positive(rest[1] * share - d * d));
   });
 }
 
 template <class T, class A>
 void sums_planes(const Shape& s, const T* dy, const T* x, const A* anchor, A* first, A* second) {
-  parallel(s.N * s.C, s.threads, [&](Index begin, Index end) {
-    for (Index k = begin; k < end; ++k) {
-      const T *p = x + k * s.S, *g = dy + k * s.S;
-      A a = anchor[k];
-      double totals[2];
-      add_up<A, 2>(s.S, totals, [&](auto lane, Index i, auto* value) {
-        value[0] = lane.load(g + i);
-        value[1] = value[0] * (lane.load(p + i) - like(lane, a));
-      });
-      first[k] = A(totals[0]);
-      second[k] = A(totals[1]);
-    }
+  each_plane<A>(s, [&](Index k, auto vectors) {
+    const T *p = x + k * s.S, *g = dy + k * s.S;
+    A a = anchor[k];
+    double totals[2];
+    add_plane<A, 2, vectors>(s.S, totals, [&](auto lane, Index i, auto* value) {
+      value[0] = lane.load(g + i);
+      value[1] = value[0] * (lane.load(p + i) - like(lane, a));
+    });
+    first[k] = A(totals[0]);
+    second[k] = A(totals[1]);
   });
 }
 
@@ -260,19 +307,22 @@ void sums_of(const Shape& s, const T* dy, const T* x, const A* anchor, A* first,
 // out[i] = f(lane, i, k): plane k of (N, C), or with channels last k = n * C + c, which advances with i.
 template <class T, class A, class F> void map_planes(const Shape& s, T* out, F f) {
   constexpr Index W = kLanes<A>;
+  const bool past = s.goes_past(out, s.S);
   parallel(s.N * s.C, s.threads, [&](Index begin, Index end) {
     for (Index k = end - 1; k >= begin; --k) {
       auto plane = f(k);
       Index i = k * s.S, stop = i + s.S;
-      for (; i + W <= stop; i += W) Many::store(out + i, plane(Many{}, i));
+      for (; i + W <= stop; i += W) store(Many{}, past, out + i, plane(Many{}, i));
       if (i < stop && s.S >= W) Many::store(out + stop - W, plane(Many{}, stop - W)), i = stop;  // some twice
       for (; i < stop; ++i) One::store(out + i, plane(One{}, i));
     }
+    if (past) past_is_done();
   });
 }
 
 template <class T, class A, class F> void map_last(const Shape& s, T* out, F f) {
   constexpr int kRows = 4;
+  const bool past = s.goes_past(out, s.C);
   Blocks blocks(s, 2 * sizeof(T));
   parallel(blocks.count, s.threads, [&](Index begin, Index end) {
     for (Index b = end - 1; b >= begin; --b) {
@@ -282,7 +332,7 @@ template <class T, class A, class F> void map_last(const Shape& s, T* out, F f) 
           auto value = f(lane, n * s.C + c);
           for (int k = 0; k < count; ++k) {
             Index i = (r + k) * s.C + c;
-            lane.store(out + i, value(i));
+            store(lane, past, out + i, value(i));
           }
         });
         r += count;
@@ -290,6 +340,7 @@ template <class T, class A, class F> void map_last(const Shape& s, T* out, F f) 
       while (r + kRows <= stop) rows(std::integral_constant<int, kRows>{});
       while (r < stop) rows(std::integral_constant<int, 1>{});
     }
+    if (past) past_is_done();
   });
 }
 

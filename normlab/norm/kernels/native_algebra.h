@@ -23,7 +23,7 @@ struct Algebra {
   int all_threads, threads;  // for activations, and for (N, C) tensors of this size
   std::vector<Scope> scopes;
   std::vector<Index> means, vars;
-  Index N;
+  Index N, num_statistics;
 
   explicit Algebra(const Index* d) {
     R = *d++, rows = *d++, C = *d++, mean_groups = *d++, var_groups = *d++, weight_rows = *d++, bias_rows = *d++;
@@ -41,6 +41,7 @@ struct Algebra {
       if (scope.across) scope.own_mean = own, scope.own_var = own + scope.width, own += 2 * scope.width;
       scopes.push_back(scope);
     }
+    num_statistics = start;
     means.assign(d, d + counts[1]);
     vars.assign(d + counts[1], d + counts[1] + counts[2]);
     if (rows * C < kWorthThreads) threads = 1;
@@ -111,6 +112,13 @@ template <class A, class F> void each_share(bool hard, Index C, const A* share, 
       if (share[c] != 0) f(c, share[c]);
 }
 
+// What a parameter is for a replica; `none` where there is no such parameter.
+template <class A> std::vector<A> of_replica(const Algebra& g, const A* parameter, Index rows, Index r, A none) {
+  if (!parameter) return std::vector<A>(g.C, none);
+  const A* own = parameter + (rows > 1 ? r * g.C : 0);
+  return std::vector<A>(own, own + g.C);
+}
+
 // The algebra of all replicas: drive(replica) calls replica(r) for each of them, in any order and from any thread.
 template <class A, class D>
 void mix_of(D drive, const Algebra& g, double eps, const A* mean, const A* var, const A* weight, const A* bias,
@@ -143,8 +151,7 @@ void mix_of(D drive, const Algebra& g, double eps, const A* mean, const A* var, 
       }
       second.average(squares);
     }
-    const A* w = weight ? weight + (g.weight_rows > 1 ? r * C : 0) : nullptr;
-    const A* h = bias ? bias + (g.bias_rows > 1 ? r * C : 0) : nullptr;
+    const std::vector<A> w = of_replica(g, weight, g.weight_rows, r, A(1)), h = of_replica(g, bias, g.bias_rows, r, A(0));
     std::vector<A> base(C), mixed(C);
     for (Index n = 0; n < N; ++n) {
       const Index at = (r * N + n) * C;
@@ -176,11 +183,15 @@ void mix_of(D drive, const Algebra& g, double eps, const A* mean, const A* var, 
         else
           each_share(g.hard, C, shares, [&](Index c, A ratio) { mixed[c] += ratio * p[c]; });
       }
+      if (!g.std)
+        for (Index c = 0; c < C; ++c) mixed[c] = std::sqrt(mixed[c] + A(eps));
+      A *scale_ = scale + at, *shift_ = shift + at;
+      const A *own = m + n * C, *deviation = mixed.data(), *weight_ = w.data(), *bias_ = h.data();
+#pragma omp simd
       for (Index c = 0; c < C; ++c) {
-        A inverse = g.std ? A(1) / mixed[c] : A(1) / std::sqrt(mixed[c] + A(eps));
-        A s = w ? inverse * w[c] : inverse;
-        A offset = (m[n * C + c] - mu_[c]) * s;
-        rstd_[c] = inverse, scale[at + c] = s, shift[at + c] = h ? offset + h[c] : offset;
+        rstd_[c] = A(1) / deviation[c];
+        scale_[c] = rstd_[c] * weight_[c];
+        shift_[c] = (own[c] - mu_[c]) * scale_[c] + bias_[c];
       }
     }
   };
@@ -210,8 +221,7 @@ void mix_backward_of(D drive, const Algebra& g, double eps, const A* dscale, con
   };
   auto replica = [&](Index r) {
     const A *m = mean + r * N * C, *v = var + r * N * C;
-    const A* w = weight ? weight + (g.weight_rows > 1 ? r * C : 0) : nullptr;
-    double *weight_ = &weights[r * C], *bias_ = &biases[r * C];
+    const std::vector<A> w = of_replica(g, weight, g.weight_rows, r, A(1));
     std::vector<A> row(C), base(C), buffer(C), deviation(C);
     std::vector<Pool<A>> mean_pools, var_pools;
     for (Index k : g.means) mean_pools.emplace_back(g, g.scopes[k]);
@@ -225,13 +235,17 @@ void mix_backward_of(D drive, const Algebra& g, double eps, const A* dscale, con
     for (Index n = 0; n < N; ++n) {
       const Index at = (r * N + n) * C;
       A *dmu = dmean + at, *dmixed = dvar + at;
+      const A *own = m + n * C, *mu_ = mu + at, *rstd_ = rstd + at, *scale_ = scale + at, *w_ = w.data();
+      const A *of_scale = dscale + at, *of_shift = dshift + at;
+      double *weight_ = &weights[r * C], *bias_ = &biases[r * C];
+      const A half = g.std ? A(0) : A(0.5), whole = g.std ? A(1) : A(0);
+#pragma omp simd
       for (Index c = 0; c < C; ++c) {
-        A inverse = rstd[at + c], down = dshift[at + c];
-        A total = dscale[at + c] + down * (m[n * C + c] - mu[at + c]);
-        weight_[c] += total * inverse, bias_[c] += down;
-        A drstd = w ? total * w[c] : total;
-        dmu[c] = -down * scale[at + c];
-        dmixed[c] = g.std ? -drstd * (inverse * inverse) : A(-0.5) * drstd * (inverse * inverse * inverse);
+        const A total = of_scale[c] + of_shift[c] * (own[c] - mu_[c]), inverse = rstd_[c];
+        weight_[c] += total * inverse;
+        bias_[c] += of_shift[c];
+        dmu[c] = -of_shift[c] * scale_[c];
+        dmixed[c] = -total * w_[c] * (inverse * inverse) * (whole + half * inverse);
       }
       const A* first = M > 1 ? statistic(g.means[0], false, n, base.data()) : nullptr;
       for (Index k = 0; k < M; ++k) {

@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -62,6 +65,27 @@ struct One {
   }
   static void store(Half* p, float v) { *p = Half(v); }
 };
+
+// Many::store or, with `past`, past the caches: a line that is written whole need not be read first. What lies there is
+// aligned, and seen by others after past_is_done.
+template <class T, class V> void store(Many, bool past, T* p, V v) {
+#ifdef __AVX__
+  if (past) {
+    alignas(kBytes) T values[sizeof v / sizeof v[0]];
+    Many::store(values, v);
+    for (size_t i = 0; i < sizeof values; i += 32)
+      _mm256_stream_si256((__m256i*)((char*)p + i), _mm256_load_si256((const __m256i*)((char*)values + i)));
+    return;
+  }
+#endif
+  Many::store(p, v);
+}
+template <class T, class V> void store(One, bool, T* p, V v) { One::store(p, v); }
+inline void past_is_done() {
+#ifdef __AVX__
+  _mm_sfence();
+#endif
+}
 
 template <class A> Vector<A> like(Many, A a) { return a - Vector<A>{}; }
 template <class A> A like(One, A a) { return a; }
