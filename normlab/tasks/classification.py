@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.utils.data import default_collate
