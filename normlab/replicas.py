@@ -82,12 +82,33 @@ def permutation(seed: int, epoch: int, length: int) -> list[int]:
     return torch.randperm(length, generator=generator).tolist()
 
 
+def together(order: Sequence[int], groups: Sequence[int], size: int) -> list[int]:
+    """The order, but that each block of `size` is of one group; what does not come out even is behind them all."""
+    waiting: dict[int, list[int]] = {}
+    blocks: list[int] = []
+    for index in order:
+        block = waiting.setdefault(groups[index], [])
+        block.append(index)
+        if len(block) == size:
+            blocks += block
+            block.clear()
+    return blocks + [index for block in waiting.values() for index in block]
+
+
 def passes(
-    share: Share, seed: int, length: int, per_epoch: int, start: int, stop: int, augment: bool = True
+    share: Share,
+    seed: int,
+    length: int,
+    per_epoch: int,
+    start: int,
+    stop: int,
+    augment: bool = True,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[Pass]:
     """The passes of one rank for iterations start..stop-1 over `length` samples.
 
-    An epoch has `per_epoch` iterations, each of G*N samples; what is left over of it is left out.
+    An epoch has `per_epoch` iterations, each of G*N samples; what is left over of it is left out. With `groups`, a
+    number for each sample, those of a replica are of one group.
     """
     G, N = share.replicas, share.per_replica
     order: list[int] = []
@@ -95,6 +116,7 @@ def passes(
         epoch, i = divmod(iteration, per_epoch)
         if i == 0 or not order:
             order = permutation(seed, epoch, length)
+            order = together(order, groups, N) if groups is not None else order
         chunks = share.passes()
         for chunk in chunks:
             block = i * G * N

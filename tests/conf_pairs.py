@@ -18,7 +18,7 @@ def _fits(group: str, name: str, task: str) -> bool:
 
 
 def task_of(group: str, name: str) -> str | None:
-    """A task that a file can be tried with; None for data of a task that is not there yet."""
+    """A task that a file can be tried with; None where no task takes it."""
     if group == "task":
         return name
     tasks = [default_choice("task"), *choices("task")]

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -140,3 +141,50 @@ def write_voc(root: Path) -> None:
             write_pair(folder / "JPEGImages" / f"{name}.jpg", maps, size, [0, 20, 255, 15], mode)
         (folder / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
         (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+
+
+def write_coco(root: Path) -> None:
+    """Six JPEGs of unequal sizes a split: polygons, a crowd in run lengths, an empty image, gaps in all numbers."""
+    for split, first in (("train", 9), ("val", 900)):
+        images, annotations = [], []
+        folder = root / f"{split}2017"
+        folder.mkdir(parents=True)
+        for k, (width, height) in enumerate([(48, 32), (32, 48), (50, 40), (40, 64), (33, 33), (64, 36)]):
+            number = first + 7 * k
+            name = f"{number:012}.jpg"
+            Image.fromarray(RANDOM.randint(0, 256, (height, width, 3), np.uint8)).save(folder / name)
+            images.append({"id": number, "file_name": name, "width": width, "height": height})
+            boxes = [] if k == 2 else [(4, 6, 12, 10), (10.5, 3.25, 16, 20)][: 1 + k % 2]
+            for n, (left, top, w, h) in enumerate(boxes):
+                corners = [left, top, left + w, top, left + w, top + h, left, top + h]
+                annotations.append(
+                    {
+                        "id": 1000 - 10 * k - n,
+                        "image_id": number,
+                        "category_id": (3, 18, 90)[(k + n) % 3],
+                        "bbox": [left, top, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                        "segmentation": [corners],
+                    }
+                )
+            if k in (3, 4):  # column by column: 100 pixels outside, 64 inside, the rest outside
+                counts = [100, 64, width * height - 164]
+                annotations.append(
+                    {
+                        "id": 5 + k,
+                        "image_id": number,
+                        "category_id": 18,
+                        "bbox": [1, 2, 20, 30],
+                        "area": 64,
+                        "iscrowd": 1,
+                        "segmentation": {"size": [height, width], "counts": counts},
+                    }
+                )
+        (root / "annotations").mkdir(exist_ok=True)
+        content = {
+            "images": images[::-1],
+            "annotations": annotations,
+            "categories": [{"id": n, "name": name} for n, name in ((90, "toothbrush"), (3, "car"), (18, "dog"))],
+        }
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))

@@ -97,9 +97,9 @@ def test_what_is_named_exists():
 
 
 def test_the_command(capsys):
-    assert cli.main(["claims", "sn_iclr.brn", "coco_mask"]) == 0
+    assert cli.main(["claims", "sn_iclr.brn", "enas_better"]) == 0
     shown = capsys.readouterr().out
-    assert "brn (Sec. 4.1)" in shown and "sn_brn between" in shown and "needs object detection on COCO" in shown
+    assert "brn (Sec. 4.1)" in shown and "sn_brn between" in shown and "needs neural architecture search" in shown
     assert "3 claims, each table at its first scale" in shown and max(map(len, shown.splitlines())) <= 100
 
 
@@ -107,7 +107,7 @@ def test_the_command(capsys):
     ("words", "message"),
     [
         (["--run"], "claims --run: expected a claim"),
-        (["--run", "coco_mask"], "there is nothing to run: sn_iclr.coco_mask: needs object detection on COCO"),
+        (["--run", "sn_tpami.face"], "there is nothing to run: sn_tpami.face: needs face verification on MegaFace"),
         (["--run", "brn", "scale=cifar10"], "there is nothing to run"),
         (["--run", "brn", "seeds=0"], "seeds=0: expected a whole number from 1"),
         (["brn", "sede=1"], "did you mean 'seeds'"),

@@ -19,6 +19,7 @@ from normlab.runs.folder import RunFolder
 QUICK = {
     "digits": ("model.width=4", "data.fraction=0.1"),
     "segmentation": ("data.length=16", "data.val_length=4", "model.width=4"),
+    "detection": ("data.length=16", "data.val_length=4", "model.channels=8", "model.hidden=16"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
 }
 RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data", "tracker"}  # groups with a test of their own below
@@ -129,13 +130,32 @@ def test_every_dataset_of_maps(tmp_path, data):
         assert set(np.unique(found).tolist()) <= numbers and classes == len(load_classes(own))
 
 
+@pytest.mark.parametrize("model", [name for name in choices("model") if task_of("model", name) == "detection"])
+def test_every_detector(tmp_path, model):
+    small = ("data.length=4", "data.val_length=2", "data.size=64", "model.min_size=64", "model.proposals=[50,50]")
+    few = ("model.box_samples=8", "iterations=1", "batch=2x2", "norm=sn", "batch_average.samples=2")
+    summary = train(tmp_path, "task=detection", f"model={model}", *small, *few)
+    assert summary["norm_layers"] > 0 and "ap" in summary["metrics"]["moving_average"]
+
+
+@pytest.mark.parametrize("data", [name for name in choices("data") if "boxes" in kinds_of("data", name)])
+def test_every_dataset_of_boxes(tmp_path, data):
+    own = ["data.length=8", "data.val_length=4"]
+    if data == "coco":
+        data_files.write_coco(tmp_path / "data")
+        own = [f"data.root={tmp_path / 'data'}", "model.min_size=64"]
+    small = ("model.channels=8", "model.hidden=16", "norm=sn", "batch=1x2", "iterations=1", "batch_average.samples=2")
+    summary = train(tmp_path / "runs", "task=detection", f"data={data}", *small, *own)
+    assert summary["updates"] == 1 and "ap" in summary["metrics"]["batch_average"]
+
+
 def load_classes(words: list[str]) -> tuple[str, ...]:
     return build_task(load(words)).dataset("train").classes
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS if g not in RUN_BY_OTHER_TESTS for n in choices(g)])
 def test_every_other_file(tmp_path, group, name):
-    quick = QUICK["segmentation" if name == "segmentation" else "digits"]
+    quick = QUICK.get(name, QUICK["digits"])
     train(tmp_path, f"{group}={name}", *companions(group, name), "batch=4x4", "epochs=1", *quick)
 
 

@@ -1,13 +1,14 @@
 """Figures of a table: each cell drawn is the report's; the paper's beside it."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from normlab.errors import UserError
-from normlab.report.charts import accuracy, heat_map, ratios
+from normlab.report.charts import accuracy, heat_map, learning, ratios
 from normlab.report.quantities import Measured
 from normlab.report.results import Entry, Results
 from normlab.report.table import Difference, Line
@@ -41,6 +42,30 @@ def grid() -> Results:
     entries["std_IN", "mean_BN"] = cell(93.0, missing=1)
     entries["std_GN", "mean_BN"] = cell(50.0, 98.0)
     return results(rows, columns, entries)
+
+
+def test_learning_curves_are_means_over_seeds():
+    """As long as the shortest run, of the first column alone; a row without a record has no line."""
+    rows = {"a": "A", "b": "B", "c": "C"}
+    found = results(rows, {"x": "X", "y": "Y"}, {})
+
+    def record(row, column, seed, val, loss):
+        epochs = {"val/top1": val, "train/loss": loss}
+        return {"row": row, "column": column, "seed": seed, "model": "net", "data": "digits", "epochs_of": epochs}
+
+    found = dataclasses.replace(found, records=[
+        record("a", "x", 0, [1, 2, 3], [9, 8, 7]), record("a", "x", 1, [3, 6], [5, 4]),
+        record("b", "x", 0, [7, 8], [1, 1]),
+        record("b", "y", 0, [0, 0], [0, 0]),
+    ])  # fmt: skip
+    figure = learning(found, panels={"first": ["a", "c"], "second": ["b"]})
+    first, second = ([line.get_ydata().tolist() for line in axis.get_lines()] for axis in figure.axes)
+    assert first == [[2, 4], []] and second == [[7, 8]]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["first", "second"]
+    losses = learning(found, panels={"first": ["a"]}, quantity="loss")
+    assert losses.axes[0].get_lines()[0].get_ydata().tolist() == [7, 6]
+    with pytest.raises(UserError, match="row 'd' does not exist"):
+        learning(found, panels={"first": ["d"]})
 
 
 def test_heat_map(grid):

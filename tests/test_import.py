@@ -12,7 +12,8 @@ from released import ResNet, SwitchNorm, data_parallel
 from torch import nn
 
 from normlab.cli import main
-from normlab.config import identity
+from normlab.config import identity, load
+from normlab.engine.build import build
 from normlab.engine.saved import open_run
 from normlab.errors import UserError
 from normlab.exchange.importing import import_run
@@ -102,6 +103,20 @@ def test_the_backbone_of_a_detector(detector: tuple[Path, ResNet], tmp_path: Pat
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), network(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_detector_begins_from_a_released_one(detector: tuple[Path, ResNet], tmp_path: Path) -> None:
+    """From its backbone, all of it."""
+    file, network = detector
+    assert main(["import", str(file), f"out={tmp_path}", "data.num_classes=10", *SMALL]) == 0
+    words = ["task=detection", "data.channels=3", "model=faster_rcnn_fpn", "model.backbone=resnet18", "norm=sn",
+             "norm.profile=official", f"init={imported(tmp_path).path}", f"out={tmp_path}"]  # fmt: skip
+    experiment = build(load(words))
+    assert experiment.unused == ["fc.bias", "fc.weight"]
+    body = experiment.model.backbone.body
+    assert torch.equal(body.bn1.mean_logits, network.sn1.mean_weight)
+    assert torch.equal(body.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+    assert torch.equal(body.layer4[1].bn2.running_var, network.layer4[1].sn2.running_var.flatten())
 
 
 @pytest.fixture

@@ -170,6 +170,53 @@ def test_tables_of_segmentation(tmp_path, monkeypatch, name, scale):
     assert len({config.init for config in configs.values()}) == len(first)
 
 
+DETECTION = {"sn_table4": 7, "sn_table5": 5, "sn_table6": 6, "distinct_table3_coco": 4, "ws_table4": 9, "ws_table5": 9}
+
+
+@pytest.mark.parametrize("scale", ["scenes", "papers"])
+@pytest.mark.parametrize("name", DETECTION)
+def test_tables_of_detection(tmp_path, monkeypatch, name, scale):
+    """Every cell is a run that loads; the papers' numbers of images, and a classifier of the network's own kind."""
+    for folder in ("coco", "imagenet"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
+    found = plan(load_table(name), scale, [3], [f"out={tmp_path / 'runs'}"], tmp_path)
+    configs = {(cell.row, cell.column): found.config_of(cell) for cell in found.cells}
+    assert len({found.ids[row, column, 3] for row, column in configs}) == DETECTION[name]
+    begun = {found.ids["pretraining", cell.column, 3]: found.configs[found.ids["pretraining", cell.column, 3]]
+             for cell in found.pretraining}  # fmt: skip
+    for (row, _), config in configs.items():
+        assert config.choices["task"] == "detection" and config.seed == 3
+        assert (config.init == "none") == row.endswith("scratch")
+        if scale == "papers":
+            update = 12 if name == "sn_table4" else 16 if not name.startswith("ws") else 4 if "101" in row else 8
+            assert config.update_samples == update and config.optim["lr"] / config.optim["lr_batch"] == pytest.approx(
+                {12: 0.01 / 12, 16: 0.02 / 16, 8: 0.01 / 8, 4: 0.01 / 8}[update]
+            )
+        if config.init != "none":
+            first = next(one for run, one in begun.items() if run in config.init)
+            own = config.model.get("backbone", "resnet50")
+            assert first.choices["model"] == own and first.choices["weight"] == config.choices["weight"]
+            assert first.choices["task"] == "classification"
+    at_once = {config.batch for config in configs.values()}
+    assert at_once == {"4x3"} if name == "sn_table4" else {"4x2", "4x1"} if name.startswith("ws") else at_once
+
+
+def test_tables_of_detection_share_their_runs(tmp_path):
+    """Distinct's are those of SN's Table 5, and its classifiers those of segmentation."""
+    ours, theirs, maps = (
+        plan(load_table(name), "scenes", [0], [f"out={tmp_path}"], tmp_path)
+        for name in ("sn_table6", "distinct_table3_coco", "distinct_table3")
+    )
+    assert {theirs.ids["box", column, 0] for column in ("bn", "gn", "sn_8x2")} == {
+        ours.ids[row, "ap", 0] for row in ("frozen_none", "gn", "sn")
+    }
+    runs = ("bn_8x32", "gn_8x32", "sn_8x2", "sn_8x32")
+    assert {theirs.ids["pretraining", run, 0] for run in runs} < {
+        maps.ids[cell.row, cell.column, 0] for cell in maps.pretraining
+    }
+
+
 def test_sn_tpami_and_distinct_share_their_runs(tmp_path):
     """On ADE20K's scenes: what Distinct prints are SN-TPAMI's numbers at several scales."""
     ours, theirs = (

@@ -32,6 +32,16 @@ OWN = {  # tasks of conf/, small; classification has tests of its own
         "model.width=4",
         "optim.lr=0.02",
     ),
+    "detection": (
+        "data.length=40",
+        "data.val_length=20",
+        "model.mask=true",
+        "model.channels=8",
+        "model.hidden=16",
+        "model.anchor_samples=16",
+        "model.box_samples=8",
+        "optim.lr=0.005",
+    ),
 }
 ALL = (*TASKS, *OWN)
 

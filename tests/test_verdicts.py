@@ -10,6 +10,7 @@ from normlab.report.quantities import Measured
 from normlab.report.verdicts import (
     departs,
     exceeds,
+    gains_more,
     gains_most_of,
     lies_above,
     lies_below,
@@ -33,6 +34,22 @@ def test_p_is_that_of_scipy_stats(seed: int) -> None:
     welch = stats.ttest_ind(a - 0.1, b, equal_var=False, alternative="greater").pvalue
     assert welch_p(a, b, 0.1) == pytest.approx(welch, rel=1e-12)
     assert student_p(a, 0.1) == pytest.approx(stats.ttest_1samp(a, 0.1, alternative="greater").pvalue, rel=1e-12)
+
+
+def test_one_pair_gains_more_than_another():
+    """By Welch's and Satterthwaite's formulas, written out: the means of four cells, each with its own spread."""
+    cells = {("a", "ap"): [13, 15, 17], ("b", "ap"): [10, 11, 12.5], ("c", "ap"): [6.0, 7.5], ("d", "ap"): [5.0, 6.0]}
+    metric = {(*cell, seed): value for cell, values in cells.items() for seed, value in enumerate(values)}
+    pairs = [[["a", "ap"], ["b", "ap"]], [["c", "ap"], ["d", "ap"]]]
+    found = gains_more(Measured({"metric": metric}), 1.0, pairs=pairs)
+    a, b, c, d = (np.array(values, float) for values in cells.values())
+    errors = [x.var(ddof=1) / x.size for x in (a, b, c, d)]
+    freedom = sum(errors) ** 2 / sum(e**2 / (x.size - 1) for e, x in zip(errors, (a, b, c, d), strict=True))
+    effect = a.mean() - b.mean() - c.mean() + d.mean()
+    assert found.effect == pytest.approx(effect) and found.threshold == 0 and found.seeds == 2
+    assert found.p == pytest.approx(stats.t.sf(effect / math.sqrt(sum(errors)), freedom))
+    assert gains_more(Measured({"metric": metric}), 1.0, pairs=pairs[::-1]).p == pytest.approx(1 - found.p)
+    assert math.isnan(gains_more(Measured({"metric": {}}), 1.0, pairs=pairs).effect)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, 5.0])

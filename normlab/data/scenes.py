@@ -88,6 +88,7 @@ class Scenes(Samples[Any]):
     mean: ClassVar[Sequence[float]] = (0.41,)
     std: ClassVar[Sequence[float]] = (0.2,)
     num_classes: int = 10
+    one_size: ClassVar[bool] = True
     most_digits: ClassVar[int] = 100
 
     def __init__(
@@ -223,7 +224,6 @@ class SceneMaps(Scenes):
 
     num_classes = 11
     classes: ClassVar[tuple[str, ...]] = ("background", *map(str, range(10)))
-    one_size = True
 
     def targets(self, drawn: Drawn) -> Sequence[Tensor]:
         return torch.from_numpy(label_maps(drawn)).unbind()
@@ -234,6 +234,8 @@ class SceneBoxes(Scenes):
 
     What is seen of a digit is its mask, and its box is the smallest around that.
     """
+
+    classes = SceneMaps.classes  # of the labels, which count from 1
 
     def targets(self, drawn: Drawn) -> Sequence[dict[str, Any]]:
         masks_BDSS = visible(drawn)

@@ -167,8 +167,10 @@ def measure(session: Session) -> State:
     iterations = max(1, wanted // (share.replicas * share.per_replica))
     seed = mix_seed(config.seed, *b"batch average")
 
+    groups = task.groups(phase.split)
+
     def trips() -> Iterator[Pass]:
-        return passes(share, seed, length, iterations, 0, iterations, config.batch_average.augment)
+        return passes(share, seed, length, iterations, 0, iterations, config.batch_average.augment, groups)
 
     def forward(trip: tuple[Pass, Batch]) -> None:
         current, batch = trip

@@ -75,7 +75,7 @@ def build(config: Config, *, weights_follow: bool = False) -> Experiment:
     seed_dropout(model)
     unused = initialize(model, task, parts, config)
     for name, parameter in model.named_parameters():
-        if parts.settings_of(name).get("frozen"):
+        if parts.settings_of(name).get("frozen") or task.frozen(name):
             parameter.requires_grad_(False)
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     if not trainable:

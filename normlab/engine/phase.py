@@ -77,8 +77,10 @@ class PhaseTraining:
         of_data = self.length.spans[self.number].of_data
         total = self.length.done(self.number, self.length.total)
 
+        groups = task.groups(self._phase.split)
+
         def trips() -> Iterator[Pass]:
-            return passes(share, self._seed, num_samples, of_data * A, done * A, total * A)
+            return passes(share, self._seed, num_samples, of_data * A, done * A, total * A, groups=groups)
 
         for trip, batch in batches(self.session, self._phase.split, trips, share.per_replica):
             completes_update = trip.last and (trip.iteration + 1) % A == 0

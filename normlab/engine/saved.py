@@ -93,11 +93,12 @@ def predict_run(folder: RunFolder, split: str, into: Path) -> int:
         averaged = folder.summary()["headline"]["estimator"] == "batch_average" and folder.batch_average.is_file()
         state = load_own(folder.whole(folder.batch_average), model, folder) if averaged else {}
         into.mkdir(parents=True, exist_ok=True)
-        number = 0
         with torch.no_grad(), statistics(model.eval(), state):
-            for current, batch in evaluated(session, split):
-                number += task.write(task.predict(model, batch), [index for _, index in current.keys], split, into)
-        return number
+            passes = evaluated(session, split)
+            predicted = (
+                (task.predict(model, batch), [index for _, index in current.keys]) for current, batch in passes
+            )
+            return task.write(predicted, split, into)
 
 
 def estimate_run(folder: RunFolder, settings: BatchAverage) -> tuple[str, Metrics]:

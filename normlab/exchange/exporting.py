@@ -56,6 +56,7 @@ def export_run(folder: RunFolder, place: Path, estimator: str = "paper") -> dict
         for network in (model, folded):
             _take_batch_average(network, folder)
     two, checked, timed = (_inputs(session.experiment.task, model, number) for number in (2, _CHECKED, _TIMED))
+    model, folded = (network.get_submodule(two.module) for network in (model, folded))
     folding = fold(folded, lambda network: network(*two.inputs))
     program = _exported(folded, two)
     with torch.no_grad():
@@ -68,6 +69,7 @@ def export_run(folder: RunFolder, place: Path, estimator: str = "paper") -> dict
     report = {
         "run": folder.path.name,
         "estimator": estimator,
+        "module": two.module,
         "folded": folding.folded,
         "affine": folding.affine,
         "kept": folding.kept,
@@ -96,6 +98,7 @@ class _Inputs(NamedTuple):
     inputs: tuple[Any, ...]
     dynamic: tuple[Any, ...]
     samples: int
+    module: str = ""
 
 
 def _inputs(task: Task, model: nn.Module, number: int) -> _Inputs:
@@ -104,11 +107,11 @@ def _inputs(task: Task, model: nn.Module, number: int) -> _Inputs:
     dataset = task.dataset(split)
     samples = [dataset[None, index] for index in range(min(number, len(dataset)))]  # type: ignore[arg-type]
     batch = task.prepare(task.collate(samples, split), split)
-    inputs, dynamic = task.exported(batch)
+    inputs, dynamic, module = task.exported(batch)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     inputs = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
     axes = _automatic(dynamic) if dynamic else tree_map(lambda leaf: {0: torch.export.Dim.AUTO}, inputs)
-    return _Inputs(inputs, axes, len(samples))
+    return _Inputs(inputs, axes, len(samples), module)
 
 
 def _automatic(axes: Any) -> Any:
@@ -169,8 +172,9 @@ def print_export(report: dict[str, Any], place: Path) -> None:
     """What was folded, how well, and what it gains."""
     console = PlainConsole(highlight=False)
     folded, affine, kept = (len(report[key]) for key in ("folded", "affine", "kept"))
+    what = f"{report['run']}{report['module'] and ', its ' + report['module']}"
     console.print(
-        f"{report['run']}: {folded} of {folded + affine + kept} norm layers folded, {affine} an affine map, "
+        f"{what}: {folded} of {folded + affine + kept} norm layers folded, {affine} an affine map, "
         f"{kept} kept; {len(report['plain_weights'])} reparametrized weights are plain; "
         f"statistics: {report['estimator']}",
         soft_wrap=True,

@@ -73,7 +73,8 @@ def draw(dataset: Any) -> Figure:
 
 @at_print_size
 def predictions(runs: Sequence[Run]) -> Figure:
-    """What runs predict of a few samples: the image, its map and the predicted one, white where nothing counts.
+    """What runs predict of a few samples: the image, the truth and what is predicted. Maps are white where nothing
+    counts; instances have the colours of their classes.
 
     Args:
         runs: one or more of the same data; their predictions stand side by side.
@@ -82,7 +83,7 @@ def predictions(runs: Sequence[Run]) -> Figure:
     first = runs[0].predictions
     for run in runs[1:]:
         pairs = zip(first, run.predictions, strict=False)
-        if len(first) != len(run.predictions) or any((a["truth"] != b["truth"]).any() for a, b in pairs):
+        if len(first) != len(run.predictions) or not all(_same(a["truth"], b["truth"]) for a, b in pairs):
             raise UserError(f"{run.name}: its samples are others than those of {runs[0].name}; expected the same data")
     columns, side = 2 + len(runs), PAGE / 6
     beside = max(1, 6 // columns)  # samples in a row
@@ -97,13 +98,23 @@ def predictions(runs: Sequence[Run]) -> Figure:
         panels = axes[row, column * columns : (column + 1) * columns]
         picture_HW3 = _picture(sample["image"].astype(np.float32))
         panels[0].imshow(picture_HW3)
-        maps = [sample["truth"], *(run.predictions[k]["predicted"] for run in runs)]
-        for axis, map_HW in zip(panels[1:], maps, strict=True):
-            axis.imshow(_with_classes(picture_HW3, np.where(sample["truth"] == VOID, VOID, map_HW)))
+        truth = sample["truth"]
+        for axis, shown in zip(panels[1:], [truth, *(run.predictions[k]["predicted"] for run in runs)], strict=True):
+            if isinstance(shown, Mapping):
+                _draw_instances(axis, picture_HW3, shown)
+            else:
+                axis.imshow(_with_classes(picture_HW3, np.where(truth == VOID, VOID, shown)))
         for axis, name in zip(panels, names, strict=True):
             if row == 0:
                 axis.set_title(name, pad=2, fontsize=fitting_size(name, side, 7))
     return figure
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two truths are: maps, or instances."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return np.array_equal(a["boxes"], b["boxes"]) and np.array_equal(a["labels"], b["labels"])
+    return np.array_equal(a, b)
 
 
 def _sample(dataset: Any, index: int) -> tuple[Tensor, Any]:
@@ -130,7 +141,7 @@ def _picture(image_CHW: NDArray[Any]) -> NDArray[np.floating]:
 def _draw_target(axis: Axes, picture_HW3: NDArray[np.floating], target: Any, names: Sequence[str] | None) -> str:
     """Returns the title: the class, or the classes that there are."""
     if isinstance(target, Mapping):
-        _draw_instances(axis, picture_HW3, target)
+        _draw_instances(axis, picture_HW3, target, names)
         return ""
     if not isinstance(target, Tensor):
         return _called(int(target), names)
@@ -148,15 +159,17 @@ def _with_classes(picture_HW3: NDArray[np.floating], map_HW: NDArray[Any]) -> ND
     return painted_HW3
 
 
-def _draw_instances(axis: Axes, picture_HW3: NDArray[np.floating], target: Mapping[str, Any]) -> None:
+def _draw_instances(
+    axis: Axes, picture_HW3: NDArray[np.floating], target: Mapping[str, Any], names: Sequence[str] | None = None
+) -> None:
     painted_HW3 = picture_HW3.copy()
-    for mask_HW, label in zip(target["masks"].numpy(), target["labels"].tolist(), strict=True):
-        _paint(painted_HW3, mask_HW, _colour(label))
+    for mask_HW, label in zip(target.get("masks", ()), target["labels"].tolist(), strict=False):
+        _paint(painted_HW3, np.asarray(mask_HW, bool), _colour(label))
     axis.imshow(painted_HW3)
     for (left, top, right, bottom), label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
         corner = (left - 0.5, top - 0.5)  # imshow's pixels have their centres at whole numbers
         axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_colour(label), lw=1))
-        axis.text(*corner, str(label), size=6, va="bottom", color=_colour(label), clip_on=True)
+        axis.text(*corner, _called(label, names), size=6, va="bottom", color=_colour(label), clip_on=True)
 
 
 def _paint(picture_HW3: NDArray[np.floating], mask_HW: NDArray[np.bool_], colour: tuple[float, ...]) -> None:

@@ -158,9 +158,35 @@ def scenes_resnet(
 
     Stem and stages reduce the resolution to a sixteenth; 12 norm layers. shape is (C, H, W) of an image.
     """
-    block = partial(BasicBlock, shortcut="projection")
-    widths = [width * k for k in (1, 2, 3, 4)]
-    return SmallResNet(shape[0], num_classes, widths, 1, block, stem_stride=2)
+    return _for_scenes(shape, num_classes, width, 1, partial(BasicBlock, shortcut="projection"))
+
+
+def scenes_resnet_deep(
+    shape: tuple[int, int, int], num_classes: int, *, width: Annotated[int, Ge(1), Le(2**16)] = 16
+) -> nn.Module:
+    """scenes_resnet with two blocks per stage: 20 norm layers. Beside it, as ResNet-101 beside ResNet-50."""
+    return _for_scenes(shape, num_classes, width, 2, partial(BasicBlock, shortcut="projection"))
+
+
+def scenes_resnext(
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: Annotated[int, Ge(1), Le(2**16)] = 16,
+    blocks: Annotated[int, Ge(1), Le(2**10)] = 1,
+    groups: Annotated[int, Ge(1)] = 4,
+) -> nn.Module:
+    """scenes_resnet of bottlenecks with `groups` groups: 16 norm layers, or 28 with two blocks per stage.
+
+    Raises UserError if the groups do not divide the channels inside its first bottleneck, half of the width.
+    """
+    if width % (2 * groups):
+        raise UserError(f"model.groups={groups} does not divide half of model.width={width}")
+    return _for_scenes(shape, num_classes, width, blocks, partial(GroupedBottleneck, groups=groups))
+
+
+def _for_scenes(shape: tuple[int, int, int], num_classes: int, width: int, blocks: int, block: Block) -> nn.Module:
+    return SmallResNet(shape[0], num_classes, [width * k for k in (1, 2, 3, 4)], blocks, block, stem_stride=2)
 
 
 def digits_resnext(

@@ -13,7 +13,16 @@ from matplotlib.patches import Patch, Rectangle
 from normlab.dynamics.ratios import MOMENTS
 from normlab.errors import unknown
 from normlab.figures.bars import stacked
-from normlab.figures.style import MARKERS, MOMENT_NAMES, PAGE, at_print_size, legend_above, norm_colours, scope_colours
+from normlab.figures.style import (
+    MARKERS,
+    MOMENT_NAMES,
+    PAGE,
+    at_print_size,
+    draw_line,
+    legend_above,
+    norm_colours,
+    scope_colours,
+)
 from normlab.report.results import Results
 from normlab.report.table import Line
 
@@ -126,6 +135,41 @@ def heat_map(results: Results) -> Figure:
         bar = figure.colorbar(image, ax=axis, location="bottom", extend="min" if below else "neither", aspect=40)
         bar.set_label(results.metric, fontsize=7)
         bar.outline.set_visible(False)
+    return figure
+
+
+@at_print_size
+def learning(
+    results: Results, *, panels: Mapping[str, Sequence[str]], quantity: Literal["metric", "loss"] = "metric"
+) -> Figure:
+    """What runs are known by in validation, or their training loss, by epoch (seed 001, Fig. 5; seed 003, Fig. 6).
+
+    A line is the mean over seeds, of all epochs that each of them has.
+
+    Args:
+        results: of a table.
+        panels: title -> rows; of each, the first of its columns.
+        quantity: metric or loss.
+    """
+    table, headline = results.table, next(iter(results.table.metrics))
+    for row in (row for rows in panels.values() for row in rows):
+        if row not in table.rows:
+            raise unknown(f"{table.name}: row", row, table.rows)
+    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    key = "train/loss" if quantity == "loss" else f"val/{headline}"
+    of_row: dict[str, list[Sequence[float]]] = {}
+    for record in results.records:
+        if record["column"] == next(iter(table.columns)) and key in record.get("epochs_of", {}):
+            of_row.setdefault(record["row"], []).append(record["epochs_of"][key])
+    for axis, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for row, colour in zip(rows, norm_colours(list(rows)), strict=True):
+            curves = of_row.get(row, [])
+            length = min(map(len, curves), default=0)
+            means = [statistics.fmean(values) for values in zip(*(curve[:length] for curve in curves), strict=True)]
+            draw_line(axis, range(1, length + 1), means, color=colour, label=table.rows[row].label)
+        axis.set_title(title, loc="left", fontsize=7)
+        axis.set(xlabel="epoch", ylabel="training loss" if quantity == "loss" else table.metrics[headline].label)
+        axis.legend(fontsize=6, frameon=False)
     return figure
 
 

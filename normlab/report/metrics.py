@@ -11,6 +11,7 @@ from normlab.tasks.metrics import MetricInfo, value_of
 CHOICES_AT = (0.3, 0.6, 0.9)  # moments of a run at which choices are recorded: seed 000, Fig. 2
 _RANGES = RF_RANGES[:-1]
 _LAYERS = ("", ".first", ".later")
+_PARTS = ("backbone", "decoder", "fpn", "box", "mask")  # of models, as tasks call them
 _RATIOS = list(product(MOMENTS, KINDS))
 QUANTITIES = (  # report/quantities.py says what they are
     *("metric", "diverged", "train.loss", "gap", "early_lead", "divergence", "differing"),
@@ -23,7 +24,8 @@ QUANTITIES = (  # report/quantities.py says what they are
     *(f"fluctuation.{of}_{what}{layers}" for of in ("bn", "en") for what in ("mean", "std") for layers in _LAYERS),
     *("apart.mean", "apart.std", "taken.division", "taken.centring"),
     *(f"{start}moved.{moment}" for start in ("", "start.") for moment in MOMENTS),
-    *(f"{start}backbone.{moment}.{scope}" for start in ("", "start.") for moment, scope in _RATIOS),
+    *(f"{part}.{moment}.{scope}" for part in _PARTS for moment, scope in _RATIOS),
+    *(f"start.backbone.{moment}.{scope}" for moment, scope in _RATIOS),
 )
 
 

@@ -23,8 +23,10 @@ fluctuation.bn_mean   how much the mean of BN varies over the last updates, aver
                       en_mean, en_std; .first of the first layer, .later averaged over the others (seed 004, Fig. 6)
 apart.mean            distance of BN's mean from EN's, averaged over updates, layers and channels; also apart.std
 moved.mean            how far the ratios of the mean have gone, to and fro, over the run; also moved.var
-backbone.mean.bn      the BN ratio of the mean, averaged over the layers of the backbone at the end
-start.moved.mean      the two above, of the run that this one began from; a classifier is all backbone
+backbone.mean.bn      the BN ratio of the mean, averaged over the layers of the backbone at the end; also of decoder,
+                      fpn, box and mask
+start.moved.mean      the same, and start.backbone.mean.bn, of the run that this one began from; a classifier is all
+                      backbone
 taken.division        share of the squared gradient that the division of Weight Standardization takes, averaged over
                       layers and epochs; taken.centring: that removing the mean takes (seed 003, Fig. 4)
 """
@@ -210,16 +212,14 @@ def _of_epochs(record: Record, metrics: Mapping[str, MetricInfo]) -> dict[str, f
 
 
 def _of_start(record: Record) -> dict[str, float]:
-    """How the ratios have moved, and where they stand in the backbone; the same of the run that this one began from."""
+    """How the ratios have moved, and where they stand in each part; the same of the run that this one began from."""
     found: dict[str, float] = {}
     for prefix, run in (("", record), ("start.", record.get("start") or {})):
         found |= {f"{prefix}moved.{moment}": way for moment, way in run.get("moved", {}).items()}
-        parts = by_part(run.get("layers") or ())
-        backbone = parts.get("backbone") or parts.get("other", [])
-        if switchable(backbone):
-            found |= {
-                f"{prefix}backbone.{name.partition('.')[2]}": v for name, v in _averages(average(backbone)).items()
-            }
+        for part, layers in by_part(run.get("layers") or ()).items():
+            if switchable(layers):
+                own = "backbone" if part == "other" else part
+                found |= {f"{prefix}{own}.{k.partition('.')[2]}": v for k, v in _averages(average(layers)).items()}
     return found
 
 

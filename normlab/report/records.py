@@ -108,7 +108,10 @@ def recorded(table: Table, folder: Path) -> list[Record]:
 
 
 def scores(records: Iterable[Record], table: Table) -> dict[Key, float | None]:
-    """What each cell shows of its run; None where it diverged. Raises UserError on records of another table."""
+    """What each cell shows of its run; None where it diverged, or the data have none of it.
+
+    Raises UserError on records of another table.
+    """
     return {key_of(record): _score(record, table) for record in records}
 
 
@@ -147,7 +150,7 @@ def _score(record: Record, table: Table) -> float | None:
     name = estimator if isinstance(estimator, str) else estimator_name(estimator)
     metric = table.metric_of(row, column)
     value = value_of(record["metrics"].get(name, {}), metric, table.metrics)
-    if value is None:
+    if value is None and not table.metrics[metric.rpartition("/")[2].partition(".")[0]].partial:
         run = f"{row} {column} seed {seed}"
         raise UserError(f"records.jsonl: {run} has no {metric} under {name}; it is damaged, or of another table")
     return value

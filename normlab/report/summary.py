@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from normlab.console import PlainConsole
 from normlab.runs.folder import RunFolder
@@ -10,6 +10,7 @@ from normlab.runs.records import metrics_of_run
 from normlab.tasks.metrics import MetricInfo
 
 SHOWN = 4  # names of a list; all are in summary.json
+MOST_COLUMNS = 8  # metrics side by side
 ESTIMATORS = {"moving_average": "moving average", "batch_average": "batch average"}
 
 
@@ -60,11 +61,24 @@ def print_metrics(
     known: Mapping[str, MetricInfo],
     headline: str | None = None,
 ) -> None:
-    """A row an estimator, a column a metric; the headline's row is bold. Values by class are in summary.json alone."""
+    """A row an estimator, a column a metric, or turned where there are many; the headline's are bold.
+
+    Values by class are in summary.json alone.
+    """
     names = list(dict.fromkeys(name for values in metrics.values() for name in values if "." not in name))
     decimals = {name: info.decimals for name, info in known.items()}
-    table = Table("statistics", *names, title=title, title_justify="left")
-    for estimator, values in metrics.items():
-        cells = [f"{values[name]:.{decimals.get(name, 2)}f}" if name in values else "-" for name in names]
-        table.add_row(ESTIMATORS.get(estimator, estimator), *cells, style="bold" if estimator == headline else None)
+    cells = {
+        estimator: [f"{values[name]:.{decimals.get(name, 2)}f}" if name in values else "-" for name in names]
+        for estimator, values in metrics.items()
+    }
+    styles = {estimator: "bold" if estimator == headline else "" for estimator in metrics}
+    if len(names) <= MOST_COLUMNS:
+        table = Table("statistics", *names, title=title, title_justify="left")
+        for estimator, row in cells.items():
+            table.add_row(ESTIMATORS.get(estimator, estimator), *row, style=styles[estimator])
+    else:
+        columns = [Column(ESTIMATORS.get(name, name), justify="right", style=styles[name]) for name in cells]
+        table = Table("metric", *columns, title=title, title_justify="left")
+        for name, *row in zip(names, *cells.values(), strict=True):
+            table.add_row(name, *row)
     PlainConsole().print(table)

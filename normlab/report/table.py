@@ -80,6 +80,7 @@ class Pretraining:
 
     scales: dict[str, str]  # scale of the table -> file of conf/scale: the protocol of these runs
     runs: dict[str, list[str]]  # name -> overrides
+    by_scale: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # name -> scale -> more overrides
     task: str | None = None  # of conf/task; null: the default one
 
 
@@ -239,8 +240,9 @@ def pretraining(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[
     task = [] if first.task is None else [f"task={first.task}"]
     common = [*task, *table.protocol(first.scales[scale]).overrides]
     return [
-        Cell(PRETRAINING, name, seed, _last_of_each_key([*common, *own, f"seed={seed}", *extra]))
+        Cell(PRETRAINING, name, seed, _last_of_each_key([*common, *own, *more, f"seed={seed}", *extra]))
         for name, own in first.runs.items()
+        for more in [first.by_scale.get(name, {}).get(scale, [])]
         for seed in seeds
     ]
 

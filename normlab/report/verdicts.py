@@ -107,6 +107,18 @@ def most_exceed(measured: Measured, margin: float, *, pairs: Sequence[Sequence[S
     return _student(f"share of {len(pairs)} pairs whose first is ahead", shares_S, 0.5)
 
 
+def gains_more(measured: Measured, margin: float, *, pairs: Sequence[Sequence[Sequence[str]]]) -> Evidence:
+    """The metric of the first pair of (row, column), the one minus the other, is above that of the second pair.
+
+    Welch's t-test of the contrast of the four, one-sided.
+    """
+    (one, other), (third, fourth) = pairs
+    cells = [_array(measured.of("metric", cell)) for cell in (one, other, third, fourth)]
+    names = [" ".join(cell) for cell in (one, other, third, fourth)]
+    what = "({} − {}) − ({} − {})".format(*names)
+    return _contrast(what, cells, [1.0, -1.0, -1.0, 1.0], 0.0)
+
+
 def rises(measured: Measured, margin: float, *, quantity: str, row: str, columns: Sequence[str]) -> Evidence:
     """A quantity of a row rises along the columns.
 

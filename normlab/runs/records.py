@@ -8,7 +8,6 @@ from typing import Any
 
 import safetensors
 import safetensors.numpy
-from numpy.typing import NDArray
 
 from normlab import schema
 from normlab.errors import UserError
@@ -43,7 +42,8 @@ _STATISTICS_ROW: Fields = {
 }
 _GRADIENT_ROW: Fields = {name: Parameter(float) for name in ("remaining", "division", "centring")}
 
-_PICTURED = {"image": 3, "truth": 2, "predicted": 2}  # axes of what is kept of a sample
+_SHOWN = ("truth", "predicted")  # of a sample, beside its image
+_MAP, _INSTANCES = {"": 2}, {"boxes": 2, "labels": 1, "masks": 3}  # what each may be: name -> number of axes
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,12 @@ class Run:
         return self._records("gradients.jsonl", _GRADIENT_ROW, why)
 
     @cached_property
-    def predictions(self) -> list[dict[str, NDArray[Any]]]:
-        """Image, truth and prediction of a few samples (normlab.engine.pictures). Raises NoRecordsError."""
+    def predictions(self) -> list[dict[str, Any]]:
+        """Of a few samples (normlab.engine.pictures): the image (C, H, W), and as `truth` and `predicted` each a map of
+        classes (H, W), or instances: boxes (M, 4), labels (M,) and, where there are, masks (M, H, W).
+
+        Raises NoRecordsError.
+        """
         path = self._whole("predictions.safetensors")
         if not path.is_file():
             raise NoRecordsError(f"{self.name}: its task shows no predictions, or it has not ended")
@@ -109,15 +113,21 @@ class Run:
             tensors = safetensors.numpy.load(path.read_bytes())
         except safetensors.SafetensorError:
             raise UserError(f"{path}: this is no safetensors file, or it is damaged") from None
-        samples: dict[int, dict[str, NDArray[Any]]] = {}
+        samples: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors.items():
             index, _, name = key.partition(".")
-            if not index.isdecimal() or name not in _PICTURED or tensor.ndim != _PICTURED[name]:
+            of, _, what = name.partition(".")
+            axes = ({"": 3} if of == "image" else _MAP | _INSTANCES if of in _SHOWN else {}).get(what)
+            if not index.isdecimal() or tensor.ndim != axes:
                 raise UserError(f"{path}: {key} of shape {tensor.shape} is nothing that a run keeps")
-            samples.setdefault(int(index), {})[name] = tensor
+            sample = samples.setdefault(int(index), {})
+            if what:
+                sample.setdefault(of, {})[what] = tensor
+            else:
+                sample[of] = tensor
         found = [samples[index] for index in sorted(samples)]
         for sample in found:
-            if sample.keys() != _PICTURED.keys() or len({t.shape[-2:] for t in sample.values()}) > 1:
+            if not _is_whole(sample):
                 raise UserError(f"{path}: a sample is not whole")
         return found
 
@@ -137,6 +147,22 @@ class Run:
             for row in record["layers"]:
                 _check_row(row, row_fields, path)
         return records
+
+
+def _is_whole(sample: Record) -> bool:
+    """Whether the parts of a sample fit together."""
+    if sample.keys() != {"image", *_SHOWN}:
+        return False
+    size, shown = sample["image"].shape[-2:], [sample[of] for of in _SHOWN]
+    if not all(isinstance(one, dict) for one in shown):
+        return all(not isinstance(one, dict) and one.shape == size for one in shown)
+    for one in shown:
+        lengths = {len(tensor) for tensor in one.values()}
+        if not {"boxes", "labels"} <= one.keys() or len(lengths) > 1 or one["boxes"].shape[1] != 4:
+            return False
+        if "masks" in one and one["masks"].shape[1:] != size:
+            return False
+    return True
 
 
 def metrics_of_run(folder: RunFolder) -> dict[str, MetricInfo]:

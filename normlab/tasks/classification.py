@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from normlab.errors import UserError
 from normlab.models.classifier import find_classifier
@@ -45,32 +44,18 @@ class Classification(Task):
     ) -> None:
         super().__init__(model, data, seed)
         self.label_smoothing, self.dropout = label_smoothing, dropout
-        self._splits: dict[str, Any] = {}
         self._classifier = ""
-
-    def dataset(self, split: str) -> Dataset:
-        if split not in self._splits:
-            self._splits[split] = bind(self.data)(split, self.seed)
-        return self._splits[split]
 
     @property
     def example(self) -> tuple[int, ...]:
-        return self._of_data("shape", "(C, H, W)")
+        return self.of_data("shape", "(C, H, W)")
 
     @property
     def num_classes(self) -> int:
-        number = self._of_data("num_classes", "a whole number")
+        number = self.of_data("num_classes", "a whole number")
         if isinstance(number, int) and number < 2:
             raise UserError(f"the data have {number} class, and there is nothing to tell it from; it takes two or more")
         return number
-
-    def _of_data(self, name: str, what: str) -> Any:
-        dataset = self.dataset("train")
-        if not hasattr(dataset, name):
-            raise UserError(
-                f"data._target_={self.data['_target_']}: a dataset for classification has the attribute {name}, {what}"
-            )
-        return getattr(dataset, name)
 
     @property
     def parts(self) -> Mapping[str, str]:
@@ -90,9 +75,7 @@ class Classification(Task):
 
     def prepare(self, batch: Images, split: str) -> Images:
         images, labels = batch
-        if images.dtype == torch.uint8:  # a quarter of the room on its way
-            images = self.dataset(split).normalize(images)  # type: ignore[attr-defined]
-        return images, labels
+        return self.normalized(images, split), labels
 
     def losses(self, model: nn.Module, batch: Images, replicas: int) -> Outcome:
         images, labels = batch

@@ -24,6 +24,7 @@ class MetricInfo:
         complement: the metric that this is 100 less, and is not measured itself.
         per_class: whether there is a value for each class beside it, called NAME.CLASS.
         bounds: its smallest and its largest value; None: 0 and 100 in percent, any number elsewhere.
+        partial: whether data may have none of it, as no large objects: a table shows a dash then.
     """
 
     words: str
@@ -33,6 +34,7 @@ class MetricInfo:
     complement: str | None = None
     per_class: bool = False
     bounds: tuple[float, float] | None = None
+    partial: bool = False
 
     @property
     def range(self) -> tuple[float, float] | None:

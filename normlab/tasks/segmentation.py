@@ -1,8 +1,7 @@
 """Semantic segmentation: a class for every pixel, but for those that are void."""
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -15,9 +14,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import Dataset
 
 from normlab.data.dataset import VOID
-from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.errors import UserError
-from normlab.norm.layer import Normalizer
 from normlab.schema import bind, named
 from normlab.tasks.task import Declaration, Evaluation, Metric, Outcome, Task, Traced
 from normlab.writing import write_bytes
@@ -59,6 +56,7 @@ class Segmentation(Task):
         "iou": {"words": "IoU", "per_class": True},
     }
     takes: ClassVar = {"model": ["segmenter"], "data": ["maps"]}
+    traced = "backbone"
 
     def __init__(
         self,
@@ -77,7 +75,6 @@ class Segmentation(Task):
         super().__init__(model, data, seed)
         self.auxiliary, self.loss_at = auxiliary, loss_at
         self.unit, self.scales, self.several, self.longest, self.flip = unit, scales, several, longest, flip
-        self._splits: dict[str, Any] = {}
         self._predictors: set[str] = set()
 
     @property
@@ -102,26 +99,15 @@ class Segmentation(Task):
     }
 
     def dataset(self, split: str) -> Dataset:
-        stored = "val" if split == SEVERAL else split
-        if stored not in self._splits:
-            self._splits[stored] = bind(self.data)(stored, self.seed)
-        return self._splits[stored]
+        return super().dataset("val" if split == SEVERAL else split)
 
     @property
     def example(self) -> tuple[int, ...]:
-        return self._of_data("shape", "(C, H, W) of a training crop")
+        return self.of_data("shape", "(C, H, W) of a training crop")
 
     @property
     def num_classes(self) -> int:
-        return self._of_data("num_classes", "a whole number, without void")
-
-    def _of_data(self, name: str, what: str) -> Any:
-        dataset = self.dataset("train")
-        if not hasattr(dataset, name):
-            raise UserError(
-                f"data._target_={self.data['_target_']}: a dataset for segmentation has the attribute {name}, {what}"
-            )
-        return getattr(dataset, name)
+        return self.of_data("num_classes", "a whole number, without void")
 
     def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
         model = bind(self.model)(self.example, self.num_classes)
@@ -139,12 +125,6 @@ class Segmentation(Task):
     def weighted(self, name: str) -> bool:
         return name not in self._predictors
 
-    def sites(self, model: nn.Module) -> list[NormSite]:
-        """Of the backbone: behind a pooling over the image every layer sees all of it."""
-        body: nn.Module = model.get_submodule("backbone")
-        sites = trace(body, self.example, lambda module: isinstance(module, Normalizer))
-        return [replace(site, name=f"backbone.{site.name}") for site in sites]
-
     def evaluation(self, split: str) -> Evaluation:
         one_size = getattr(self.dataset(split), "one_size", False)
         return Evaluation(at_once=64 if one_size else 1)
@@ -161,9 +141,7 @@ class Segmentation(Task):
 
     def prepare(self, batch: tuple[Tensor, Tensor], split: str) -> Maps:
         images, labels = batch
-        if images.dtype == torch.uint8:
-            images = self.dataset(split).normalize(images)  # type: ignore[attr-defined]
-        return Maps(images, labels.long(), self.several if split == SEVERAL else self.scales)
+        return Maps(self.normalized(images, split), labels.long(), self.several if split == SEVERAL else self.scales)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -220,16 +198,19 @@ class Segmentation(Task):
     def update(self, metric: Metric, predictions: Tensor, batch: Maps, indices: Sequence[int]) -> None:
         metric.update(predictions, batch.labels)
 
-    def write(self, predictions: Tensor, indices: Sequence[int], split: str, folder: Path) -> int:
+    def write(self, predicted: Iterable[tuple[Any, Sequence[int]]], split: str, folder: Path) -> int:
         """A PNG of each map, by its image's name, with the numbers by which the dataset stores its classes."""
         dataset: Any = self.dataset(split)
         stored_K = np.array(getattr(dataset, "label_ids", range(self.num_classes)), np.uint8)
-        for map_HW, index in zip(predictions.cpu().numpy(), indices, strict=True):
-            name = Path(dataset.pair(index).image).stem if hasattr(dataset, "pair") else f"{index:06}"
-            content = io.BytesIO()
-            Image.fromarray(stored_K[map_HW]).save(content, "PNG")
-            write_bytes(folder / f"{name}.png", content.getvalue())
-        return len(indices)
+        number = 0
+        for maps, indices in predicted:
+            for map_HW, index in zip(maps.cpu().numpy(), indices, strict=True):
+                name = Path(dataset.pair(index).image).stem if hasattr(dataset, "pair") else f"{index:06}"
+                content = io.BytesIO()
+                Image.fromarray(stored_K[map_HW]).save(content, "PNG")
+                write_bytes(folder / f"{name}.png", content.getvalue())
+            number += len(indices)
+        return number
 
     def pictures(self, batch: Maps, predictions: Tensor) -> list[dict[str, Tensor]]:
         maps = zip(batch.images, batch.labels, predictions, strict=True)

@@ -7,8 +7,8 @@ Shapes: R replicas of N samples pass through the model together as rows (R*N, ..
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, default_collate
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
+from normlab.schema import bind
 from normlab.tasks.mean import Mean
 
 Batch = Any  # tensors, or lists, tuples and dicts of them
@@ -80,13 +81,15 @@ class Traced(NamedTuple):
     """What torch.export is given.
 
     Attributes:
-        inputs: the positional arguments of the model, with two samples or more.
+        inputs: the positional arguments of what is exported, with two samples or more.
         dynamic: for each, nested as they are, the axes whose size may differ, as {0: "batch"}; None: the first axis of
             every tensor.
+        module: what of the model is exported, by its name; "" is all of it.
     """
 
     inputs: tuple[Any, ...]
     dynamic: tuple[Any, ...] | None = None
+    module: str = ""
 
 
 class Task(ABC):
@@ -112,6 +115,7 @@ class Task(ABC):
             seed: of what the data draw.
         """
         self.model, self.data, self.seed = model, data, seed
+        self._splits: dict[str, Any] = {}
 
     # ---- what every task says ------------------------------------------------------------------------------------
 
@@ -125,10 +129,6 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def dataset(self, split: str) -> Dataset:
-        """A map from (epoch, index) to a sample, with a length; epoch None: no augmentation."""
-
-    @abstractmethod
     def losses(self, model: nn.Module, batch: Batch, replicas: int) -> Outcome:
         """A training pass of `replicas` stacked replicas. Call `model` itself, not its parts: DDP watches it."""
 
@@ -137,6 +137,33 @@ class Task(ABC):
         """Predictions by the test protocol, as `update` takes them: without more, {metric: (rows,) of each sample}."""
 
     # ---- what most tasks leave as it is --------------------------------------------------------------------------
+
+    def dataset(self, split: str) -> Dataset:
+        """A map from (epoch, index) to a sample, with a length; epoch None: no augmentation."""
+        if split not in self._splits:
+            self._splits[split] = bind(self.data)(split, self.seed)
+        return self._splits[split]
+
+    def of_data(self, name: str, what: str) -> Any:
+        """An attribute of the training data. Raises UserError, saying what it is, where they lack it."""
+        dataset = self.dataset("train")
+        if not hasattr(dataset, name):
+            raise UserError(
+                f"data._target_={self.data['_target_']}: a dataset for {type(self).__name__.lower()} has the attribute "
+                f"{name}, {what}"
+            )
+        return getattr(dataset, name)
+
+    def normalized(self, images: Tensor, split: str) -> Tensor:
+        """Images as numbers, by the mean and std of their dataset where they are bytes."""
+        return self.dataset(split).normalize(images) if images.dtype == torch.uint8 else images  # type: ignore[attr-defined]
+
+    def groups(self, split: str) -> Sequence[int] | None:
+        """Of each training sample a number: those of a replica have the same, as far as they come out even; None: any.
+
+        Images wider than tall among themselves need less padding.
+        """
+        return None
 
     def metric(self, split: str) -> Metric:
         """A fresh metric for a pass over a split, as of torchmetrics: without more, means over samples."""
@@ -147,14 +174,18 @@ class Task(ABC):
         for name, values in predictions.items():
             metric[name].update(values)
 
-    def write(self, predictions: Any, indices: Sequence[int], split: str, folder: Path) -> int:
-        """Write the predictions of an evaluation's pass as files; returns their number. Without more, it has none."""
+    def write(self, predicted: Iterable[tuple[Any, Sequence[int]]], split: str, folder: Path) -> int:
+        """Write predictions as files; returns their number. Without more, it has none.
+
+        `predicted` gives those of each pass of an evaluation, with the indices of their samples.
+        """
         raise NotImplementedError
 
     def pictures(self, batch: Batch, predictions: Any) -> Sequence[Mapping[str, Tensor]]:
         """Of each sample of an evaluation's pass what a figure shows; without more, nothing is kept.
 
-        {"image": (C, H, W)} and, as far as there are: "truth" and "predicted", class maps (H, W).
+        {"image": (C, H, W)} and, as far as there are: "truth" and "predicted", class maps (H, W); or of each the
+        instances, as "truth.boxes" (M, 4), "truth.labels" (M,) and "truth.masks" (M, H, W).
         """
         return ()
 
@@ -162,6 +193,7 @@ class Task(ABC):
         """What was counted on all ranks, by the names of `metrics`, in their units; not those with a complement."""
         return {name: mean.compute().item() for name, mean in metric.items()}
 
+    traced: str = ""  # the module whose layers have receptive fields: behind a pooling, all see the whole image
     splits: Mapping[str, str] = {"train": "training", "val": "validation"}  # name -> in words
     tested: tuple[str, ...] = ("val",)  # evaluated at a run's end; the first one each epoch
 
@@ -211,11 +243,17 @@ class Task(ABC):
         """The norm layers that have a receptive field, in the order of the network; the engine adds the others."""
         if self.example is None:
             return []
-        return trace(model, self.example, lambda module: isinstance(module, Normalizer))
+        inside = model.get_submodule(self.traced)
+        sites = trace(inside, self.example, lambda module: isinstance(module, Normalizer))
+        return [replace(site, name=f"{self.traced}.{site.name}".lstrip(".")) for site in sites]
 
     def weighted(self, name: str) -> bool:
         """Whether `weight` is for this convolution: those that a norm follows take it, those that predict do not."""
         return True
+
+    def frozen(self, name: str) -> bool:
+        """Whether a parameter stays as it began, beyond what parts.NAME.frozen says."""
+        return False
 
     def initial(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
         """What `init` names, made to fit the model (filters inflated to three dimensions); taken by name and shape."""
