@@ -17,6 +17,7 @@ from test_scale import meeting_point
 
 from normlab.cli import main
 from normlab.errors import RunError
+from normlab.figures import draw
 from normlab.launch import life
 from normlab.launch.start import start
 from normlab.runs import lock
@@ -110,10 +111,12 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path):
 # ---- signals where nothing can be saved ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["open_session", "_tracker", "summarize", "draw"])
-def test_a_signal_anywhere_interrupts(tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(
+    ("module", "where"), [(life, "open_session"), (life, "_tracker"), (life, "summarize"), (draw, "draw")]
+)
+def test_a_signal_anywhere_interrupts(tmp_path, monkeypatch, module, where):
     """While the model is built, W&B starts, the outcome is written."""
-    original = getattr(life, where)
+    original = getattr(module, where)
 
     def signalled(*arguments: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -121,11 +124,11 @@ def test_a_signal_anywhere_interrupts(tmp_path, monkeypatch, where):
 
     words = ["train", *SMALL, "iterations=2", f"out={tmp_path}"]
     folder = RunFolder.of(config(tmp_path, "iterations=2"))
-    monkeypatch.setattr(life, where, signalled)
+    monkeypatch.setattr(module, where, signalled)
     assert main(words) == 128 + signal.SIGTERM
     updates = 0 if where in ("open_session", "_tracker") else 2
     assert folder.status() == {"status": "interrupted", "updates": updates, "signal": signal.SIGTERM}
-    monkeypatch.setattr(life, where, original)
+    monkeypatch.setattr(module, where, original)
     assert main(words) == 0
 
 

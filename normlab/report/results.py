@@ -19,7 +19,9 @@ from normlab.report.verdicts import Evidence
 from normlab.schema import bind
 from normlab.tasks.metrics import info_of
 
-TRAINED = 0.2  # of the way from guessing to the best; below it a run has not trained
+# Of the way from guessing to the best; a run that has gone less of it, in testing and in training, has not trained.
+# Where training measures something else, the test alone has to say that there is nothing.
+TRAINED, NOTHING = 0.2, 0.02
 
 
 @dataclass(frozen=True)
@@ -233,8 +235,7 @@ def _moment(text: str) -> datetime:
 def has_trained(record: Record, scale: Scale, table: Table) -> bool:
     """Whether a finished run is clearly better than guessing, in testing or in training.
 
-    It is not where both are less than TRAINED of the way from guessing to the best that there is. A metric without a
-    best, or whose guessing nobody knows, tells nothing.
+    A metric without a best tells nothing.
     """
     name = record["headline"]["metric"]
     info = info_of(name, table.metrics)
@@ -242,5 +243,7 @@ def has_trained(record: Record, scale: Scale, table: Table) -> bool:
         return True
     best = info.range[info.better == "higher"]
     guess = guessed(name, scale.guessing, table.metrics)
-    seen = [record["headline"]["value"], *record.get("epochs_of", {}).get(f"train/{name}", [])[-1:]]
-    return any((value - guess) / (best - guess) >= TRAINED for value in seen if value is not None)
+    in_training = record.get("epochs_of", {}).get(f"train/{name}", [])[-1:]
+    least = TRAINED if in_training else NOTHING
+    seen = [record["headline"]["value"], *in_training]
+    return any((value - guess) / (best - guess) >= least for value in seen if value is not None)
