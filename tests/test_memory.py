@@ -28,4 +28,4 @@ def test_memory_that_is_given_back_is_taken_again_without_a_fault():
         done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("keeps") < 100 < 1000 < faults("plain")
+    assert faults("keeps") < faults("plain") / 4  # once the heap may grow

@@ -23,9 +23,11 @@ LONGEST_MESSAGE = 2000  # characters; a word of a million is not to be read back
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit status. A user's mistake is one line on stderr and status 2."""
     words = sys.argv[1:] if argv is None else argv
-    # Threads that wait sleep. By default they ask again and again, and beside other programs take the core from those
-    # they wait for: two threads took twelve times as long then, for twice so. OpenMP reads it as torch loads it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait ask for some microseconds and then sleep. By default they ask on, and beside other programs take
+    # the core from those they wait for: two threads took twelve times as long. OpenMP reads this as torch loads it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's, which goes by it first
     _prepare_streams()
     try:
         with _CtrlC():
