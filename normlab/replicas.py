@@ -15,7 +15,7 @@ is never split. What a rank does then depends on G and N alone, never on D:
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -230,8 +230,10 @@ class RunningStatistics:
         )
         flat = [buffer_W for of in buffers.values() for buffer_W in of]
         values = [mean_W.to(buffer_W.dtype) for mean_W, buffer_W in zip(means, flat, strict=True)]
-        weights = [self.layers[key[1]].weight_of_step(t_W.dtype) for key, of in buffers.items() for t_W in of]
-        torch._foreach_lerp_(flat, values, weights if momentum is None else momentum)  # type: ignore[arg-type]
+        weight: Any = momentum
+        if momentum is None:
+            weight = [self.layers[key[1]].weight_of_step(t_W.dtype) for key, of in buffers.items() for t_W in of]
+        torch._foreach_lerp_(flat, values, weight)
 
     def _buffers(self, number: int) -> list[Tensor]:
         return [self.layers[number].get_buffer(name) for name in self._stored[number]]

@@ -277,6 +277,15 @@ def test_scenes_run(capsys) -> None:
     assert all(row["milliseconds"]["median"] > 0 and row["alone"]["median"] > 0 for row in found["rows"])
 
 
+def test_threads_run(capsys) -> None:
+    words = ("model=digits_resnet", "sizes=[8]", "batch=2x1", "threads=[1,2]", "beside=1", "rounds=1", "at_least=0")
+    before = torch.get_num_threads()
+    found = result(capsys, "threads", *words)
+    torch.set_num_threads(before)
+    assert [(row["size"], row["threads"], row["beside"]) for row in found["rows"]] == [(8, 1, 1), (8, 2, 1)]
+    assert all(row["seconds"]["median"] > 0 for row in found["rows"]) and found["rows"][0]["to_first"]["median"] == 1
+
+
 def test_run_runs(capsys) -> None:
     found = result(capsys, "run", "settings=[norm=bn,batch=2x128,model.width=4]", "epochs=1", "rounds=1")
     assert [row["who"] for row in found["rows"]] == [run.RUN, run.BARE, run.TORCH]
@@ -323,7 +332,7 @@ def test_the_page_is_made_from_the_results() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "norm, fusion, step, run, train, data, loader, scenes, start"),
+        ([], "norm, fusion, step, run, threads, train, data, loader, scenes, start"),
         (["nrm"], "did you mean 'norm'?"),
         (["norm", "norms=snn"], "norm=snn"),
         (["norm", "norms=none"], "nothing to measure"),

@@ -8,6 +8,7 @@ from scipy import special, stats
 
 from normlab.report.quantities import Measured
 from normlab.report.verdicts import (
+    Evidence,
     departs,
     exceeds,
     gains_more,
@@ -195,15 +196,18 @@ def test_most_of_a_gain():
     """From 10 down to 4; at 6 most of it is reached: (10 + 4) / 2 - 6 = 1, by Welch of the three."""
     cells = {"start": [9.8, 10.2, 10.0], "mo": [6.1, 5.9, 6.0], "do": [9.0, 9.3, 8.7], "end": [4.0, 4.1, 3.9]}
     runs = {(name, "e", seed): value for name, values in cells.items() for seed, value in enumerate(values)}
-    found = gains_most_of(Measured({"metric": runs}), 1.0, of=["mo", "e"], start=["start", "e"], end=["end", "e"])
+
+    def gained(of: str) -> Evidence:
+        change = {"start": ["start", "e"], "end": ["end", "e"], "better": "lower"}
+        return gains_most_of(Measured({"metric": runs}), 1.0, of=[of, "e"], **change)
+
+    found = gained("mo")
     assert found.effect == pytest.approx(1.0) and found.seeds == 3
     parts = [w**2 * np.var(cells[name], ddof=1) / 3 for name, w in (("mo", 1), ("start", 0.5), ("end", 0.5))]
     freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
     assert found.p == pytest.approx(t_tail(1.0 / math.sqrt(sum(parts)), freedom))
-    none = gains_most_of(Measured({"metric": runs}), 1.0, of=["do", "e"], start=["start", "e"], end=["end", "e"])
-    assert none.effect == pytest.approx(-2.0) and none.p > 0.95
-    missing = gains_most_of(Measured({"metric": runs}), 1.0, of=["no", "e"], start=["start", "e"], end=["end", "e"])
-    assert math.isnan(missing.effect) and math.isnan(missing.p)
+    assert gained("do").effect == pytest.approx(-2.0) and gained("do").p > 0.95
+    assert math.isnan(gained("no").effect) and math.isnan(gained("no").p)
 
 
 def test_two_quantities_of_one_cell_are_paired():

@@ -13,7 +13,7 @@ from normlab.errors import UserError, unknown
 from normlab.schema import Parameter
 from normlab.words import parse
 
-BENCHES = ("norm", "fusion", "step", "run", "train", "data", "loader", "scenes", "start")
+BENCHES = ("norm", "fusion", "step", "run", "threads", "train", "data", "loader", "scenes", "start")
 RESULTS = "results/bench"
 
 

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit status. A user's mistake is one line on stderr and status 2."""
     words = sys.argv[1:] if argv is None else argv
     # Threads that wait ask for some microseconds and then sleep. By default they ask on, and beside other programs take
-    # the core from those they wait for: two threads took twelve times as long. OpenMP reads this as torch loads it.
+    # the core from those they wait for (docs/performance.md). OpenMP reads this as torch loads it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's, which goes by it first

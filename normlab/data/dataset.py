@@ -16,7 +16,6 @@ from normlab.errors import UserError, unknown
 from normlab.schema import shown
 
 SPLITS = ("train", "val")
-VOID = 255  # in label maps: a pixel that counts nowhere
 Transform = Callable[[Any], Tensor]
 VOID = 255  # in a map of labels: a pixel that does not count
 OnError = Literal["stop", "skip"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -41,12 +41,17 @@ class _Counter(DispatchMode):
         return outputs
 
 
+def dry_copy(model: nn.Module, shape: Sequence[int], samples: int, device: str) -> tuple[nn.Module, Tensor]:
+    """A copy of a model in evaluation mode on a device, and what it can be run with: samples of zeros."""
+    copied = copy.deepcopy(model).to(device).eval()
+    floating = (p.dtype for p in copied.parameters() if p.is_floating_point())
+    return copied, torch.zeros(samples, *shape, device=device, dtype=next(floating, None))
+
+
 @torch.no_grad()
 def multiply_adds(model: nn.Module, shape: Sequence[int]) -> int:
     """Of one sample's forward pass in evaluation mode; a copy of the model runs."""
-    device = dry_device(shape)
-    copied = copy.deepcopy(model).to(device).eval()
-    floating = (p.dtype for p in copied.parameters() if p.is_floating_point())
+    copied, sample = dry_copy(model, shape, 1, dry_device(shape))
     with _Counter() as counter:
-        copied(torch.zeros(1, *shape, device=device, dtype=next(floating, None)))
+        copied(sample)
     return counter.operations // 2

@@ -5,7 +5,6 @@
 whatever its modules are called.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from normlab.dynamics.dry_run import DispatchMode, dry_device
+from normlab.dynamics.dry_run import DispatchMode, dry_copy, dry_device
 
 aten = torch.ops.aten
 
@@ -69,9 +68,7 @@ def trace(model: nn.Module, shape: Sequence[int], is_norm: Callable[[nn.Module],
 def _trace_on(
     device: str, model: nn.Module, shape: Sequence[int], is_norm: Callable[[nn.Module], bool]
 ) -> list[NormSite]:
-    model = copy.deepcopy(model).to(device).eval()
-    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-    image = torch.zeros(2, *shape, device=device, dtype=next(floating, None))
+    model, image = dry_copy(model, shape, 2, device)
     tracer = _Tracer(image)
     for name, module in model.named_modules():
         if is_norm(module):

@@ -1,6 +1,6 @@
 """Optimizers: torch's, with the learning rate scaled to the samples of an update and decay on the chosen parameters.
 
-Fused, where torch has it: one operation for all parameters. In a small network a step takes a tenth of the time so.
+Fused, where torch has it: one operation for all parameters. In a small network their number is what a step costs.
 """
 
 import inspect

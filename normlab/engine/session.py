@@ -47,11 +47,12 @@ def open_session(
     experiment = build(config, weights_follow=weights_follow)
     devices.place(experiment.model, config, device)
     share = Share(config.replicas, config.per_replica, *devices.rank_and_size(), config.replicas_per_pass)
-    if device.type == "cpu":
-        rows = config.per_replica * max(map(len, share.passes()))
-        torch.set_num_threads(config.threads or threads.fitting(experiment.model, experiment.task.example, rows))
-    elif config.threads is not None:
-        torch.set_num_threads(config.threads)
+    rows = config.per_replica * max(map(len, share.passes()))
+    number = config.threads
+    if number is None and device.type == "cpu":
+        number = threads.fitting(experiment.model, experiment.task.example, rows)
+    if number is not None:
+        torch.set_num_threads(number)
     for helper in experiment.task.helpers():
         devices.place(helper, config, device).eval().requires_grad_(False)
     return Session(config, folder, experiment, device, share, report, stop)

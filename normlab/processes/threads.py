@@ -1,9 +1,8 @@
 """How many threads of the CPU a process computes with.
 
-A thread more helps where each has enough to do between two meetings, and costs where it has not: on the digits two
-threads take longer than one even on an idle machine, and beside other programs many times as long, for each meeting
-waits for the slowest. What a pass has to do is counted, not timed: the same command takes the same number of threads
-each time, so that a resumed run has the same bits.
+A thread more helps where each has enough to do between two meetings, and costs where it has not, above all beside other
+programs: each meeting waits for the slowest. What a pass has to do is counted, not timed: the same command takes the
+same number of threads each time, so that a resumed run has the same bits.
 
 Nothing imports torch here before it is needed: OpenMP reads its own number of threads as torch loads it.
 """
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-# Multiply-adds of a forward pass for each thread; measured by `normlab bench run threads=...`, docs/performance.md.
+# Multiply-adds of a forward pass for each thread: `normlab bench threads`, docs/performance.md.
 WORTH_A_THREAD = 250_000_000
 
 

@@ -78,18 +78,23 @@ def exceeds(
 
 
 def gains_most_of(
-    measured: Measured, margin: float, *, of: Sequence[str], start: Sequence[str], end: Sequence[str]
+    measured: Measured,
+    margin: float,
+    *,
+    of: Sequence[str],
+    start: Sequence[str],
+    end: Sequence[str],
+    better: Literal["higher", "lower"],
 ) -> Evidence:
-    """The metric of one (row, column) lies nearer to that at the end of a change than to that at its start.
+    """The metric of one (row, column) is better than the middle between those at the start and the end of a change.
 
-    What it has of the change is then most of what all of it gains. Welch's t-test of the contrast `of` minus the middle
-    of `start` and `end`, one-sided, where the change raises the metric; of its negative where it lowers it: which way
-    is taken from the means of all runs, as their difference is no question of the test.
+    What it has of the change is then most of what all of it gains. Welch's t-test of the contrast of the three,
+    one-sided.
     """
     cells = [_array(measured.of("metric", cell)) for cell in (of, start, end)]
-    rises = 1.0 if not (cells[1].size and cells[2].size) or cells[2].mean() >= cells[1].mean() else -1.0
+    sign = 1.0 if better == "higher" else -1.0
     what = f"{' '.join(of)} beyond the middle of {' '.join(start)} and {' '.join(end)}"
-    return _contrast(what, cells, [rises, -rises / 2, -rises / 2], 0.0)
+    return _contrast(what, cells, [sign, -sign / 2, -sign / 2], 0.0)
 
 
 def most_exceed(measured: Measured, margin: float, *, pairs: Sequence[Sequence[Sequence[str]]]) -> Evidence:
