@@ -51,7 +51,10 @@ def test_learning_curves_are_means_over_seeds():
 
     def record(row, column, seed, val, loss):
         epochs = {"val/top1": val, "train/loss": loss}
-        return {"row": row, "column": column, "seed": seed, "model": "net", "data": "digits", "epochs_of": epochs}
+        norm = {"a": "sn", "b": "sn"}[row]
+        return {"row": row, "column": column, "seed": seed, "norm": norm, "model": "net", "data": "digits"} | {
+            "epochs_of": epochs
+        }
 
     found = dataclasses.replace(found, records=[
         record("a", "x", 0, [1, 2, 3], [9, 8, 7]), record("a", "x", 1, [3, 6], [5, 4]),
@@ -61,6 +64,7 @@ def test_learning_curves_are_means_over_seeds():
     figure = learning(found, panels={"first": ["a", "c"], "second": ["b"]})
     first, second = ([line.get_ydata().tolist() for line in axis.get_lines()] for axis in figure.axes)
     assert first == [[2, 4], []] and second == [[7, 8]]
+    assert figure.axes[0].get_lines()[0].get_color() == figure.axes[1].get_lines()[0].get_color()  # sn's, in both
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["first", "second"]
     losses = learning(found, panels={"first": ["a"]}, quantity="loss")
     assert losses.axes[0].get_lines()[0].get_ydata().tolist() == [7, 6]

@@ -158,11 +158,12 @@ def learning(
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
     key = "train/loss" if quantity == "loss" else f"val/{headline}"
     of_row: dict[str, list[Sequence[float]]] = {}
+    norms = {record["row"]: record["norm"] for record in results.records}
     for record in results.records:
         if record["column"] == next(iter(table.columns)) and key in record.get("epochs_of", {}):
             of_row.setdefault(record["row"], []).append(record["epochs_of"][key])
     for axis, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for row, colour in zip(rows, norm_colours(list(rows)), strict=True):
+        for row, colour in zip(rows, norm_colours([norms.get(row, row) for row in rows]), strict=True):
             curves = of_row.get(row, [])
             length = min(map(len, curves), default=0)
             means = [statistics.fmean(values) for values in zip(*(curve[:length] for curve in curves), strict=True)]
