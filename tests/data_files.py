@@ -188,3 +188,19 @@ def write_coco(root: Path) -> None:
             "categories": [{"id": n, "name": name} for n, name in ((90, "toothbrush"), (3, "car"), (18, "dog"))],
         }
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+
+
+def write_modelnet40(root: Path, points: int = 64) -> None:
+    """Two training files and a test file of clouds, as published: lists with the folders of whoever wrote them."""
+    import h5py  # of the extra `points`
+
+    folder = root / "modelnet40_ply_hdf5_2048"
+    folder.mkdir(parents=True)
+    for split, counts in (("train", (20, 9)), ("test", (12,))):
+        names = [f"ply_data_{split}{k}.h5" for k in range(len(counts))]
+        (folder / f"{split}_files.txt").write_text("".join(f"data/{folder.name}/{name}\n" for name in names))
+        for name, count in zip(names, counts, strict=True):
+            with h5py.File(folder / name, "w") as file:
+                file["data"] = RANDOM.uniform(-1, 1, (count, points, 3)).astype(np.float32)
+                file["label"] = (np.arange(count, dtype=np.uint8) * 7 % 40)[:, None]
+    (folder / "shape_names.txt").write_text("".join(f"thing_{k}\n" for k in range(40)))
