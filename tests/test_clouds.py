@@ -299,14 +299,14 @@ def test_standing_solids_keep_their_height():
     upright, turned = (Solids("train", 0, turn=how, noise=0.0) for how in ("standing", "all"))
     for dataset, flat in ((upright, True), (turned, False)):
         height = dataset[0, list(SOLIDS).index("cube")][0][:, 1]
-        assert (height > height.max() - 1e-5).sum() > 20 or not flat  # its top
+        assert (height > height.max() - 1e-5).sum() > 10 or not flat  # its top
         assert flat or (height > height.max() - 1e-5).sum() == 1
     matrices = standing(np.random.RandomState(0).uniform(size=(1000, 3)))
     np.testing.assert_allclose(matrices @ [0, 1, 0], np.broadcast_to([0, 1, 0], (1000, 3)))
     np.testing.assert_allclose(
         matrices @ matrices.swapaxes(1, 2), np.broadcast_to(np.eye(3), matrices.shape), atol=1e-12
     )
-    assert np.abs(matrices[:, 0, 0].mean()) < 0.05 and np.linalg.det(matrices) == pytest.approx(1)
+    assert np.abs(matrices[:, 0, 0].mean()) < 0.1 and np.linalg.det(matrices) == pytest.approx(1)
 
 
 def test_rotations_are_even_over_all():

@@ -17,8 +17,7 @@ from normlab.data.download import one_line, unpack
 from normlab.data.stored import first_existing
 from normlab.errors import UserError
 
-_FOLDER = "modelnet40_ply_hdf5_2048"
-_ARCHIVE, _SOURCE = f"{_FOLDER}.zip", "ShapeNet's or PointNet's page"
+_ARCHIVE, _SOURCE = "modelnet40_ply_hdf5_2048.zip", "ShapeNet's or PointNet's page"
 _CLASSES = 40
 _STORED_POINTS = 2048
 _MOST_CLOUDS, _MOST_POINTS, _MOST_FILES = 20_000, 2**16, 100
@@ -53,7 +52,7 @@ class ModelNet40(Samples[int]):
     """
 
     called = "clouds"
-    folders = (_FOLDER,)
+    folders = ("modelnet40_ply_hdf5_2048",)
     files = ("*.h5", "*.txt")
     counts: ClassVar = {"train": 9_840, "val": 2_468}
     num_classes = _CLASSES
