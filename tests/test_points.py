@@ -192,3 +192,12 @@ def test_tables_of_point_clouds(tmp_path, monkeypatch, name, scale):
 def test_the_best_number_of_groups_is_a_run_of_both_tables(tmp_path):
     ours, grid = (plan(load_table(n), "solids", [0], [f"out={tmp_path}"], tmp_path) for n in ("ws_table8", "ws_groups"))
     assert ours.ids["gn", "overall", 0] in set(grid.ids.values())
+
+
+@pytest.mark.long
+def test_solids_are_learned(tmp_path):
+    """The pilot's protocol and clouds, which no table is measured on; the bound was fixed before."""
+    words = ["scale=solids_ws", "task=points", "norm=bn", "data.validation=pilot", "seed=100", "tracker=none",
+             "figures=summary", f"out={tmp_path}"]  # fmt: skip
+    assert main(["train", *words]) == 0
+    assert RunFolder.of(load(words)).summary()["headline"]["value"] >= 95
