@@ -173,11 +173,14 @@ def read_pairs(path: Path) -> tuple[list[bytes], list[bool]]:
 
 
 def _content(picture: Any) -> bytes:
-    """Of a constant: bytes, or text as Python 2 wrote bytes."""
-    if isinstance(picture, bytes | bytearray):
-        return bytes(picture)
-    if isinstance(picture, str):
-        return picture.encode("latin-1")
+    """Of what `pickled.read` gives. Raises ValueError."""
+    match picture:
+        case bytes() | bytearray():
+            return bytes(picture)
+        case str():  # as Python 2 wrote bytes
+            return picture.encode("latin-1")
+        case pickled.Call("_codecs encode", (str(text), "latin1")):  # as Python 3 writes bytes for Python 2
+            return text.encode("latin-1")
     raise ValueError("a picture is no bytes")
 
 

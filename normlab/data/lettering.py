@@ -35,7 +35,7 @@ Floats = NDArray[np.floating[Any]]
 def characters() -> tuple[str, ...]:
     """Those that all faces have, in the order of Unicode, but for those that look like one before them.
 
-    So do Latin, Greek and Cyrillic A, and c and C, since pictures have one size.
+    So do Latin, Greek and Cyrillic A, and o and O, since pictures have one size.
     """
     from fontTools.ttLib import TTFont  # reads which characters a font has; matplotlib depends on it
 
