@@ -273,8 +273,9 @@ def test_faces_train_and_are_tested(tmp_path, capsys):
 
 
 def test_it_begins_from_a_classifier(tmp_path):
-    first = run(tmp_path, "data=glyph_images", "data.size=16", "data.identities=20", "data.length=64", "data.val_length=8",
-                "model=ir_small_classifier", "model.width=4", "norm=sn", "tracker=none", "threads=1")  # fmt: skip
+    classifier = ["data=glyph_images", "data.size=16", "data.identities=20", "data.length=64", "data.val_length=8",
+                  "model=ir_small_classifier", "model.width=4", "norm=sn", "tracker=none", "threads=1"]  # fmt: skip
+    first = run(tmp_path, *classifier)
     folder = run(tmp_path, *SMALL, "norm=syncsn", f"init={first.path}", "optim.lr=1e-30")
     assert folder.summary()["not_used_of_init"] == ["fc.bias", "fc.weight"]
 
@@ -284,3 +285,29 @@ def test_the_embedding_stays_bn():
     assert model.embedding.mean_scopes == ["bn"] and not model.embedding.sync
     others = [m for m in model.modules() if isinstance(m, Normalizer) and m is not model.embedding]
     assert len(others) == 18 and all(layer.sync for layer in others)
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["glyphs", "papers"])
+def test_the_table_of_faces(tmp_path, monkeypatch, scale):
+    """SN and SyncSN begin from one classifier of their network; BN from random weights. The last norm is BN in all."""
+    for folder in ("faces", "imagenet"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
+    found = plan(load_table("sn_table9"), scale, [3], [f"out={tmp_path / 'runs'}"], tmp_path)
+    configs = {(cell.row, cell.column): found.config_of(cell) for cell in found.cells}
+    assert len({found.ids[row, column, 3] for row, column in configs}) == 8 and len(found.pretraining) == 2
+    begun = {found.ids["pretraining", cell.column, 3]: found.configs[found.ids["pretraining", cell.column, 3]]
+             for cell in found.pretraining}  # fmt: skip
+    for (row, column), config in configs.items():
+        assert config.choices["task"] == "face" and config.parts["embedding"]["norm"]["mean"] == ["bn"]
+        assert (config.init == "none") == (column in ("bn", "syncbn"))
+        if config.init != "none":
+            first = next(one for run, one in begun.items() if run in config.init)
+            assert first.choices["norm"] == "sn" and first.batch == "8x32"
+            assert first.model["layers"] == config.model["layers"] and first.model["width"] == config.model["width"]
+        if scale == "papers":
+            assert config.batch == "8x64" and config.optim["lr"] == 0.1 and config.task["far"] == 1e-6
+            assert config.model["layers"] == [3, 4, 14, 3] if row == "r50" else [3, 13, 30, 3]
