@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normlab.data.dataset import Samples, check_range, check_split
-from normlab.data.lettering import FACES, SIDE, characters, templates
+from normlab.data.lettering import FACES, SIDE, characters, picture
 from normlab.data.scenes import DIMMEST, between, tent
 from normlab.errors import UserError
 from normlab.seeding import Bits, hashed, uniforms
@@ -82,7 +82,8 @@ class Drawings(Samples[int]):
     def _draw(self, key_B: Bits, which_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         S, B = self.shape[1], len(key_B)
         face_B = (uniforms(key_B, Stream.FACE, 1)[:, 0] * len(FACES)).astype(np.int64)
-        ink_BTT = _templates(self.chosen)[which_B, face_B]
+        drawn = zip(which_B.tolist(), face_B.tolist(), strict=True)
+        ink_BTT = np.stack([picture(self.chosen[which], face) for which, face in drawn])
         side_B1 = between(self.scale, uniforms(key_B, Stream.SIZE, 1)) * S
         corner_B2 = uniforms(key_B, Stream.PLACE, 2) * (S - side_B1)
         pixel_B2S = (np.arange(S) + 0.5 - corner_B2[..., None]) * (SIDE / side_B1[..., None]) - 0.5
@@ -128,9 +129,9 @@ class Glyphs(Drawings):
         size: Annotated[int, Ge(8), Le(2**10)] = 32,
         identities: Annotated[int, Ge(2), Le(300)] = 300,
         length: Annotated[int, Ge(1), Le(2**27)] = 3600,
-        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.6, 0.9),
-        light: Annotated[float, Ge(0), Le(1)] = 0.25,
-        noise: Annotated[float, Ge(0), Le(1)] = 0.1,
+        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.75, 0.95),
+        light: Annotated[float, Ge(0), Le(1)] = 0.1,
+        noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         probes: Annotated[int, Ge(2), Le(2**10)] = 12,
         distractors: Annotated[int, Ge(1), Le(2**20)] = 1000,
         validation: Literal["held_out", "pilot"] = "held_out",
@@ -166,9 +167,9 @@ class GlyphImages(Drawings):
         identities: Annotated[int, Ge(2), Le(300)] = 300,
         length: Annotated[int, Ge(1), Le(2**27)] = 3600,
         val_length: Annotated[int, Ge(1), Le(2**27)] = 600,
-        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.6, 0.9),
-        light: Annotated[float, Ge(0), Le(1)] = 0.25,
-        noise: Annotated[float, Ge(0), Le(1)] = 0.1,
+        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.75, 0.95),
+        light: Annotated[float, Ge(0), Le(1)] = 0.1,
+        noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         validation: Literal["held_out", "pilot"] = "held_out",
     ):
         check_split(split)
@@ -198,8 +199,3 @@ def alphabet(which: str) -> tuple[str, ...]:
     }
     start, stop = ends[which]
     return tuple(every[k] for k in order[start:stop])
-
-
-@cache
-def _templates(chosen: tuple[str, ...]) -> NDArray[np.float32]:
-    return templates(chosen)
