@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from data_files import write_faces
 from sklearn.metrics import roc_curve
-from test_replicas import engine
+from test_replicas import engine, on_ranks
 from torch import nn
 
 from normlab.cli import main
@@ -147,7 +148,9 @@ def test_collected_features_know_no_order():
     for rows in (range(10, 20), range(0, 3), range(3, 10)):
         collected.update(every[list(rows)], labels[list(rows)], rows)
     found, known = collected.compute()
-    assert torch.equal(found, every) and torch.equal(known, labels)
+    is_known = labels >= 0
+    assert torch.equal(found[: is_known.sum()], every[is_known]) and torch.equal(known[:12], labels[is_known])
+    assert rates(found, known, 0.1) == rates(every, labels, 0.1)
 
 
 def test_pairs_are_judged_by_the_threshold_of_the_other_folds():
@@ -165,6 +168,21 @@ def test_pairs_are_judged_by_the_threshold_of_the_other_folds():
     assert pair_accuracy(scores, same) == pytest.approx(100 * np.mean(expected))
     false, true, _ = roc_curve(same.numpy(), scores.numpy(), drop_intermediate=False)
     assert accepted(scores, same, 0.2) == pytest.approx(100 * true[false <= 0.2].max())
+
+
+def shared(out: Path) -> dict[str, float]:
+    """What a rank finds that has every second picture."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    every, labels = features(40, 50)
+    collected = Features()
+    for rows in torch.arange(90)[rank::ranks].split(7):
+        collected.update(every[rows], labels[rows], rows.tolist())
+    return rates(*collected.compute(), 0.05)._asdict()
+
+
+def test_ranks_find_what_one_finds(tmp_path):
+    """Distractors stay where they are; probes, and the largest scores, go around."""
+    assert on_ranks(2, shared, tmp_path / "two") == shared(tmp_path) == rates(*features(40, 50), 0.05)._asdict()
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
@@ -314,3 +332,9 @@ def test_the_table_of_faces(tmp_path, monkeypatch, scale):
         if scale == "papers":
             assert config.batch == "8x64" and config.optim["lr"] == 0.1 and config.task["far"] == 1e-6
             assert config.model["layers"] == [3, 4, 14, 3] if row == "r50" else [3, 13, 30, 3]
+
+
+def test_instance_norm_is_refused_for_features(tmp_path, capsys):
+    words = [word for word in SMALL if not word.startswith("parts.")]
+    assert main(["train", *words, "data.size=32", "norm=in", "batch=1x8", "iterations=1", f"out={tmp_path}"]) == 2
+    assert "scope 'in' cannot give the mean of embedding, a layer of 8 channels" in capsys.readouterr().err

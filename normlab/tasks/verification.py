@@ -8,7 +8,7 @@ Shapes: P probes, D distractors, E features.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from normlab.errors import UserError
 from normlab.norm.pooling import num_ranks
 
 _SCORES = 2**24  # that a chunk has
+_T = TypeVar("_T")
 
 
 class Rates(NamedTuple):
@@ -54,20 +55,18 @@ class Features:
         self._indices += indices
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Of all ranks, in the order of the indices: features (N, E) and labels (N,)."""
-        own = (self._indices, self._features, self._labels)
-        everyone: list[tuple[list[int], list[Tensor], list[Tensor]]] = [own]
-        if num_ranks() > 1:
-            everyone = [own] * num_ranks()
-            dist.all_gather_object(everyone, own)
-        order = torch.tensor([index for indices, _, _ in everyone for index in indices]).argsort()
-        features = torch.cat([t for _, parts, _ in everyone for t in parts])
-        labels = torch.cat([t for _, _, parts in everyone for t in parts])
-        return features[order], labels[order]
+        """Features (N, E) and labels (N,): what has a label of 0 or more of all ranks, by the indices; behind it this
+        rank's own distractors, of which `rates` hears of all ranks what it needs."""
+        features, labels, indices = torch.cat(self._features), torch.cat(self._labels), torch.tensor(self._indices)
+        known = labels >= 0
+        parts = _everyone((indices[known], features[known], labels[known]))
+        order, *gathered = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        known_features, known_labels = (tensor[order.argsort()] for tensor in gathered)
+        return torch.cat([known_features, features[~known]]), torch.cat([known_labels, labels[~known]])
 
 
 def rates(features_NE: Tensor, labels_N: Tensor, far: float) -> Rates:
-    """Of features of unit length; a label below 0 is that of a distractor.
+    """Of features of unit length; a label below 0 is that of a distractor, which may be of this rank alone.
 
     Args:
         far: false-accept rate, in (0, 1]: no more than this share of the pairs of probe and distractor is accepted.
@@ -77,9 +76,10 @@ def rates(features_NE: Tensor, labels_N: Tensor, far: float) -> Rates:
     """
     is_probe_N = labels_N >= 0
     probes_PE, known_P, others_DE = features_NE[is_probe_N], labels_N[is_probe_N], features_NE[~is_probe_N]
-    if not len(others_DE):
+    distractors = sum(_everyone(len(others_DE)))
+    if not distractors:
         raise UserError("the split has no distractors, and nothing to accept by mistake")
-    allowed = _allowed(far, len(probes_PE) * len(others_DE))
+    allowed = _allowed(far, len(probes_PE) * distractors)
     threshold, nearest_P = _impostors(probes_PE, others_DE, allowed)
     accepted = first = pairs = 0
     for chunk in torch.arange(len(probes_PE)).split(max(1, _SCORES // max(1, len(probes_PE)))):
@@ -95,16 +95,29 @@ def rates(features_NE: Tensor, labels_N: Tensor, far: float) -> Rates:
 
 
 def _impostors(probes_PE: Tensor, others_DE: Tensor, allowed: int) -> tuple[float, Tensor]:
-    """The score above which `allowed` pairs or fewer lie, and the largest (P,) of each probe."""
-    largest = torch.empty(0)
-    nearest_P = torch.full((len(probes_PE),), -math.inf)
-    for chunk_CE in others_DE.split(max(1, _SCORES // len(probes_PE))):
+    """The score above which `allowed` pairs or fewer lie, and the largest (P,) of each probe, over all ranks."""
+    largest = probes_PE.new_empty(0)
+    nearest_P = probes_PE.new_full((len(probes_PE),), -math.inf)
+    for chunk_CE in others_DE.split(max(1, _SCORES // max(1, len(probes_PE)))):
         scores_PC = probes_PE @ chunk_CE.T
-        nearest_P = torch.maximum(nearest_P, scores_PC.amax(1))
-        largest = torch.cat([largest, scores_PC.flatten()])
-        if len(largest) > allowed + 1:
-            largest = largest.topk(allowed + 1).values
+        if len(chunk_CE):
+            nearest_P = torch.maximum(nearest_P, scores_PC.amax(1))
+        largest = _largest(torch.cat([largest, scores_PC.flatten()]), allowed + 1)
+    largest = _largest(torch.cat(_everyone(largest)), allowed + 1)
+    nearest_P = torch.stack(_everyone(nearest_P)).amax(0)
     return (largest.min().item() if len(largest) > allowed else -math.inf), nearest_P
+
+
+def _largest(scores_N: Tensor, count: int) -> Tensor:
+    return scores_N.topk(count).values if len(scores_N) > count else scores_N
+
+
+def _everyone(own: _T) -> list[_T]:
+    """What each rank has."""
+    every = [own] * num_ranks()
+    if num_ranks() > 1:
+        dist.all_gather_object(every, own)
+    return every
 
 
 def accepted(scores_N: Tensor, same_N: Tensor, far: float) -> float:
