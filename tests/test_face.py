@@ -338,3 +338,12 @@ def test_instance_norm_is_refused_for_features(tmp_path, capsys):
     words = [word for word in SMALL if not word.startswith("parts.")]
     assert main(["train", *words, "data.size=32", "norm=in", "batch=1x8", "iterations=1", f"out={tmp_path}"]) == 2
     assert "scope 'in' cannot give the mean of embedding, a layer of 8 channels" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_glyphs_are_learned(tmp_path):
+    """The pilot's protocol and characters, which no table is measured on; the bound was fixed before."""
+    words = ["scale=glyphs_sn", "task=face", "norm=bn", "data.validation=pilot", "seed=100", "threads=1",
+             "figures=summary", "tracker=none", f"out={tmp_path}"]  # fmt: skip
+    assert main(["train", *words]) == 0
+    assert RunFolder.of(load(words)).summary()["headline"]["value"] >= 80
