@@ -87,6 +87,7 @@ class Record:
     statistics: Annotated[int, Ge(0)]
     gradients: bool
     estimators: bool
+    validation: Annotated[int, Ge(1)] | None = None  # None: all; runs were recorded before it could be a part
 
 
 @dataclass

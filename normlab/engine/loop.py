@@ -106,7 +106,7 @@ class Loop:
     def _end_epoch(self) -> None:
         split = self.session.experiment.task.tested[0]  # whatever its name: in records, val is what epochs end with
         with self.session.stop.patience(False):
-            values = _named("val", evaluate(self.session, split))
+            values = _named("val", evaluate(self.session, split, self.config.record.validation))
             if self.config.record.estimators:
                 values |= _named("val_batch_average", self._evaluate_batch_average(split))
         self.journal.end_epoch(self.updates, values)
@@ -122,7 +122,7 @@ class Loop:
         with torch.random.fork_rng(gpus):  # training goes on as if nothing had been measured
             state = measure(self.session)
         with statistics(model, state):
-            return evaluate(self.session, split)
+            return evaluate(self.session, split, self.config.record.validation)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -105,8 +105,12 @@ def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
 
 def _all_of(one: Record, other: Record) -> Record:
     """What either of them records."""
+    parts = [record.validation for record in (one, other)]
     return Record(
-        max(one.statistics, other.statistics), one.gradients or other.gradients, one.estimators or other.estimators
+        max(one.statistics, other.statistics),
+        one.gradients or other.gradients,
+        one.estimators or other.estimators,
+        None if None in parts else max(part for part in parts if part is not None),
     )
 
 

@@ -1,6 +1,7 @@
 """Image classification."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Lt
@@ -11,6 +12,7 @@ from normlab.errors import UserError
 from normlab.models.classifier import find_classifier
 from normlab.schema import bind
 from normlab.tasks.task import Declaration, Metric, Outcome, Task, by_replica
+from normlab.writing import write_text
 
 Images = tuple[Tensor, Tensor]  # images (rows, C, H, W) and labels (rows,)
 
@@ -86,6 +88,15 @@ class Classification(Task):
 
     def predict(self, model: nn.Module, batch: Images) -> Tensor:
         return model(batch[0])
+
+    def write(self, predicted: Iterable[tuple[Tensor, Sequence[int]]], split: str, folder: Path) -> int:
+        """predictions.csv: of each sample its index and the class of the highest logit; classes count from 0."""
+        rows = ["index,predicted"]
+        for logits_NK, indices in predicted:
+            best_N = logits_NK.argmax(1).tolist()
+            rows += [f"{index},{best}" for index, best in zip(indices, best_N, strict=True)]
+        write_text(folder / "predictions.csv", "\n".join(rows) + "\n")
+        return 1
 
     def update(self, metric: Metric, predictions: Tensor, batch: Images, indices: Sequence[int]) -> None:
         labels_N = batch[1]
