@@ -86,12 +86,14 @@ def _length(accuracy: Accuracy, setting: Setting) -> Choice | None:
     """The shortest length from which no norm gains much; None if there is none, or the best is too good or bad then."""
     for epochs in LENGTHS:
         at, twice = (setting._replace(epochs=n) for n in (epochs, 2 * epochs))
-        means = {norm: _mean(accuracy, at, norm) for norm in NORMS}
-        if not _is_between(max(means.values())):
-            continue
-        gains = {norm: _mean(accuracy, twice, norm) - means[norm] for norm in NORMS}
-        if max(gains.values()) < MOST_GAIN:
-            return Choice(at, gains)
+        gains: dict[str, float] = {}
+        for norm in NORMS:
+            gains[norm] = _mean(accuracy, twice, norm) - _mean(accuracy, at, norm)
+            if gains[norm] >= MOST_GAIN:
+                break  # whatever the others gain: their pilots are spared
+        else:
+            if _is_between(max(_mean(accuracy, at, norm) for norm in NORMS)):
+                return Choice(at, gains)
     return None
 
 
