@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from normlab.errors import UserError
-from normlab.models.classifier import find_classifier
+from normlab.models.classifier import find_classifier, norm_of_features, start_residuals_at_zero
 from normlab.schema import bind
 from normlab.tasks.task import Declaration, Metric, Outcome, Task, by_replica
 from normlab.writing import write_text
@@ -25,6 +25,9 @@ class Classification(Task):
         seed: of the augmentation.
         label_smoothing: share of the target spread over all classes.
         dropout: probability before the last layer (seed 000, Sec. 5: 0.5).
+        pooled_norm: a norm layer before the last layer, behind the pooling. The papers advise against it (Distinct,
+            Table 4, practice 5): IN and LN of a 1x1 map are unstable.
+        zero_init_residual: gammas of the last norm of each residual block start at 0 (SN, Sec. 4.1, footnote 2).
     """
 
     metrics: ClassVar = {
@@ -43,8 +46,11 @@ class Classification(Task):
         *,
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        pooled_norm: bool = False,
+        zero_init_residual: bool = False,
     ) -> None:
         super().__init__(model, data, seed)
+        self.pooled_norm, self.zero_init_residual = pooled_norm, zero_init_residual
         self.label_smoothing, self.dropout = label_smoothing, dropout
         self._classifier = ""
 
@@ -66,9 +72,13 @@ class Classification(Task):
     def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
         model = bind(self.model)(self.example, self.num_classes)
         self._classifier = find_classifier(model)
-        if self.dropout:
-            classifier = model.get_submodule(self._classifier)
-            model.set_submodule(self._classifier, nn.Sequential(nn.Dropout(self.dropout), classifier))
+        if self.zero_init_residual:
+            start_residuals_at_zero(model)
+        classifier = model.get_submodule(self._classifier)
+        ahead: list[nn.Module] = [norm_of_features(classifier)] if self.pooled_norm else []
+        ahead += [nn.Dropout(self.dropout)] if self.dropout else []
+        if ahead:
+            model.set_submodule(self._classifier, nn.Sequential(*ahead, classifier))
         return model
 
     def collate(self, samples: Sequence[tuple[Tensor, int]], split: str) -> Images:
