@@ -28,7 +28,7 @@ EXECUTION = (
 
 
 # Settings that came after runs were recorded: at these values a run is what it was before, and keeps its id.
-LATER = {"profile": "paper", "group_channels": None, "start": None}
+LATER = {"profile": "paper", "group_channels": None, "start": None, "halve_momentum": None}
 
 
 class Batch:

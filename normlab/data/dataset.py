@@ -59,8 +59,9 @@ class Samples(Dataset[tuple[Tensor, Target]]):
     makes numbers of a whole batch, on its device.
     """
 
+    called: ClassVar[str] = "images"  # what its samples are
     seed: int
-    shape: tuple[int, int, int]  # of a training image
+    shape: tuple[int, ...]  # of a training image, (C, H, W), or of another sample
     mean: ClassVar[Sequence[float]] = ()  # per channel, or one for all, of pixels in [0, 1]
     std: ClassVar[Sequence[float]] = ()
     on_error: OnError = "stop"
@@ -134,6 +135,6 @@ def missing(what: str, folder: Path, name: str, root: Path | str) -> UserError:
     return UserError(f"{folder} has no {what}; `normlab data prepare {name} root={root}` gets it")
 
 
-def count_problem(split: str, expected: int, found: int) -> list[str]:
-    """A line if a split has another number of images than it should."""
-    return [] if found == expected else [f"{split}: expected {expected} images, found {found}"]
+def count_problem(split: str, expected: int, found: int, called: str = "images") -> list[str]:
+    """A line if a split has another number of samples than it should."""
+    return [] if found == expected else [f"{split}: expected {expected} {called}, found {found}"]

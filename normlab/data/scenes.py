@@ -174,13 +174,13 @@ class Scenes(Samples[Any]):
         everywhere_BF2 = np.zeros((B, F, 2))
         least_BL2 = np.concatenate([everywhere_BF2, (cell_BD2 - LEEWAY).clip(0) / cells], 1) * S
         most_BL2 = np.concatenate([everywhere_BF2 + 1, (cell_BD2 + 1 + LEEWAY).clip(None, cells) / cells], 1) * S
-        side_BL1 = _between(self.scale, uniforms(key_B, Stream.SIZE, F + D))[..., None] * (S / cells)
+        side_BL1 = between(self.scale, uniforms(key_B, Stream.SIZE, F + D))[..., None] * (S / cells)
         corner_BL2 = least_BL2 + uniforms(key_B, Stream.PLACE, 2 * (F + D)).reshape(B, F + D, 2) * (
             most_BL2 - least_BL2 - side_BL1
         )
         pixel_BL2S = (np.arange(S) + 0.5 - corner_BL2[..., None]) * (SIDE / side_BL1[..., None]) - 0.5
         width_BL111 = np.maximum(SIDE / side_BL1[..., None, None], 1)  # wider where the handwriting is made smaller
-        weights_BL2S8 = _tent(pixel_BL2S, SIDE, width_BL111)
+        weights_BL2S8 = tent(pixel_BL2S, SIDE, width_BL111)
         piece_BF2 = _whole(uniforms(key_B, Stream.PIECE, 2 * F).reshape(B, F, 2), SIDE - FRAGMENT + 1)[..., None, None]
         weights_BL2S8[:, :F] *= (np.arange(SIDE) >= piece_BF2) & (np.arange(SIDE) < piece_BF2 + FRAGMENT)
         return weights_BL2S8[:, :, 0], weights_BL2S8[:, :, 1]
@@ -192,11 +192,11 @@ class Scenes(Samples[Any]):
         for layer in reversed(range(L)):
             np.multiply(covered_BLSS[:, layer], rest_BSS, out=share_BLSS[:, layer])
             rest_BSS -= share_BLSS[:, layer]
-        values_BCGG = _between(TEXTURE, uniforms(key_B, Stream.TEXTURE, C * GRID**2)).reshape(B, C, GRID, GRID)
-        smooth_SG = _tent(np.arange(S) * ((GRID - 1) / (S - 1)), GRID)
+        values_BCGG = between(TEXTURE, uniforms(key_B, Stream.TEXTURE, C * GRID**2)).reshape(B, C, GRID, GRID)
+        smooth_SG = tent(np.arange(S) * ((GRID - 1) / (S - 1)), GRID)
         image_BCSS = smooth_SG @ values_BCGG.astype(np.float32) @ smooth_SG.T
         image_BCSS *= rest_BSS[:, None]
-        ink_BCL = _between(INK, uniforms(key_B, Stream.INK, C * L)).reshape(B, C, L).astype(np.float32)
+        ink_BCL = between(INK, uniforms(key_B, Stream.INK, C * L)).reshape(B, C, L).astype(np.float32)
         image_BCSS += (ink_BCL @ share_BLSS.reshape(B, L, S * S)).reshape(image_BCSS.shape)
         width = self.noise * 3**0.5  # of a uniform distribution to each side, for this std
         if self.noise:
@@ -295,7 +295,7 @@ def _instances(masks_MSS: NDArray[np.bool_], labels_M: Integers, index: int) -> 
     }
 
 
-def _between(ends: Sequence[float], share: Floats) -> Floats:
+def between(ends: Sequence[float], share: Floats) -> Floats:
     return ends[0] + (ends[1] - ends[0]) * share
 
 
@@ -304,7 +304,7 @@ def _whole(share: Floats, count: int) -> Integers:
     return (share * count).astype(np.int64)
 
 
-def _tent(place: Floats, count: int, width: Any = 1.0) -> Floats:
+def tent(place: Floats, count: int, width: Any = 1.0) -> Floats:
     """Weights (..., count) of neighbours at 0, 1, ... for linear interpolation at each place (...)."""
     distance = np.abs(place.astype(np.float32)[..., None] - np.arange(count, dtype=np.float32))
     width = np.asarray(width, np.float32)

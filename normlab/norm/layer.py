@@ -29,6 +29,8 @@ from normlab.norm.ops import accumulation_dtype, advance
 from normlab.norm.pooling import num_ranks
 from normlab.norm.scopes import Scope, check_declaration, check_profile
 
+_LEAST_MOMENTUM = 0.01  # that halving comes to
+
 
 class BatchStatistics(NamedTuple):
     """What one training call measured in a batch scope: one row a replica (a single row when synchronized)."""
@@ -88,6 +90,8 @@ class Normalizer(nn.Module):
         profile: paper, or official: SN as its released code computes it (see official.py, docs/deviations.md).
         eps: added to the variance.
         momentum: weight of the new value in the moving average, as in torch; None averages all steps equally.
+        halve_momentum: steps after each of which the momentum is halved, down to 0.01 (the code of PointNet and DGCNN,
+            from 0.5).
         affine: learn weight (gamma) and bias (beta), from 1 and 0.
 
     Raises:
@@ -96,6 +100,7 @@ class Normalizer(nn.Module):
         ValueError: in forward, if the rows are no multiple of `replicas`.
 
     Attributes:
+        name: in the model that it is of, if that was told; messages say it.
         replicas: virtual replicas stacked in the rows of a training pass.
         calls: None: each training call advances the running statistics by a step, as torch's layers do. A list: each
             training call appends what it measured, scope name -> BatchStatistics, and leaves the running statistics
@@ -130,11 +135,14 @@ class Normalizer(nn.Module):
         profile: Literal["paper", "official"] = "paper",
         eps: Annotated[float, Gt(0)] = 1e-5,
         momentum: Annotated[float, Ge(0), Le(1)] | None = 0.1,
+        halve_momentum: Annotated[int, Ge(1)] | None = None,
         affine: bool = True,
     ) -> None:
         super().__init__()
         check_declaration(mean, var, tied)
         check_profile(profile, mean, var, sync)
+        if momentum is None and halve_momentum is not None:
+            raise UserError(f"norm.halve_momentum={halve_momentum}: norm.momentum=null averages all steps equally")
         if mix not in ("var", "std"):
             raise UserError(f"norm.mix={mix} does not exist; allowed: var, std")
         if ratio_groups < 1 or num_channels % ratio_groups:
@@ -146,7 +154,8 @@ class Normalizer(nn.Module):
         self._scopes = {name: Scope.parse(name, groups, num_channels) for name in (*mean, *var)}
         self._batch_scopes = [s for s in self._scopes.values() if s.across_samples]
         self.tied, self.mix, self.ratio_groups, self.hard = tied, mix, ratio_groups, hard
-        self.sync, self.frozen, self.eps, self.momentum = sync, frozen, eps, momentum
+        self.sync, self.frozen, self.eps = sync, frozen, eps
+        self.momentum, self.halve_momentum = momentum, halve_momentum
         self.algebra = Algebra(
             across=tuple(scope.across_samples for scope in self._scopes.values()),
             widths=tuple(scope.width(num_channels) for scope in self._scopes.values()),
@@ -157,6 +166,7 @@ class Normalizer(nn.Module):
             eps=eps,
         )
         self.profile = profile
+        self.name = ""
         self.replicas = 1
         self.calls: list[Mapping[str, BatchStatistics]] | None = None
 
@@ -283,8 +293,8 @@ class Normalizer(nn.Module):
         """A pixel set of one value has no variance, and is its own mean: its scope alone erases the input."""
         if self.profile == "official" and num_positions == 1:
             raise ScopeError(
-                f"norm.profile=official divides the variance of a map by its positions less one, and a layer of "
-                f"{self.num_channels} channels has maps of a single position; use norm.profile=paper, or larger images"
+                f"norm.profile=official divides the variance of a map by its positions less one, and {self._called()} "
+                "has maps of a single position; use norm.profile=paper, or larger images"
             )
         if num_positions > 1:
             return
@@ -296,13 +306,16 @@ class Normalizer(nn.Module):
         for what, names in (("mean", self.mean_scopes), ("variance", self.var_scopes)):
             if all(sizes.get(name) == 1 for name in names):
                 raise ScopeError(
-                    f"scope '{'+'.join(names)}' cannot give the {what} of a layer of {self.num_channels} channels: "
+                    f"scope '{'+'.join(names)}' cannot give the {what} of {self._called()}: "
                     f"with {N} sample(s) a replica and {num_positions} position(s) each of its pixel sets holds one "
                     "value; use a scope with more samples or channels (bn with a larger batch, ln, gn), or none here"
                 )
         single = sorted(name for name, size in sizes.items() if size == 1)
         if single and not torch.compiler.is_compiling():
             _warn_of_single_values("+".join(single), N)
+
+    def _called(self) -> str:
+        return (f"{self.name}, " if self.name else "") + f"a layer of {self.num_channels} channels"
 
     def _size(self, scope: Scope, N: int, num_positions: int) -> int:
         joined = self.replicas * num_ranks() if self.sync and scope.across_samples else 1
@@ -350,13 +363,23 @@ class Normalizer(nn.Module):
                     advance(running, measured_RW, self.weight_of_step(running.dtype), factor)
         self.num_batches_tracked.add_(1)  # += would go through Module.__setattr__, which takes longer than adding
 
+    @property
+    def steady_momentum(self) -> float | None:
+        """The momentum, where it is the same at each step."""
+        return self.momentum if self.halve_momentum is None else None
+
     def weight_of_step(self, dtype: torch.dtype) -> float | Tensor:
         """What a new value counts in the moving average.
 
         A tensor where it depends on the count, which torch.compile and transforms have no value of.
         """
         assert self.num_batches_tracked is not None
-        return (self.num_batches_tracked + 1).to(dtype).reciprocal() if self.momentum is None else self.momentum
+        if self.momentum is None:
+            return (self.num_batches_tracked + 1).to(dtype).reciprocal()
+        if self.halve_momentum is None:
+            return self.momentum
+        halvings = (self.num_batches_tracked // self.halve_momentum).to(dtype)
+        return (self.momentum * torch.exp2(-halvings)).clamp(min=min(self.momentum, _LEAST_MOMENTUM))
 
     def correction(self, size: int) -> float:
         """What the running variance takes of a measured one, as a factor; `size` values are in a pixel set."""

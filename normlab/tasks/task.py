@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, default_collate
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
+from normlab.norm.weight import Convolution
 from normlab.schema import bind
 from normlab.tasks.mean import Mean
 
@@ -247,8 +248,10 @@ class Task(ABC):
         sites = trace(inside, self.example, lambda module: isinstance(module, Normalizer))
         return [replace(site, name=f"{self.traced}.{site.name}".lstrip(".")) for site in sites]
 
+    weighs: Any = Convolution  # the types of the layers that `weight` is for
+
     def weighted(self, name: str) -> bool:
-        """Whether `weight` is for this convolution: those that a norm follows take it, those that predict do not."""
+        """Whether `weight` is for this layer: those that a norm follows take it, those that predict do not."""
         return True
 
     def frozen(self, name: str) -> bool:
