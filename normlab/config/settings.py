@@ -23,7 +23,7 @@ GROUPS = ("norm", "weight", "model", "data", "task", "optim", "schedule", "track
 # Settings that say how a run is executed; they do not make it another experiment.
 EXECUTION = (
     *("tracker", "launch", "devices", "replicas_per_pass", "workers", "threads", "channels_last", "compile"),
-    *("out", "rerun", "log_every", "ratios_every", "record", "snapshots", "figures", "checkpoint"),
+    *("out", "rerun", "log_every", "ratios_every", "evaluate_every", "record", "snapshots", "figures", "checkpoint"),
 )
 
 
@@ -145,6 +145,7 @@ class Config:
     rerun: bool
     log_every: Annotated[int, Ge(1)]
     ratios_every: Annotated[int, Ge(1)] | Literal["epoch"]
+    evaluate_every: Annotated[int, Ge(1)] | Literal["epoch"]
     record: Record
     snapshots: list[Annotated[float, Gt(0), Lt(1)]]
     figures: Literal["auto", "all", "summary"]
