@@ -28,7 +28,7 @@ EXECUTION = (
 
 
 # Settings that came after runs were recorded: at these values a run is what it was before, and keeps its id.
-LATER = {"profile": "paper", "group_channels": None}
+LATER = {"profile": "paper", "group_channels": None, "anchor_centres": "corner"}
 
 
 class Batch:
@@ -193,7 +193,7 @@ def identity(config: Config) -> str:
     for nodes in (scientific, *scientific["parts"].values()):
         if nodes.get("init", "none") != "none":
             nodes["init"] = Initial.parse(nodes["init"]).identity(Path(config.out))
-        for group in ("norm", "weight"):
+        for group in ("norm", "weight", "model"):
             if nodes.get(group):
                 nodes[group] = {key: value for key, value in nodes[group].items() if LATER.get(key, ...) != value}
     if config.iterations is not None:
