@@ -78,7 +78,7 @@ def draw(dataset: Any) -> Figure:
 @at_print_size
 def predictions(runs: Sequence[Run]) -> Figure:
     """What runs predict of a few samples: the image, the truth and what is predicted. Maps are white where nothing
-    counts; instances have the colours of their classes.
+    counts; instances have the colours and the names of their classes.
 
     Args:
         runs: one or more of the same data; their predictions stand side by side.
@@ -105,7 +105,7 @@ def predictions(runs: Sequence[Run]) -> Figure:
         truth = sample["truth"]
         for axis, shown in zip(panels[1:], [truth, *(run.predictions[k]["predicted"] for run in runs)], strict=True):
             if isinstance(shown, Mapping):
-                _draw_instances(axis, picture_HW3, shown)
+                _draw_instances(axis, picture_HW3, shown, runs[0].classes)
             else:
                 axis.imshow(_with_classes(picture_HW3, np.where(truth == VOID, VOID, shown)))
         for axis, name in zip(panels, names, strict=True):

@@ -196,7 +196,7 @@ class Task(ABC):
 
     traced: str = ""  # the module whose layers have receptive fields: behind a pooling, all see the whole image
     splits: Mapping[str, str] = {"train": "training", "val": "validation"}  # name -> in words
-    tested: tuple[str, ...] = ("val",)  # evaluated at a run's end; the first one each epoch
+    tested: tuple[str, ...] = ("val",)  # evaluated at a run's end; the first one on the way, too
 
     @property
     def parts(self) -> Mapping[str, str | Sequence[str]]:
