@@ -62,8 +62,8 @@ class Drawn(NamedTuple):
 class Scenes(Samples[Any]):
     """What the three datasets of scenes share; each makes a target of its own of what is drawn.
 
-    A training scene is a function of (seed, epoch, index), with epoch None of the index alone. Those for validation
-    are fixed and of other handwriting. The first digit of a scene is the index's own, all else is drawn.
+    A training scene is a function of (seed, epoch, index), or of (seed, index) if they are not fresh, and with epoch
+    None of the index alone. Those for validation are fixed and of other handwriting. The first digit of a scene is the index's own, all else is drawn.
 
     Args:
         split: "train" or "val".
@@ -78,6 +78,8 @@ class Scenes(Samples[Any]):
             hide what differs between scenes.
         noise: std of the noise of a pixel, before the light.
         length, val_length: number of scenes of the splits.
+        fresh: each epoch has scenes of its own. Otherwise all have the same, as photographs are: a network can learn
+            them by heart, and a longer training gains less.
         validation: handwriting of the validation split. `held_out`: the fifth that no run learns from. `pilot`: a part
             of the other four fifths that no run of scenes learns from either, to choose settings by.
 
@@ -105,6 +107,7 @@ class Scenes(Samples[Any]):
         noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         length: Annotated[int, Ge(1), Le(2**27)] = 4000,
         val_length: Annotated[int, Ge(1), Le(2**27)] = 500,
+        fresh: bool = True,
         validation: Literal["held_out", "pilot"] = "held_out",
     ):
         check_split(split)
@@ -116,7 +119,7 @@ class Scenes(Samples[Any]):
         self.images_N88, self.labels_N = handwriting(self.handwriting)
         self.seed, self.shape = seed, (channels, size, size)
         self.digits, self.scale, self.clutter, self.light, self.noise = digits, scale, clutter, light, noise
-        self.length = length if split == "train" else val_length
+        self.length, self.fresh = length if split == "train" else val_length, fresh
 
     def __len__(self) -> int:
         return self.length
@@ -160,7 +163,7 @@ class Scenes(Samples[Any]):
         index_B = np.array([index for _, index in keys])
         if self.handwriting != "train":
             return hashed(1 if self.handwriting == "held_out" else 2, index_B)
-        epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
+        epoch_B = np.array([-1 if epoch is None else epoch if self.fresh else 0 for epoch, _ in keys])
         return np.where(epoch_B < 0, hashed(3, index_B), hashed(0, self.seed, epoch_B, index_B))
 
     def _resampling(self, key_B: Bits) -> tuple[Floats, Floats]:
