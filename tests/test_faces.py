@@ -268,7 +268,7 @@ def test_no_two_characters_look_alike():
     """In the first face; Latin, Greek and Cyrillic A are one."""
     every = characters()
     assert len(every) == len(set(every)) > 1000 and {*"ABGRabg2%"} <= {*every}
-    assert not {"\u0391", "\u0410", " ", "\u00a0"} & {*every} and len({"c", "\u0441"} & {*every}) == 1
+    assert not {"\u0391", "\u0410", " ", "\u00a0"} & {*every}
     drawn = np.stack([picture(character, 0) for character in every[:400]]).reshape(400, -1)
     distance = ((drawn[:, None] - drawn[None]) ** 2).mean(2) + np.eye(400)
     assert distance.min() > 0.05
@@ -285,7 +285,7 @@ def test_ink_reaches_from_edge_to_edge():
 
 def test_no_identity_is_in_two_sets():
     sets = [alphabet(which) for which in ("train", "held_out", "pilot", "held_out distractors", "pilot distractors")]
-    assert [len(part) for part in sets[:3]] == [300, 100, 100] and min(map(len, sets[3:])) > 150
+    assert [len(part) for part in sets[:3]] == [500, 100, 100] and min(map(len, sets[3:])) > 100
     assert sum(map(len, sets)) == len({*sum(sets, ())}) == len(characters())
     shown = Glyphs("val", 0).chosen, Glyphs("val", 0, validation="pilot").chosen, Glyphs("train", 0).chosen
     assert not {*shown[0]} & {*shown[1]} and not {*shown[0]} & {*shown[2]} and shown[2] == GlyphImages("val", 0).chosen
@@ -306,7 +306,7 @@ def test_pictures_are_functions_of_their_keys():
         with pytest.raises(IndexError, match="pictures 0 to"):
             made.take_all([(0, len(made))])
     one, other = (Glyphs("train", seed) for seed in (0, 1))
-    images = [one.take(0, 5, 5)[0], one.take(1, 5, 5)[0], other.take(0, 5, 5)[0], one.take(0, 305, 305)[0]]
+    images = [one.take(0, 5, 5)[0], one.take(1, 5, 5)[0], other.take(0, 5, 5)[0], one.take(0, 505, 505)[0]]
     assert len({image.numpy().tobytes() for image in images}) == 4
     fixed = [Glyphs("val", seed).take(epoch, 5, 5)[0] for seed in (0, 1) for epoch in (None, 4)]
     assert all(torch.equal(fixed[0], image) for image in fixed)

@@ -23,8 +23,9 @@ from normlab.seeding import Bits, hashed, uniforms
 
 DISTRACTOR = -1  # the label of a picture whose identity is not asked for
 _HELD_OUT, _PILOT = 100, 100  # characters that are probes
+_FEWEST_OTHERS = 200  # characters that are neither learned nor probes
 _DISTRACTING = 0.75  # of the characters that are neither, those of the held-out split; the others are the pilot's
-_MOST_TRAINED = 300
+_MOST_TRAINED = 500
 Source = Literal["train", "held_out", "pilot"]
 
 
@@ -108,7 +109,7 @@ class Glyphs(Drawings):
         split: "train" or "val".
         seed: of the training pictures.
         size: S.
-        identities: characters that are learned, up to 300.
+        identities: characters that are learned, up to 500.
         length: number of training pictures; each identity has as many, as far as they come out even.
         scale: side of a character, least and most, as a share of the picture's.
         light: 0 is the same light for all; at 1 it takes up to 95% of the contrast.
@@ -127,7 +128,7 @@ class Glyphs(Drawings):
         seed: int,
         *,
         size: Annotated[int, Ge(8), Le(2**10)] = 32,
-        identities: Annotated[int, Ge(2), Le(300)] = 300,
+        identities: Annotated[int, Ge(2), Le(500)] = 500,
         length: Annotated[int, Ge(1), Le(2**27)] = 3600,
         scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.75, 0.95),
         light: Annotated[float, Ge(0), Le(1)] = 0.1,
@@ -164,7 +165,7 @@ class GlyphImages(Drawings):
         seed: int,
         *,
         size: Annotated[int, Ge(8), Le(2**10)] = 32,
-        identities: Annotated[int, Ge(2), Le(300)] = 300,
+        identities: Annotated[int, Ge(2), Le(500)] = 500,
         length: Annotated[int, Ge(1), Le(2**27)] = 3600,
         val_length: Annotated[int, Ge(1), Le(2**27)] = 600,
         scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.75, 0.95),
