@@ -195,7 +195,7 @@ def test_motions_are_what_their_names_say() -> None:
         if name in ways:
             assert ways[name][-1] - ways[name][0] > 1.5
         else:
-            assert (x_T[-1] - x_T[0]).abs() < 3 and (y_T[-1] - y_T[0]).abs() < 3
+            assert (x_T[-1] - x_T[0]).abs() < 4 and (y_T[-1] - y_T[0]).abs() < 4
         if name in ("closer", "away"):
             grown = (ink_TSS[-1] > 0).sum() / (ink_TSS[0] > 0).sum()
             assert grown > 1.1 if name == "closer" else grown < 0.91
@@ -279,9 +279,20 @@ def test_everything_that_a_run_has(tmp_path, capsys) -> None:
         assert main(["show", run]) == main(["eval", run]) == main(["estimate", run, "samples=8"]) == 0
         for figure in ("ratio_ranges", "layers", "learning_curves"):
             assert main(["figure", figure, run, f"out={tmp_path / figure}.png"]) == 0
-        assert main(["export", run, f"out={tmp_path / model}"]) == 0
-        exported = torch.export.load(tmp_path / model / "model.pt2").module()
-        assert exported(torch.randn(3, 1, 8, 32, 32)).shape == (3, 8)
+
+
+@pytest.mark.parametrize("model", ["moves_i3d", "moves_tsm"])
+def test_exported_it_gives_the_logits_of_clips(tmp_path, model) -> None:
+    own = words(tmp_path, f"model={model}", "norm=bn", "iterations=1")
+    assert main(["train", *own]) == 0
+    folder = RunFolder.of(load(own))
+    assert main(["export", str(folder.path), f"out={tmp_path / model}"]) == 0
+    exported = torch.export.load(tmp_path / model / "model.pt2").module()
+    network = build(load(own)).model.eval()
+    network.load_state_dict(load_tensors(folder.weights))
+    clips = torch.randn(3, 1, 8, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(clips), network(clips), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "sn", "hn"])

@@ -62,7 +62,7 @@ class Video(Classification):
         own, found = model.state_dict(), {}
         for name, tensor in state.items():
             there = name if name in own else f"{self._inside}.{name}"
-            shape = own[there].shape if there in own else ()
+            shape: tuple[int, ...] = tuple(own[there].shape) if there in own else ()
             if len(shape) == 5 and tensor.shape == shape[:2] + shape[3:]:
                 tensor = inflated(tensor, shape[2])
             found[there if tensor.shape == shape else name] = tensor
