@@ -80,5 +80,5 @@ def _sizes(name: str, **options: str) -> str:
     with naming(file_of("data", name)):
         settings = settings_of("data", name) or {}
     dataset = schema.bind(settings | options)
-    train, val = (len(dataset(split, 0)) for split in SPLITS)
-    return f"{train} training and {val} validation images"
+    train, val = (dataset(split, 0) for split in SPLITS)
+    return f"{len(train)} training and {len(val)} validation {getattr(train, 'called', 'images')}"

@@ -217,12 +217,13 @@ class RunningStatistics:
         measured, self._measured = self._over_ranks(), {}
         for _, step in groupby(sorted(measured), key=lambda key: key[0]):
             keys = list(step)
-            for momentum in dict.fromkeys(self.layers[number].momentum for _, number in keys):
-                self._move({key: measured[key] for key in keys if self.layers[key[1]].momentum == momentum}, momentum)
+            for momentum in dict.fromkeys(self.layers[number].steady_momentum for _, number in keys):
+                alike = {key: measured[key] for key in keys if self.layers[key[1]].steady_momentum == momentum}
+                self._move(alike, momentum)
             torch._foreach_add_([self.layers[number].get_buffer("num_batches_tracked") for _, number in keys], 1)
 
     def _move(self, measured: Mapping[_Key, _Measured], momentum: float | None) -> None:
-        """Layers of one momentum by one step."""
+        """Layers of one momentum by one step; None: each by what its count of steps says."""
         buffers = {key: self._buffers(key[1]) for key in measured}
         means = torch._foreach_div(
             [sum_W for found in measured.values() for sum_W in found.sums],

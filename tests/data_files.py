@@ -228,3 +228,77 @@ def write_something(root: Path, lengths: tuple[int, ...] = (20, 5, 12), size: tu
     for split, members in (("train", range(1, len(lengths))), ("validation", [len(lengths)])):
         lines = [f"{video};{classes[video % 2]}" for video in members]
         (root / f"{prefix}-{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_modelnet40(root: Path, points: int = 64) -> None:
+    """Two training files and a test file of clouds, as published: lists with the folders of whoever wrote them."""
+    import h5py  # of the extra `points`
+
+    folder = root / "modelnet40_ply_hdf5_2048"
+    folder.mkdir(parents=True)
+    for split, counts in (("train", (20, 9)), ("test", (12,))):
+        names = [f"ply_data_{split}{k}.h5" for k in range(len(counts))]
+        (folder / f"{split}_files.txt").write_text("".join(f"data/{folder.name}/{name}\n" for name in names))
+        for name, count in zip(names, counts, strict=True):
+            with h5py.File(folder / name, "w") as file:
+                file["data"] = RANDOM.uniform(-1, 1, (count, points, 3)).astype(np.float32)
+                file["label"] = (np.arange(count, dtype=np.uint8) * 7 % 40)[:, None]
+    (folder / "shape_names.txt").write_text("".join(f"thing_{k}\n" for k in range(40)))
+
+
+def as_records(contents: dict[int, bytes]) -> tuple[bytes, bytes]:
+    """What MXNet's RecordIO writes: the .rec and the .idx. Where bytes hold its magic number at a place that is a
+    multiple of four, it is left out and the record goes on in another part."""
+    magic, records, index = struct.pack("<I", 0xCED7230A), b"", b""
+    for number, content in contents.items():
+        index += f"{number}\t{len(records)}\n".encode()
+        parts, start = [], 0
+        for place in range(0, len(content) - 3, 4):
+            if content[place : place + 4] == magic:
+                parts.append(content[start:place])
+                start = place + 4
+        parts.append(content[start:])
+        for k, part in enumerate(parts):
+            flag = 0 if len(parts) == 1 else 1 if k == 0 else 3 if k == len(parts) - 1 else 2
+            records += magic + struct.pack("<I", flag << 29 | len(part)) + part + bytes(-len(part) % 4)
+    return records, index
+
+
+def image_record(label: float | list[float], content: bytes, number: int = 0) -> bytes:
+    """An image as MXNet packs it, with a label or several."""
+    if isinstance(label, list):
+        return struct.pack("<IfQQ", len(label), 0.0, number, 0) + struct.pack(f"<{len(label)}f", *label) + content
+    return struct.pack("<IfQQ", 0, label, number, 0) + content
+
+
+def as_pairs(pictures: list[bytes], same: list[bool]) -> bytes:
+    """Pairs for verification as Python 2 pickled them (protocol 2): byte strings, True and False."""
+    strings = b"".join(b"T" + struct.pack("<I", len(picture)) + picture for picture in pictures)
+    answers = b"".join(b"\x88" if answer else b"\x89" for answer in same)
+    return b"\x80\x02](" + strings + b"e](" + answers + b"e\x86."
+
+
+def write_faces(root: Path) -> None:
+    """Five persons with two pictures each, records of persons behind them; probes, distractors, noise; six pairs."""
+    folder = root / "faces_emore"
+    folder.mkdir(parents=True)
+    records = {0: image_record([11.0, 16.0], b"")}
+    records |= {k: image_record(float((k - 1) // 2), jpeg((112, 112)), k) for k in range(1, 11)}
+    records |= {k: image_record([1.0 + 2 * (k - 11), 3.0 + 2 * (k - 11)], b"") for k in range(11, 16)}
+    for suffix, content in zip((".rec", ".idx"), as_records(records), strict=True):
+        (folder / f"train{suffix}").write_bytes(content)
+    (folder / "property").write_text("5,112,112\n")
+    (folder / "lfw.bin").write_bytes(as_pairs([jpeg((112, 112)) for _ in range(12)], [True, False, True] * 2))
+    test = root / "megaface"
+    known = [f"{person}/{person}_{k}.png" for person in ("Ann_Lee", "Bo_Li") for k in range(3)]
+    others = [f"10{k}/7{k}@N00/{k}_0.jpg" for k in range(9)]
+    for kind, paths in (("facescrub", known), ("megaface", others)):
+        (test / f"{kind}_images").mkdir(parents=True)
+        (test / f"{kind}_lst").write_text("".join(f"data/{kind}_images/{path}\n" for path in paths))
+        for path in paths:
+            file = test / f"{kind}_images" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(jpeg((112, 112)))
+    (test / "facescrub_noises.txt").write_text("# wrong person\nBo_Li_2.png\n")
+    (test / "megaface_noises.txt").write_text("#\n0\t101/71@N00/1_0.jpg\n102/72@N00/2_0.jpg\n")
+    (test / "overlap.txt").write_text("104/74@N00/4_0.jpg\n")

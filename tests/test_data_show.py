@@ -101,16 +101,16 @@ def test_boxes_lie_around_the_pixels_of_their_masks():
             assert patch.get_width() == columns.max() - columns.min() + 1
 
 
-def test_what_has_no_images_is_refused():
-    class Points(torch.utils.data.Dataset):
+def test_what_has_neither_images_nor_clouds_is_refused():
+    class Sounds(torch.utils.data.Dataset):
         def __len__(self):
             return 3
 
         def __getitem__(self, key):
-            return torch.zeros(5, 3), 1
+            return torch.zeros(5), 1
 
-    with pytest.raises(UserError, match="Points: its samples are no images with a label, a map or boxes"):
-        draw(Points())
+    with pytest.raises(UserError, match=r"Sounds: its samples are no images \(C, H, W\) and no clouds \(P, 3\)"):
+        draw(Sounds())
 
 
 def test_refusals(capsys):

@@ -21,6 +21,7 @@ QUICK = {
     "segmentation": ("data.length=16", "data.val_length=4", "model.width=4"),
     "detection": ("data.length=16", "data.val_length=4", "model.channels=8", "model.hidden=16"),
     "video": ("data.length=16", "data.val_length=4"),
+    "points": ("data.length=16", "data.val_length=8", "data.points=16", "model.width=4", "model.k=4"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
 }
 RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data", "tracker"}  # groups with a test of their own below
@@ -167,6 +168,33 @@ def test_every_dataset_of_clips(tmp_path, data):
         own += ["data.frames=4"]
     words = ("model=moves_tsm", "norm=sn", "batch=1x2", "iterations=1", "batch_average.samples=2")
     assert train(tmp_path / "runs", "task=video", f"data={data}", *words, *own)["updates"] == 1
+
+
+CLOUDS = (
+    "task=points",
+    "data.points=24",
+    "model.k=4",
+    "norm=sn",
+    "batch=1x4",
+    "iterations=1",
+    "batch_average.samples=4",
+)
+
+
+@pytest.mark.parametrize("model", [name for name in choices("model") if task_of("model", name) == "points"])
+def test_every_classifier_of_clouds(tmp_path, model):
+    summary = train(tmp_path, *CLOUDS, f"model={model}", "data.length=8", "data.val_length=8")
+    assert summary["norm_layers"] > 0 and "class_accuracy" in summary["metrics"]["moving_average"]
+
+
+@pytest.mark.parametrize("data", [name for name in choices("data") if "clouds" in kinds_of("data", name)])
+def test_every_dataset_of_clouds(tmp_path, data):
+    own = ["data.length=8", "data.val_length=8"]
+    if data == "modelnet40":
+        data_files.write_modelnet40(tmp_path / "data")
+        own = [f"data.root={tmp_path / 'data'}"]
+    summary = train(tmp_path / "runs", *CLOUDS, f"data={data}", "model.width=4", *own)
+    assert summary["updates"] == 1 and "accuracy" in summary["metrics"]["batch_average"]
 
 
 def load_classes(words: list[str]) -> tuple[str, ...]:

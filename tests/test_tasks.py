@@ -43,6 +43,14 @@ OWN = {  # tasks of conf/, small; classification has tests of its own
         "model.box_samples=8",
         "optim.lr=0.005",
     ),
+    "points": (
+        "data.length=40",
+        "data.val_length=20",
+        "data.points=24",
+        "model.width=4",
+        "model.k=4",
+        "optim.lr=0.02",
+    ),
 }
 ALL = (*TASKS, *OWN)
 

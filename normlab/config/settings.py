@@ -28,7 +28,13 @@ EXECUTION = (
 
 
 # Settings that came after runs were recorded: at these values a run is what it was before, and keeps its id.
-LATER = {"profile": "paper", "group_channels": None, "anchor_centres": "corner"}
+LATER = {
+    "profile": "paper",
+    "group_channels": None,
+    "start": None,
+    "halve_momentum": None,
+    "anchor_centres": "corner",
+}
 
 
 class Batch:
@@ -87,6 +93,7 @@ class Record:
     statistics: Annotated[int, Ge(0)]
     gradients: bool
     estimators: bool
+    validation: Annotated[int, Ge(1)] | None = None  # None: all; runs were recorded before it could be a part
 
 
 @dataclass

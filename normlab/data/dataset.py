@@ -1,7 +1,7 @@
 """What all image datasets share: an item is a pure function of (seed, epoch, index)."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -59,13 +59,20 @@ class Samples(Dataset[tuple[Tensor, Target]]):
     makes numbers of a whole batch, on its device.
     """
 
+    called: ClassVar[str] = "images"  # what its samples are
     seed: int
-    shape: tuple[int, int, int]  # of a training image
+    shape: tuple[int, ...]  # of a training image, (C, H, W), or of another sample
     mean: ClassVar[Sequence[float]] = ()  # per channel, or one for all, of pixels in [0, 1]
     std: ClassVar[Sequence[float]] = ()
     on_error: OnError = "stop"
     folders: ClassVar[Sequence[str]] = ()  # in root; the first that is there holds the files, else root itself
     files: ClassVar[Sequence[str]] = ("*",)  # patterns of what is read there
+    counts: ClassVar[Mapping[str, int]] = {}  # samples of each split, as published; empty: that depends on the folder
+
+    @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes that a dataset of these settings would have, where its files are not there."""
+        return {"shape": (3, settings["size"], settings["size"])}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -134,6 +141,6 @@ def missing(what: str, folder: Path, name: str, root: Path | str) -> UserError:
     return UserError(f"{folder} has no {what}; `normlab data prepare {name} root={root}` gets it")
 
 
-def count_problem(split: str, expected: int, found: int) -> list[str]:
-    """A line if a split has another number of images than it should."""
-    return [] if found == expected else [f"{split}: expected {expected} images, found {found}"]
+def count_problem(split: str, expected: int, found: int, called: str = "images") -> list[str]:
+    """A line if a split has another number of samples than it should."""
+    return [] if found == expected else [f"{split}: expected {expected} {called}, found {found}"]

@@ -1,5 +1,7 @@
 """One image file to pixels: only the formats that are meant, and the header's size before anything else."""
 
+import io
+import os
 import stat
 import warnings
 from collections.abc import Iterator
@@ -49,6 +51,13 @@ def decode(path: Path, least_side: int | None = None) -> Image.Image:
         return image  # convert would copy it
 
 
+def decode_bytes(content: bytes) -> Image.Image:
+    """The image in RGB that a file of these bytes holds. Raises DecodeError as decode."""
+    with _opened(io.BytesIO(content), FORMATS) as image:
+        _check_depth(image)
+        return image.convert("RGB")
+
+
 def decode_map(path: Path) -> NDArray[np.integer]:
     """The numbers (H, W) in a PNG: of a palette its indices, else grey values of 8 or 16 bits.
 
@@ -63,21 +72,18 @@ def decode_map(path: Path) -> NDArray[np.integer]:
 
 
 @contextmanager
-def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+def _opened(source: Path | io.BytesIO, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """An image whose header is read and whose size is fit; what goes wrong inside with it is a DecodeError too."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise DecodeError("it is no regular file")
-        if status.st_size > _MOST_BYTES:
-            raise DecodeError(f"it has {status.st_size:,} bytes, and an image at most {_MOST_BYTES:,}; make it smaller")
-        with Image.open(path, formats=formats) as image:
+        if isinstance(source, Path):
+            _check_file(source.stat())
+        with Image.open(source, formats=formats) as image:
             _check_size(*image.size)
             yield image
     except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise DecodeError(_no_image(path)) from None
+        raise DecodeError(_no_image(source)) from None
     except Image.DecompressionBombError:
         raise DecodeError(f"it has more than {MOST_PIXELS:,} pixels; make it smaller") from None
     except OSError as error:
@@ -88,9 +94,19 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
         raise DecodeError(f"cannot be decoded ({one_line(error)})") from None
 
 
-def _no_image(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(4)
+def _check_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise DecodeError("it is no regular file")
+    if status.st_size > _MOST_BYTES:
+        raise DecodeError(f"it has {status.st_size:,} bytes, and an image at most {_MOST_BYTES:,}; make it smaller")
+
+
+def _no_image(source: Path | io.BytesIO) -> str:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            start = file.read(4)
+    else:
+        start = source.getvalue()[:4]
     if not start:
         return "it is empty"
     if start in _NOT_READ:

@@ -62,8 +62,8 @@ class Drawn(NamedTuple):
 class Scenes(Samples[Any]):
     """What the three datasets of scenes share; each makes a target of its own of what is drawn.
 
-    A training scene is a function of (seed, epoch, index), with epoch None of the index alone. Those for validation
-    are fixed and of other handwriting. The first digit of a scene is the index's own, all else is drawn.
+    A training scene is a function of (seed, epoch, index), or of (seed, index) if they are not fresh, and with epoch
+    None of the index alone. Those for validation are fixed and of other handwriting. The first digit of a scene is the index's own, all else is drawn.
 
     Args:
         split: "train" or "val".
@@ -78,6 +78,8 @@ class Scenes(Samples[Any]):
             hide what differs between scenes.
         noise: std of the noise of a pixel, before the light.
         length, val_length: number of scenes of the splits.
+        fresh: each epoch has scenes of its own. Otherwise all have the same, as photographs are: a network can learn
+            them by heart, and a longer training gains less.
         validation: handwriting of the validation split. `held_out`: the fifth that no run learns from. `pilot`: a part
             of the other four fifths that no run of scenes learns from either, to choose settings by.
 
@@ -105,6 +107,7 @@ class Scenes(Samples[Any]):
         noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         length: Annotated[int, Ge(1), Le(2**27)] = 4000,
         val_length: Annotated[int, Ge(1), Le(2**27)] = 500,
+        fresh: bool = True,
         validation: Literal["held_out", "pilot"] = "held_out",
     ):
         check_split(split)
@@ -116,7 +119,7 @@ class Scenes(Samples[Any]):
         self.images_N88, self.labels_N = handwriting(self.handwriting)
         self.seed, self.shape = seed, (channels, size, size)
         self.digits, self.scale, self.clutter, self.light, self.noise = digits, scale, clutter, light, noise
-        self.length = length if split == "train" else val_length
+        self.length, self.fresh = length if split == "train" else val_length, fresh
 
     def __len__(self) -> int:
         return self.length
@@ -160,7 +163,7 @@ class Scenes(Samples[Any]):
         index_B = np.array([index for _, index in keys])
         if self.handwriting != "train":
             return hashed(1 if self.handwriting == "held_out" else 2, index_B)
-        epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
+        epoch_B = np.array([-1 if epoch is None else epoch if self.fresh else 0 for epoch, _ in keys])
         return np.where(epoch_B < 0, hashed(3, index_B), hashed(0, self.seed, epoch_B, index_B))
 
     def _resampling(self, key_B: Bits) -> tuple[Floats, Floats]:
@@ -174,13 +177,13 @@ class Scenes(Samples[Any]):
         everywhere_BF2 = np.zeros((B, F, 2))
         least_BL2 = np.concatenate([everywhere_BF2, (cell_BD2 - LEEWAY).clip(0) / cells], 1) * S
         most_BL2 = np.concatenate([everywhere_BF2 + 1, (cell_BD2 + 1 + LEEWAY).clip(None, cells) / cells], 1) * S
-        side_BL1 = _between(self.scale, uniforms(key_B, Stream.SIZE, F + D))[..., None] * (S / cells)
+        side_BL1 = between(self.scale, uniforms(key_B, Stream.SIZE, F + D))[..., None] * (S / cells)
         corner_BL2 = least_BL2 + uniforms(key_B, Stream.PLACE, 2 * (F + D)).reshape(B, F + D, 2) * (
             most_BL2 - least_BL2 - side_BL1
         )
         pixel_BL2S = (np.arange(S) + 0.5 - corner_BL2[..., None]) * (SIDE / side_BL1[..., None]) - 0.5
         width_BL111 = np.maximum(SIDE / side_BL1[..., None, None], 1)  # wider where the handwriting is made smaller
-        weights_BL2S8 = _tent(pixel_BL2S, SIDE, width_BL111)
+        weights_BL2S8 = tent(pixel_BL2S, SIDE, width_BL111)
         piece_BF2 = _whole(uniforms(key_B, Stream.PIECE, 2 * F).reshape(B, F, 2), SIDE - FRAGMENT + 1)[..., None, None]
         weights_BL2S8[:, :F] *= (np.arange(SIDE) >= piece_BF2) & (np.arange(SIDE) < piece_BF2 + FRAGMENT)
         return weights_BL2S8[:, :, 0], weights_BL2S8[:, :, 1]
@@ -192,11 +195,11 @@ class Scenes(Samples[Any]):
         for layer in reversed(range(L)):
             np.multiply(covered_BLSS[:, layer], rest_BSS, out=share_BLSS[:, layer])
             rest_BSS -= share_BLSS[:, layer]
-        values_BCGG = _between(TEXTURE, uniforms(key_B, Stream.TEXTURE, C * GRID**2)).reshape(B, C, GRID, GRID)
-        smooth_SG = _tent(np.arange(S) * ((GRID - 1) / (S - 1)), GRID)
+        values_BCGG = between(TEXTURE, uniforms(key_B, Stream.TEXTURE, C * GRID**2)).reshape(B, C, GRID, GRID)
+        smooth_SG = tent(np.arange(S) * ((GRID - 1) / (S - 1)), GRID)
         image_BCSS = smooth_SG @ values_BCGG.astype(np.float32) @ smooth_SG.T
         image_BCSS *= rest_BSS[:, None]
-        ink_BCL = _between(INK, uniforms(key_B, Stream.INK, C * L)).reshape(B, C, L).astype(np.float32)
+        ink_BCL = between(INK, uniforms(key_B, Stream.INK, C * L)).reshape(B, C, L).astype(np.float32)
         image_BCSS += (ink_BCL @ share_BLSS.reshape(B, L, S * S)).reshape(image_BCSS.shape)
         width = self.noise * 3**0.5  # of a uniform distribution to each side, for this std
         if self.noise:
@@ -295,7 +298,7 @@ def _instances(masks_MSS: NDArray[np.bool_], labels_M: Integers, index: int) -> 
     }
 
 
-def _between(ends: Sequence[float], share: Floats) -> Floats:
+def between(ends: Sequence[float], share: Floats) -> Floats:
     return ends[0] + (ends[1] - ends[0]) * share
 
 
@@ -304,7 +307,7 @@ def _whole(share: Floats, count: int) -> Integers:
     return (share * count).astype(np.int64)
 
 
-def _tent(place: Floats, count: int, width: Any = 1.0) -> Floats:
+def tent(place: Floats, count: int, width: Any = 1.0) -> Floats:
     """Weights (..., count) of neighbours at 0, 1, ... for linear interpolation at each place (...)."""
     distance = np.abs(place.astype(np.float32)[..., None] - np.arange(count, dtype=np.float32))
     width = np.asarray(width, np.float32)

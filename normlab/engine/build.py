@@ -72,6 +72,9 @@ def build(config: Config, *, weights_follow: bool = False) -> Experiment:
         model = task.build(declared)
     parts = Parts(task.parts, config.parts)  # building may have told where they begin
     _convert(model, task, parts, config)
+    for name, layer in model.named_modules():
+        if isinstance(layer, Normalizer):
+            layer.name = name
     seed_dropout(model)
     unused = initialize(model, task, parts, config)
     for name, parameter in model.named_parameters():
@@ -111,7 +114,7 @@ def _convert(model: nn.Module, task: Task, parts: Parts, config: Config) -> None
             converted = convert(model, declared.norm, None, select=inside).norms
         built = [name for name, module in model.named_modules() if isinstance(module, Normalizer) and inside(name)]
         if declared.weight is not None:
-            parametrize_weights(model, declared.weight, lambda name: inside(name) and task.weighted(name))
+            parametrize_weights(model, declared.weight, lambda name: inside(name) and task.weighted(name), task.weighs)
         if config.norm_dropout and declared.norm is not None:
             for name in dict.fromkeys([*converted, *built]):
                 layer = OrderedDict(norm=model.get_submodule(name), dropout=nn.Dropout(config.norm_dropout))

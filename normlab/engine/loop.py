@@ -113,7 +113,7 @@ class Loop:
     def _evaluate(self) -> None:
         split = self.session.experiment.task.tested[0]  # whatever its name: in records it is val
         with self.session.stop.patience(False):
-            values = _named("val", evaluate(self.session, split))
+            values = _named("val", evaluate(self.session, split, self.config.record.validation))
             if self.config.record.estimators:
                 values |= _named("val_batch_average", self._evaluate_batch_average(split))
         self.journal.evaluation(self.updates, values)
@@ -127,7 +127,7 @@ class Loop:
         with torch.random.fork_rng(gpus):  # training goes on as if nothing had been measured
             state = measure(self.session)
         with statistics(model, state):
-            return evaluate(self.session, split)
+            return evaluate(self.session, split, self.config.record.validation)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -55,6 +55,22 @@ def poly(
     return _warmup(update, _updates(warmup, unit, total, per_epoch)) * (1 - update / total) ** power
 
 
+def exponential(
+    update: int,
+    total: int,
+    per_epoch: int,
+    *,
+    every: Annotated[float, Gt(0)] = 0.1,
+    factor: Annotated[float, Gt(0)] = 0.7,
+    least: Annotated[float, Ge(0)] = 0.0,
+    unit: Literal["fraction", "epochs", "iterations"] = "fraction",
+    warmup: Annotated[float, Ge(0)] = 0.0,
+) -> float:
+    """Multiply with `factor` after every so long, down to `least` (DGCNN's TensorFlow code)."""
+    passed = update // max(1, round(_updates(every, unit, total, per_epoch)))
+    return _warmup(update, _updates(warmup, unit, total, per_epoch)) * max(least, factor**passed)
+
+
 def _updates(length: float, unit: Unit, total: int, per_epoch: int) -> float:
     return length * {"fraction": total, "epochs": per_epoch, "iterations": 1}[unit]
 

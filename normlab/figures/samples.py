@@ -35,7 +35,7 @@ def show(name: str, words: Sequence[str], out: Path) -> None:
         out: the file.
 
     Raises:
-        UserError: a setting or a file that cannot be used, or a dataset of something else than images.
+        UserError: a setting or a file that cannot be used, or a dataset of something else than images and clouds.
     """
     name_of_file(out)
     settings = settings_of("data", name, [f"data.{word}" for word in words])
@@ -68,6 +68,10 @@ def draw(dataset: Any) -> Figure:
     names = getattr(dataset, "classes", None)
     for k, (image, target) in enumerate(samples):
         axis, *beside = axes[2 * k : 2 * k + 2] if with_map else axes[k : k + 1]
+        if image.ndim == 2:
+            _draw_cloud(axis, image.numpy())
+            axis.set_title(_called(int(target), names), pad=2, fontsize=7)
+            continue
         picture_HW3 = _picture(image.numpy())
         axis.imshow(picture_HW3)
         title = _draw_target(beside[0] if with_map else axis, picture_HW3, target, names)
@@ -139,9 +143,19 @@ def _same(a: Any, b: Any) -> bool:
 def _sample(dataset: Any, index: int) -> tuple[Tensor, Any]:
     """As the engine takes it: bytes where these are what a dataset keeps."""
     sample = dataset.take(0, index, index) if hasattr(dataset, "take") else dataset[0, index]
-    if not (isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[0], Tensor) and sample[0].ndim == 3):
-        raise UserError(f"{type(dataset).__name__}: its samples are no images with a label, a map or boxes")
+    if not (isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[0], Tensor)):
+        raise UserError(f"{type(dataset).__name__}: its samples are no images or clouds with what is known of them")
+    if sample[0].ndim != 3 and not (sample[0].ndim == 2 and sample[0].shape[1] == 3):
+        raise UserError(f"{type(dataset).__name__}: its samples are no images (C, H, W) and no clouds (P, 3)")
     return sample
+
+
+def _draw_cloud(axis: Axes, points_P3: NDArray[Any]) -> None:
+    """From the front, y upwards; what is nearer is darker."""
+    nearest_last_P = np.argsort(points_P3[:, 2])
+    x_P, y_P, z_P = points_P3[nearest_last_P].T
+    axis.scatter(x_P, y_P, c=z_P, cmap="Greys", vmin=z_P.min() - 1, s=3, linewidths=0)
+    axis.set_aspect("equal")
 
 
 def _picture(image_CHW: NDArray[Any]) -> NDArray[np.floating]:

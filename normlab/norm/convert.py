@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,16 +113,19 @@ def convert(
 
 
 def parametrize_weights(
-    model: nn.Module, weight: Callable[[Convolution], None], select: Callable[[str], bool] = lambda name: True
+    model: nn.Module,
+    weight: Callable[[Any], None],
+    select: Callable[[str], bool] = lambda name: True,
+    kinds: Any = Convolution,
 ) -> list[str]:
-    """Parametrize each convolution (normlab.norm.weight), but those that standardize their weight already.
+    """Parametrize each layer of these kinds (normlab.norm.weight), but those that standardize their weight already.
 
     Returns the names of those that it was done to.
     """
     _refuse_wrapped(model)
     done = []
     for name, module in list(model.named_modules()):
-        if isinstance(module, Convolution) and select(name) and not _is_standardized(module):
+        if isinstance(module, kinds) and select(name) and not _is_standardized(module):
             weight(module)
             done.append(name)
     return done

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from normlab.errors import UserError
@@ -28,6 +28,8 @@ from normlab.norm.normalize import normalize, plain
 from normlab.norm.ops import accumulation_dtype, advance
 from normlab.norm.pooling import num_ranks
 from normlab.norm.scopes import Scope, check_declaration, check_profile
+
+_LEAST_MOMENTUM = 0.01  # that halving comes to
 
 
 class BatchStatistics(NamedTuple):
@@ -80,12 +82,16 @@ class Normalizer(nn.Module):
         mix: mix variances (seed 001, Eq. 3) or standard deviations (seed 000, Eq. 1).
         ratio_groups: channel groups that have ratios of their own (group SN, seed 002, Sec. 3.2).
         hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, seed 002).
+        start: ratio of each scope at the start, {in: 0.6, ln: 0.2, bn: 0.2}, for mean and variance; None: all equal, as
+            the papers advise (Distinct, Table 4, practice 1).
         sync: batch scopes pool over all replicas and ranks (SyncBN, SyncSN).
         frozen: all that it holds is constant, in training too: weight, bias and logits are buffers of the same names,
             and batch scopes use the stored statistics. With bn this is torchvision's FrozenBatchNorm2d.
         profile: paper, or official: SN as its released code computes it (see official.py, docs/deviations.md).
         eps: added to the variance.
         momentum: weight of the new value in the moving average, as in torch; None averages all steps equally.
+        halve_momentum: steps after each of which the momentum is halved, down to 0.01 (the code of PointNet and DGCNN,
+            from 0.5).
         affine: learn weight (gamma) and bias (beta), from 1 and 0.
 
     Raises:
@@ -94,6 +100,7 @@ class Normalizer(nn.Module):
         ValueError: in forward, if the rows are no multiple of `replicas`.
 
     Attributes:
+        name: in the model that it is of, if that was told; messages say it.
         replicas: virtual replicas stacked in the rows of a training pass.
         calls: None: each training call advances the running statistics by a step, as torch's layers do. A list: each
             training call appends what it measured, scope name -> BatchStatistics, and leaves the running statistics
@@ -122,16 +129,20 @@ class Normalizer(nn.Module):
         mix: Literal["var", "std"] = "var",
         ratio_groups: Annotated[int, Ge(1)] = 1,
         hard: bool = False,
+        start: Mapping[str, Annotated[float, Gt(0), Lt(1)]] | None = None,
         sync: bool = False,
         frozen: bool = False,
         profile: Literal["paper", "official"] = "paper",
         eps: Annotated[float, Gt(0)] = 1e-5,
         momentum: Annotated[float, Ge(0), Le(1)] | None = 0.1,
+        halve_momentum: Annotated[int, Ge(1)] | None = None,
         affine: bool = True,
     ) -> None:
         super().__init__()
         check_declaration(mean, var, tied)
         check_profile(profile, mean, var, sync)
+        if momentum is None and halve_momentum is not None:
+            raise UserError(f"norm.halve_momentum={halve_momentum}: norm.momentum=null averages all steps equally")
         if mix not in ("var", "std"):
             raise UserError(f"norm.mix={mix} does not exist; allowed: var, std")
         if ratio_groups < 1 or num_channels % ratio_groups:
@@ -143,7 +154,8 @@ class Normalizer(nn.Module):
         self._scopes = {name: Scope.parse(name, groups, num_channels) for name in (*mean, *var)}
         self._batch_scopes = [s for s in self._scopes.values() if s.across_samples]
         self.tied, self.mix, self.ratio_groups, self.hard = tied, mix, ratio_groups, hard
-        self.sync, self.frozen, self.eps, self.momentum = sync, frozen, eps, momentum
+        self.sync, self.frozen, self.eps = sync, frozen, eps
+        self.momentum, self.halve_momentum = momentum, halve_momentum
         self.algebra = Algebra(
             across=tuple(scope.across_samples for scope in self._scopes.values()),
             widths=tuple(scope.width(num_channels) for scope in self._scopes.values()),
@@ -154,19 +166,20 @@ class Normalizer(nn.Module):
             eps=eps,
         )
         self.profile = profile
+        self.name = ""
         self.replicas = 1
         self.calls: list[Mapping[str, BatchStatistics]] | None = None
 
         self._register("weight", torch.ones(num_channels) if affine else None)
         self._register("bias", torch.zeros(num_channels) if affine else None)
-        self._register("mean_logits", self._new_logits(self.mean_scopes), learned=not hard)
-        self._register("var_logits", None if tied else self._new_logits(self.var_scopes), learned=not hard)
+        self._register("mean_logits", self._new_logits(self.mean_scopes, start), learned=not hard)
+        self._register("var_logits", None if tied else self._new_logits(self.var_scopes, start), learned=not hard)
         for scope in self._batch_scopes:
             if scope.name in mean:
                 self.register_buffer(_buffer("mean", scope), torch.zeros(scope.width(num_channels)))
             if scope.name in var:
-                start = torch.zeros if profile == "official" else torch.ones
-                self.register_buffer(_buffer("var", scope), start(scope.width(num_channels)))
+                first = torch.zeros if profile == "official" else torch.ones
+                self.register_buffer(_buffer("var", scope), first(scope.width(num_channels)))
         self.register_buffer("num_batches_tracked", torch.tensor(0) if self._batch_scopes else None)
 
     def _register(self, name: str, start: Tensor | None, learned: bool = True) -> None:
@@ -178,12 +191,18 @@ class Normalizer(nn.Module):
         else:
             self.register_parameter(name, nn.Parameter(start, requires_grad=learned))
 
-    def _new_logits(self, scopes: list[str]) -> Tensor | None:
+    def _new_logits(self, scopes: list[str], start: Mapping[str, float] | None) -> Tensor | None:
         """Logits of 1, so all ratios start at 1/S (seed 001, Sec. 4.1); (S,), or (ratio_groups, S) for group SN."""
-        if len(scopes) == 1:
+        S = len(scopes)
+        if S == 1:
             return None
-        shape = (len(scopes),) if self.ratio_groups == 1 else (self.ratio_groups, len(scopes))
-        return torch.ones(shape)
+        shape = (S,) if self.ratio_groups == 1 else (self.ratio_groups, S)
+        if start is None:
+            return torch.ones(shape)
+        if sorted(start) != sorted(scopes) or not math.isclose(sum(start.values()), 1, abs_tol=1e-6):
+            given = ", ".join(f"{scope}: {ratio:g}" for scope, ratio in start.items())
+            raise UserError(f"norm.start={{{given}}}: expected a ratio for each of {', '.join(scopes)}, whose sum is 1")
+        return (1 + torch.tensor([S * start[scope] for scope in scopes]).log()).expand(shape).clone()
 
     @property
     def is_switchable(self) -> bool:
@@ -244,7 +263,7 @@ class Normalizer(nn.Module):
         else:
             mean_NC, var_NC = self._moments(x)
         joined = 1 if self.sync else R
-        gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
+        gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else self.stored_gain()
         var_logits = self.var_logits
         if self.tied and self.mean_logits is not None:
             var_logits = self.mean_logits.view_as(self.mean_logits)
@@ -266,12 +285,16 @@ class Normalizer(nn.Module):
         """Weight and bias of a training pass: (C,), or (R, C) for methods that correct each replica (Batch Renorm)."""
         return self.weight, self.bias
 
+    def stored_gain(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias, (C,) each, of a pass with stored statistics."""
+        return self.weight, self.bias
+
     def _refuse_single_values(self, N: int, num_positions: int, measures_batch: bool) -> None:
         """A pixel set of one value has no variance, and is its own mean: its scope alone erases the input."""
         if self.profile == "official" and num_positions == 1:
             raise ScopeError(
-                f"norm.profile=official divides the variance of a map by its positions less one, and a layer of "
-                f"{self.num_channels} channels has maps of a single position; use norm.profile=paper, or larger images"
+                f"norm.profile=official divides the variance of a map by its positions less one, and {self._called()} "
+                "has maps of a single position; use norm.profile=paper, or larger images"
             )
         if num_positions > 1:
             return
@@ -283,13 +306,16 @@ class Normalizer(nn.Module):
         for what, names in (("mean", self.mean_scopes), ("variance", self.var_scopes)):
             if all(sizes.get(name) == 1 for name in names):
                 raise ScopeError(
-                    f"scope '{'+'.join(names)}' cannot give the {what} of a layer of {self.num_channels} channels: "
+                    f"scope '{'+'.join(names)}' cannot give the {what} of {self._called()}: "
                     f"with {N} sample(s) a replica and {num_positions} position(s) each of its pixel sets holds one "
                     "value; use a scope with more samples or channels (bn with a larger batch, ln, gn), or none here"
                 )
         single = sorted(name for name, size in sizes.items() if size == 1)
         if single and not torch.compiler.is_compiling():
             _warn_of_single_values("+".join(single), N)
+
+    def _called(self) -> str:
+        return (f"{self.name}, " if self.name else "") + f"a layer of {self.num_channels} channels"
 
     def _size(self, scope: Scope, N: int, num_positions: int) -> int:
         joined = self.replicas * num_ranks() if self.sync and scope.across_samples else 1
@@ -337,13 +363,23 @@ class Normalizer(nn.Module):
                     advance(running, measured_RW, self.weight_of_step(running.dtype), factor)
         self.num_batches_tracked.add_(1)  # += would go through Module.__setattr__, which takes longer than adding
 
+    @property
+    def steady_momentum(self) -> float | None:
+        """The momentum, where it is the same at each step."""
+        return self.momentum if self.halve_momentum is None else None
+
     def weight_of_step(self, dtype: torch.dtype) -> float | Tensor:
         """What a new value counts in the moving average.
 
         A tensor where it depends on the count, which torch.compile and transforms have no value of.
         """
         assert self.num_batches_tracked is not None
-        return (self.num_batches_tracked + 1).to(dtype).reciprocal() if self.momentum is None else self.momentum
+        if self.momentum is None:
+            return (self.num_batches_tracked + 1).to(dtype).reciprocal()
+        if self.halve_momentum is None:
+            return self.momentum
+        halvings = (self.num_batches_tracked // self.halve_momentum).to(dtype)
+        return (self.momentum * torch.exp2(-halvings)).clamp(min=min(self.momentum, _LEAST_MOMENTUM))
 
     def correction(self, size: int) -> float:
         """What the running variance takes of a measured one, as a factor; `size` values are in a pixel set."""

@@ -3,7 +3,7 @@
 metrics_of("normlab.tasks.classification.Classification")["top1"].words -> "top-1 accuracy"
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -83,6 +83,12 @@ def value_of(measured: Mapping[str, float], metric: str, metrics: Mapping[str, M
         return measured.get(metric)
     other = split + slash + info.complement
     return 100 - measured[other] if other in measured else None
+
+
+def plain_names(classes: Sequence[str], number: int) -> list[str]:
+    """Of the classes, as records write them behind a metric's name: no spaces, no dots; else their numbers."""
+    plain = ["_".join(name.replace(".", " ").replace("/", " ").split()) for name in classes]
+    return plain if len(plain) == number else [str(k) for k in range(number)]
 
 
 def info_of(metric: str, metrics: Mapping[str, MetricInfo]) -> MetricInfo | None:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from normlab.data.dataset import VOID
 from normlab.errors import UserError
 from normlab.schema import bind, named
+from normlab.tasks.metrics import plain_names
 from normlab.tasks.task import Declaration, Evaluation, Metric, Outcome, Task, Traced
 from normlab.writing import write_bytes
 
@@ -225,7 +226,7 @@ class Segmentation(Task):
         hits_K, labels_K = counts_KK.diag(), counts_KK.sum(1)
         union_K = labels_K + counts_KK.sum(0) - hits_K
         iou_K = 100 * hits_K / union_K
-        names = _names(getattr(self.dataset("train"), "classes", ()), self.num_classes)
+        names = plain_names(getattr(self.dataset("train"), "classes", ()), self.num_classes)
         there_K = union_K > 0
         if not labels_K.sum():
             raise UserError("no pixel of the split has a label; `normlab predict` writes what a run predicts of it")
@@ -263,9 +264,3 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if images.shape[-2:] == torch.Size(size):
         return images
     return interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _names(classes: Sequence[str], number: int) -> list[str]:
-    """Of the classes, as records write them: no spaces, no dots."""
-    plain = ["_".join(name.replace(".", " ").replace("/", " ").split()) for name in classes]
-    return plain if len(plain) == number else [str(k) for k in range(number)]

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, default_collate
 
+from normlab.data.published import absent, is_absent
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
+from normlab.norm.weight import Convolution
 from normlab.schema import bind
 from normlab.tasks.mean import Mean
 
@@ -141,7 +143,10 @@ class Task(ABC):
     def dataset(self, split: str) -> Dataset:
         """A map from (epoch, index) to a sample, with a length; epoch None: no augmentation."""
         if split not in self._splits:
-            self._splits[split] = bind(self.data)(split, self.seed)
+            if is_absent(self.data):
+                self._splits[split] = absent(self.data, split)
+            else:
+                self._splits[split] = bind(self.data)(split, self.seed)
         return self._splits[split]
 
     def of_data(self, name: str, what: str) -> Any:
@@ -247,8 +252,10 @@ class Task(ABC):
         sites = trace(inside, self.example, lambda module: isinstance(module, Normalizer))
         return [replace(site, name=f"{self.traced}.{site.name}".lstrip(".")) for site in sites]
 
+    weighs: Any = Convolution  # the types of the layers that `weight` is for
+
     def weighted(self, name: str) -> bool:
-        """Whether `weight` is for this convolution: those that a norm follows take it, those that predict do not."""
+        """Whether `weight` is for this layer: those that a norm follows take it, those that predict do not."""
         return True
 
     def frozen(self, name: str) -> bool:

@@ -1,0 +1,286 @@
+"""ArcFace against its arccos form, verification against scikit-learn's ROC curve, IR networks, and runs."""
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_files import write_faces
+from sklearn.metrics import roc_curve
+from test_replicas import engine
+from torch import nn
+
+from normlab.cli import main
+from normlab.config import choices, kinds_of, load
+from normlab.engine.build import build, build_task
+from normlab.errors import UserError
+from normlab.norm.convert import is_replaceable
+from normlab.norm.layer import Normalizer
+from normlab.replicas import set_replicas
+from normlab.report.runs import plan
+from normlab.report.tables import load_table
+from normlab.runs.folder import RunFolder
+from normlab.tasks import verification
+from normlab.tasks.face import Faces, arcface
+from normlab.tasks.verification import Features, accepted, pair_accuracy, rates
+
+SMALL = ("task=face", "model.width=4", "model.features=8", "data.size=16", "data.identities=20", "data.length=64",
+         "data.probes=3", "data.distractors=30", "parts.embedding=bn", "batch_average.samples=32", "threads=1",
+         "tracker=none")  # fmt: skip
+NORMS = {"ir50": 79, "ir100": 154, "ir_small": 19}
+
+
+# ---- ArcFace -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "margin"), [(64.0, 0.5), (16.0, 0.2), (64.0, 0.0), (8.0, 1.2)])
+def test_arcface_is_its_arccos_form(scale, margin):
+    """In float64, with gradients; beyond pi - margin it is the line that the released code has there."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(7, (300,), generator=draw)
+    cosines = (2 * torch.rand(300, 7, generator=draw, dtype=torch.float64) - 1).requires_grad_()
+    angles = torch.acos(cosines)
+    beyond = angles > math.pi - margin
+    moved = torch.where(beyond, cosines - margin * math.sin(margin), torch.cos(angles + margin))
+    right = nn.functional.one_hot(labels, 7).bool()
+    expected = scale * torch.where(right, moved, cosines)
+    found = arcface(cosines, labels, scale, margin)
+    assert (beyond & right).any() == (margin > 0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    losses = [nn.functional.cross_entropy(logits, labels) for logits in (found, expected)]
+    for mine, theirs in zip(
+        *(torch.autograd.grad(loss, cosines, retain_graph=True)[0] for loss in losses), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_arcface_at_its_ends():
+    """Angles of 0 and pi have finite gradients, where a root's would not be; the value never rises with the angle."""
+    cosines = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
+    arcface(cosines, torch.tensor([0, 0]), 64.0, 0.5).sum().backward()
+    assert cosines.grad.isfinite().all()
+    angles = torch.linspace(0.001, math.pi - 0.001, 2000, dtype=torch.float64)
+    values = arcface(torch.cos(angles)[:, None], torch.zeros(2000, dtype=torch.int64), 1.0, 0.5)[:, 0]
+    assert (values.diff() < 0).sum() >= 1998  # but where the line begins
+
+
+# ---- verification --------------------------------------------------------------------------------------------------
+
+
+def features(probes: int, others: int, seed: int = 0, spread: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors of 10 identities and of others, shuffled."""
+    draw = torch.Generator().manual_seed(seed)
+    centres, labels = torch.randn(10, 6, generator=draw), torch.arange(probes) % 10
+    known = centres[labels] + spread * torch.randn(probes, 6, generator=draw)
+    every = nn.functional.normalize(torch.cat([known, torch.randn(others, 6, generator=draw)]))
+    order = torch.randperm(len(every), generator=draw)
+    return every[order], torch.cat([labels, torch.full((others,), -1)])[order]
+
+
+def scored(every: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair of two probes of one identity, and of a probe and a distractor: the answer and the cosine."""
+    answers, scores = [], []
+    for i in range(len(labels)):
+        for j in range(len(labels)):
+            if labels[i] >= 0 and i != j and (labels[j] < 0 or labels[i] == labels[j]):
+                answers.append(int(labels[i] == labels[j]))
+                scores.append(float(every[i] @ every[j]))
+    return np.array(answers), np.array(scores)
+
+
+@pytest.mark.parametrize("far", [1.0, 0.3, 0.01, 1e-3, 1e-9])
+@pytest.mark.parametrize("chunk", [2**24, 50])
+def test_the_verification_rate_is_scikit_learns(monkeypatch, far, chunk):
+    """The point of its ROC curve with the largest rate of false accepts that is allowed; in chunks or at once."""
+    monkeypatch.setattr(verification, "_SCORES", chunk)
+    for seed in range(3):
+        every, labels = features(40, 50, seed)
+        every = every.double()
+        false, true, _ = roc_curve(*scored(every, labels), drop_intermediate=False)
+        assert rates(every, labels, far).tar == pytest.approx(100 * true[false <= far].max(), abs=1e-9)
+
+
+def test_rank_1_is_that_of_loops():
+    every, labels = features(30, 60)
+    hits = pairs = 0
+    for i in range(90):
+        for j in range(90):
+            if i != j and labels[i] >= 0 and labels[i] == labels[j]:
+                pairs += 1
+                hits += all(every[i] @ every[j] > every[i] @ every[d] for d in range(90) if labels[d] < 0)
+    assert 0 < hits < pairs and rates(every, labels, 0.1).rank1 == pytest.approx(100 * hits / pairs)
+
+
+def test_equal_scores_are_not_accepted_by_mistake():
+    """All features alike: whatever accepts one pair accepts all, so that none may be below a rate of 1."""
+    every, labels = torch.ones(20, 4) / 2, torch.tensor(10 * [0, -1])
+    assert rates(every, labels, 0.5) == (0, 0) and rates(every, labels, 1.0).tar == 100
+
+
+def test_shuffled_labels_are_verified_at_the_rate_of_false_accepts():
+    every, labels = features(400, 400, spread=0.2)
+    known = labels >= 0
+    assert rates(every, labels, 0.1).tar > 90
+    labels[known] = labels[known][torch.randperm(400, generator=torch.Generator().manual_seed(1))]
+    every = torch.where(known[:, None], torch.nn.functional.normalize(torch.randn(800, 6)), every)
+    assert rates(every, labels, 0.1).tar == pytest.approx(10, abs=2)
+
+
+def test_splits_that_cannot_be_verified():
+    every, labels = features(10, 4)
+    with pytest.raises(UserError, match="no distractors"):
+        rates(every, labels.clamp(min=0), 0.1)
+    with pytest.raises(UserError, match="no two pictures of one identity"):
+        rates(every, labels, 0.1)
+    with pytest.raises(UserError, match="all of one identity, or all of two"):
+        accepted(torch.rand(5), torch.ones(5, dtype=torch.bool), 0.1)
+
+
+def test_collected_features_know_no_order():
+    every, labels = features(12, 8)
+    collected = Features()
+    for rows in (range(10, 20), range(0, 3), range(3, 10)):
+        collected.update(every[list(rows)], labels[list(rows)], rows)
+    found, known = collected.compute()
+    assert torch.equal(found, every) and torch.equal(known, labels)
+
+
+def test_pairs_are_judged_by_the_threshold_of_the_other_folds():
+    """As by trying every threshold."""
+    draw = torch.Generator().manual_seed(0)
+    same = torch.rand(60, generator=draw) < 0.5
+    scores = (torch.randn(60, generator=draw) + same).round(decimals=1)
+    expected = []
+    for part in np.array_split(np.arange(60), 10):
+        rest = np.setdiff1d(np.arange(60), part)
+        candidates = [-math.inf, *sorted(set(scores[rest].tolist()))]
+        right = [((scores[rest] > t) == same[rest]).sum().item() for t in candidates]
+        best = candidates[int(np.argmax(right))]
+        expected.append(((scores[part] > best) == same[part]).double().mean().item())
+    assert pair_accuracy(scores, same) == pytest.approx(100 * np.mean(expected))
+    false, true, _ = roc_curve(same.numpy(), scores.numpy(), drop_intermediate=False)
+    assert accepted(scores, same, 0.2) == pytest.approx(100 * true[false <= 0.2].max())
+
+
+# ---- networks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in choices("model") if "embedding" in kinds_of("model", n)])
+def test_norm_layers_by_part(name, capsys):
+    assert main(["plan", "task=face", f"model={name}", "norm=bn", "tracker=none"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{NORMS[name]} (backbone {NORMS[name] - 1}, embedding 1)" in said
+
+
+@pytest.mark.parametrize("depth", [50, 100])
+def test_a_pretrained_body_has_the_names_of_the_embeddings(depth):
+    own, first = (
+        build(load([f"model={model}", *words, "norm=bn", "tracker=none"])).model
+        for model, words in ((f"ir{depth}", ["task=face"]), (f"ir{depth}_classifier", ["data=glyph_images"]))
+    )
+    shapes = [{n: t.shape for n, t in m.state_dict().items() if n.startswith("backbone.")} for m in (own, first)]
+    assert shapes[0] == shapes[1] and sum(map(is_replaceable, own.modules())) == 0
+    assert sum(isinstance(m, Normalizer) for m in first.modules()) == NORMS[f"ir{depth}"] - 1
+
+
+def test_ir50_sees_112_pixels():
+    """7 x 7 positions of 512 channels, 512 features of unit length; parameters counted by hand."""
+    task = build_task(load(["task=face", "model=ir50", "data=glyphs", "data.size=112", "tracker=none"]))
+    model = task.build({})
+    assert model.output[2].in_features == 512 * 49 and model.output[2].out_features == 512
+    blocks = [(64, 64, 3, 64), (64, 128, 4, 128), (128, 256, 14, 256), (256, 512, 3, 512)]
+    expected = 9 * 64 + 2 * 64 + 1 + 2 * 512 + (512 * 49 + 1) * 512 + 2 * 512 + 300 * 512
+    for before, after, count, _ in blocks:
+        expected += before * after + 2 * after  # projection
+        for k in range(count):
+            first = before if k == 0 else after
+            expected += 2 * first + 9 * first * after + 2 * after + 1 + 9 * after * after + 2 * after
+    assert sum(p.numel() for p in model.parameters()) == expected
+    found = model.eval()(torch.randn(2, 1, 112, 112))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    assert model.train()(torch.randn(2, 1, 112, 112)).shape == (2, 300)
+
+
+def batch(rows: int) -> Faces:
+    draw = torch.Generator().manual_seed(0)
+    return Faces(
+        torch.randn(rows, 1, 16, 16, generator=draw, dtype=torch.float64), torch.randint(20, (rows,), generator=draw)
+    )
+
+
+@pytest.mark.parametrize("norm", ["bn", "sn", "hn"])
+def test_stacked_replicas_are_those_of_a_loop(norm):
+    gradients = []
+    for together in (True, False):
+        experiment = build(load([*SMALL, f"norm={norm}", "precision=fp64"]))
+        model, whole = experiment.model.double().train(), batch(8)
+        replicas = 4 if together else 1
+        for r in range(4 // replicas):
+            rows = slice(None) if together else slice(2 * r, 2 * r + 2)
+            set_replicas(model, replicas, [0] * replicas)
+            outcome = experiment.task.losses(model, Faces(whole.images[rows], whole.labels[rows]), replicas)
+            assert outcome.losses["arc"].shape == (replicas,)
+            (outcome.losses["arc"].sum() / 4).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize(("sync", "plain"), [("syncbn", "bn"), ("syncsn", "sn")])
+def test_synchronized_replicas_are_one_large_one(tmp_path, sync, plain):
+    """With the exact gradient: four steps of SGD, the last norm synchronized too."""
+    common = [*SMALL, "precision=fp64", "iterations=4", "optim=sgd", "optim.lr_batch=8"]
+    common.remove("parts.embedding=bn")
+    many = engine(load([*common, f"norm={sync}", "batch=4x2", f"out={tmp_path / 'many'}"]))
+    one = engine(load([*common, f"norm={plain}", "batch=1x8", f"out={tmp_path / 'one'}"]))
+    for name, tensor in one.items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(many[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+def test_features_of_a_picture_and_its_mirror_image():
+    experiment = build(load([*SMALL, "norm=gn", "task.flip=true"]))
+    model, images = experiment.model.eval(), batch(3).images.float()
+    found = experiment.task.predict(model, Faces(images, torch.zeros(3)))
+    torch.testing.assert_close(found, nn.functional.normalize(model(images) + model(images.flip(3))))
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def run(out: Path, *words: str) -> RunFolder:
+    given = [*words, "batch=2x4", "iterations=2", "figures=summary", f"out={out}"]
+    assert main(["train", *given]) == 0
+    return RunFolder.of(load(given))
+
+
+def test_faces_train_and_are_tested(tmp_path, capsys):
+    """Records, distractors and pairs; features as MegaFace's code takes them."""
+    write_faces(tmp_path / "data")
+    words = ["scale=megaface_sn", "task=face", f"data.root={tmp_path / 'data'}", "data.distractors=5", "data.pairs=lfw",
+             "model=ir_small", "model.width=4", "model.features=8", "norm=sn", "iterations=1", "threads=1",
+             "task.far=0.2", "tracker=none"]  # fmt: skip
+    folder = run(tmp_path / "runs", *words)
+    found = folder.summary()["metrics"]["batch_average"]
+    assert {"tar", "rank1", "pairs/tar", "pairs/pair_accuracy"} <= found.keys() and "pairs/rank1" not in found
+    assert main(["predict", str(folder.path), f"out={tmp_path / 'features'}"]) == 0
+    files = sorted(str(f.relative_to(tmp_path / "features")) for f in (tmp_path / "features").rglob("*.bin"))
+    assert len(files) == 10 and files[0] == "facescrub/Ann_Lee/Ann_Lee_0.png.bin"
+    header = struct.unpack("<4i", (tmp_path / "features" / files[0]).read_bytes()[:16])
+    assert header == (8, 1, 4, 5)
+
+
+def test_it_begins_from_a_classifier(tmp_path):
+    first = run(tmp_path, "data=glyph_images", "data.size=16", "data.identities=20", "data.length=64", "data.val_length=8",
+                "model=ir_small_classifier", "model.width=4", "norm=sn", "tracker=none", "threads=1")  # fmt: skip
+    folder = run(tmp_path, *SMALL, "norm=syncsn", f"init={first.path}", "optim.lr=1e-30")
+    assert folder.summary()["not_used_of_init"] == ["fc.bias", "fc.weight"]
+
+
+def test_the_embedding_stays_bn():
+    model = build(load([*SMALL, "norm=syncsn"])).model
+    assert model.embedding.mean_scopes == ["bn"] and not model.embedding.sync
+    others = [m for m in model.modules() if isinstance(m, Normalizer) and m is not model.embedding]
+    assert len(others) == 18 and all(layer.sync for layer in others)
