@@ -3,17 +3,17 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from normlab.data.augment import sample_rng
-from normlab.data.dataset import SampleError, Samples
+from normlab.data.dataset import OnError, SampleError, Samples, check_range
 from normlab.data.decode import DecodeError
 from normlab.data.imagenet import MEAN, STD
 from normlab.data.splits import Integers
+from normlab.errors import UserError
 
 
 class Clips(Samples[int]):
@@ -43,11 +43,15 @@ class StoredClips(Clips):
         frames, size: of a clip.
         clips: of a video in the test.
         short_side: pixels of the shorter side of the frames before they are cropped, at least and at most in training.
+        test_side: likewise, in the test.
         flip: half of the training clips.
+        on_error: what becomes of a video that cannot be used.
+
+    Raises:
+        UserError: frames would be smaller than what is cut out of them.
     """
 
     mean, std = MEAN, STD
-    verified: ClassVar[str] = "video"
 
     def __init__(
         self,
@@ -62,11 +66,18 @@ class StoredClips(Clips):
         size: int,
         clips: int,
         short_side: tuple[int, int],
+        test_side: int,
         flip: bool,
+        on_error: OnError,
     ) -> None:
+        check_range("short_side", short_side)
+        for name, side in (("short_side", short_side[0]), ("test_side", test_side)):
+            if side < size:
+                raise UserError(f"data.{name}={side}: a frame of {size} pixels (data.size) cannot be cut out of that")
         self.split, self.seed, self.folder = split, seed, folder
         self.videos_N, self.labels_N, self.num_classes = np.array(videos), labels_N, num_classes
-        self.frames, self.size, self.tested_clips, self.short_side, self.flip = frames, size, clips, short_side, flip
+        self.frames, self.size, self.tested_clips, self.flip, self.on_error = frames, size, clips, flip, on_error
+        self.short_side, self.test_side = short_side, test_side
         self.shape = (3, frames, size, size)
 
     @abstractmethod
@@ -107,14 +118,17 @@ class StoredClips(Clips):
         """The middle of each frame."""
         clips = []
         for clip_TCHW in self._frames(video):
-            resized_TCHW = _resized(clip_TCHW, max(self.short_side[0], self.size))
+            resized_TCHW = _resized(clip_TCHW, self.test_side)
             top, left = ((side - self.size) // 2 for side in resized_TCHW.shape[2:])
             clips.append(resized_TCHW[..., top : top + self.size, left : left + self.size])
         return torch.stack(clips)
 
     def _frames(self, video: Path) -> list[Tensor]:
         """Of each clip (T, 3, H, W); what is in several is read once."""
-        indices_KT = self.indices(self.length(video))
+        length = self.length(video)
+        if length < 1:
+            raise DecodeError("there is no frame in it")
+        indices_KT = self.indices(length)
         wanted, place = np.unique(indices_KT, return_inverse=True)
         read = self.read(video, wanted.tolist())
         return list(read[torch.from_numpy(place.reshape(indices_KT.shape))])

@@ -23,10 +23,10 @@ from normlab.data.dataset import check_split
 from normlab.data.scenes import DIMMEST, GRID, INK, TEXTURE, handwriting
 from normlab.seeding import hashed, random_bytes, uniforms
 
-_TRAVEL = 0.5  # of the side of a frame, that a digit goes at most, to and fro about the middle of its way
-_TURN = np.pi / 3  # that it turns at most
-_GROWTH = 0.7  # of the logarithm of its size, at most
-_LEAST = 0.6  # of these, in each clip
+_TRAVEL = 0.3  # of the side of a frame, that a digit goes at most, to and fro about the middle of its way
+_TURN = np.pi / 5  # that it turns at most
+_GROWTH = 0.5  # of the logarithm of its size, at most
+_LEAST = 0.3  # of these, in each clip
 _SIDES = (0.35, 0.6)  # of a digit, as shares of the side of a frame, in the middle of its way
 
 
@@ -79,8 +79,8 @@ class Moves(Clips):
         *,
         frames: Annotated[int, Ge(2), Le(2**8)] = 8,
         size: Annotated[int, Ge(8), Le(2**10)] = 32,
-        light: Annotated[float, Ge(0), Le(1)] = 0.25,
-        noise: Annotated[float, Ge(0), Le(1)] = 0.05,
+        light: Annotated[float, Ge(0), Le(1)] = 0.5,
+        noise: Annotated[float, Ge(0), Le(1)] = 0.1,
         length: Annotated[int, Ge(1), Le(2**27)] = 4000,
         val_length: Annotated[int, Ge(1), Le(2**27)] = 400,
         validation: Literal["held_out", "pilot"] = "held_out",

@@ -47,7 +47,12 @@ def show(name: str, words: Sequence[str], out: Path) -> None:
 
 @at_print_size
 def draw(dataset: Any) -> Figure:
-    """A grid of samples, spread over the whole dataset: a class above, a map beside, boxes and masks upon the image."""
+    """A grid of samples, spread over the whole dataset: a class above, a map beside, boxes and masks upon the image.
+
+    Of a clip there is a row of frames, spread over it.
+    """
+    if len(getattr(dataset, "shape", ())) == 4:
+        return _draw_clips(dataset)
     count = min(len(dataset), _ACROSS * _DOWN)
     samples = [_sample(dataset, k * len(dataset) // count) for k in range(count)]
     with_map = isinstance(samples[0][1], Tensor)
@@ -72,6 +77,20 @@ def draw(dataset: Any) -> Figure:
         title = _draw_target(beside[0] if with_map else axis, picture_HW3, target, names)
         if title:
             axis.set_title(title, pad=2, fontsize=fitting_size(title, side, 7))
+    return figure
+
+
+def _draw_clips(dataset: Any) -> Figure:
+    rows = min(len(dataset), _DOWN)
+    figure = Figure(figsize=(PAGE, rows * (PAGE / _ACROSS + 0.15)), layout="constrained")
+    for row, k in zip(figure.subplots(rows, _ACROSS, squeeze=False), range(rows), strict=True):
+        index = (k * len(dataset) // rows + 3 * k) % len(dataset)  # classes may take turns
+        clip_TCHW, label = dataset.take(0, index, index)
+        for axis, frame in zip(row, np.linspace(0, len(clip_TCHW) - 1, _ACROSS).round().astype(int), strict=True):
+            axis.axis("off")
+            axis.imshow(_picture(clip_TCHW[frame].numpy()))
+        name = _called(label, getattr(dataset, "classes", None))
+        row[0].set_title(name, loc="left", pad=2, fontsize=fitting_size(name, PAGE, 7))
     return figure
 
 

@@ -11,7 +11,7 @@ from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.models.video import FrameByFrame, ShiftedConv2d, inflated
 from normlab.norm.layer import Normalizer
 from normlab.tasks.classification import Classification, Images
-from normlab.tasks.task import Evaluation
+from normlab.tasks.task import Evaluation, Traced
 
 _AT_ONCE = 64  # clips that pass through the network together in an evaluation
 
@@ -50,11 +50,11 @@ class Video(Classification):
         """Of a network that sees frame by frame those of one frame; what comes from others has the same place."""
         if not isinstance(model, FrameByFrame):
             return super().sites(model)
-        inside, (channels, _, *sides) = copy.deepcopy(model.network), self.example
+        inside, example = copy.deepcopy(model.network), self.example
         for module in inside.modules():
             if isinstance(module, ShiftedConv2d):
                 module.moved = 0
-        found = trace(inside, (channels, *sides), lambda module: isinstance(module, Normalizer))
+        found = trace(inside, (example[0], *example[2:]), lambda module: isinstance(module, Normalizer))
         return [replace(site, name=f"network.{site.name}") for site in found]
 
     def initial(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
@@ -62,11 +62,15 @@ class Video(Classification):
         own, found = model.state_dict(), {}
         for name, tensor in state.items():
             there = name if name in own else f"{self._inside}.{name}"
-            target = own.get(there)
-            if target is not None and target.ndim == 5 and tensor.shape == target.shape[:2] + target.shape[3:]:
-                tensor = inflated(tensor, target.shape[2])
-            found[there if target is not None else name] = tensor
+            shape: tuple[int, ...] = tuple(own[there].shape) if there in own else ()
+            if len(shape) == 5 and tensor.shape == shape[:2] + shape[3:]:
+                tensor = inflated(tensor, shape[2])
+            found[there if tensor.shape == shape else name] = tensor
         return found
+
+    def exported(self, batch: Images) -> Traced:
+        clips_NKCTHW, _ = batch
+        return Traced((clips_NKCTHW.flatten(0, 1),))
 
     def prepare(self, batch: Images, split: str) -> Images:
         """Frames, numbered last but three, go behind the channels, as networks take them."""
