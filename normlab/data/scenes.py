@@ -78,8 +78,8 @@ class Scenes(Samples[Any]):
             hide what differs between scenes.
         noise: std of the noise of a pixel, before the light.
         length, val_length: number of scenes of the splits.
-        fresh: each epoch of each seed has training scenes of its own. Otherwise there is one set of them, as there is of
-            photographs: a network can learn it by heart, and a longer training gains less.
+        fresh: each epoch of each seed has training scenes of its own. Otherwise there is one set of them, as there is
+            of photographs: a network can learn it by heart, and a longer training gains less.
         validation: handwriting of the validation split. `held_out`: the fifth that no run learns from. `pilot`: a part
             of the other four fifths that no run of scenes learns from either, to choose settings by.
 
