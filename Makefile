@@ -8,7 +8,7 @@ SCALE ?= digits
 SEEDS ?= 3
 JOBS ?= 0
 
-.PHONY: help setup train test test-long check reproduce-table2 reproduce-digits readme clean
+.PHONY: help setup train test test-long check reproduce-table2 reproduce-digits scenes-pilots readme clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
@@ -40,6 +40,9 @@ reproduce-table2: setup  ## Table 2 of the SN papers: SCALE=digits|cifar10|image
 reproduce-digits: SEEDS = 1
 reproduce-digits: setup  ## every table at digits scale, going on where it stopped: SEEDS=1 JOBS=0
 	$(NORMLAB) reproduce all scale=digits seeds=$(SEEDS) jobs=$(JOBS)
+
+scenes-pilots: setup  ## the pilots that scale=scenes was chosen by (docs/protocol.md)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/scenes_pilots.py
 
 readme: setup  ## train what README shows, and put its results there
 	$(NORMLAB) train -m norm=bn,gn,sn,hn batch=8x2 seed=0,1,2 tracker=none

@@ -190,6 +190,46 @@ def write_coco(root: Path) -> None:
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
 
 
+def write_video(path: Path, frames: int, size: tuple[int, int] = (48, 64), first: int = 0) -> None:
+    """An MP4 by PyAV, whose frame k is grey 3 (first + k) + 10: compressed, it is about that."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.gop_size, stream.bit_rate = 1, 8_000_000
+        for k in range(frames):
+            grey = np.full((*size, 3), 3 * (first + k) + 10, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def write_kinetics(root: Path, frames: int = 70) -> None:
+    """Two classes with two videos each for training, one for validation."""
+    for split, number in (("train", 2), ("val", 1)):
+        for name in ("abseiling", "zumba"):
+            for k in range(number):
+                write_video(root / split / name / f"{k}.mp4", frames)
+
+
+def write_something(root: Path, lengths: tuple[int, ...] = (20, 5, 12), size: tuple[int, int] = (30, 40)) -> None:
+    """Videos 1, 2, ... of so many frames, frame k of grey 4 k; the last one for validation."""
+    root.mkdir(parents=True, exist_ok=True)
+    prefix, videos = "something-something-v1", root / "20bn-something-something-v1"
+    for video, length in enumerate(lengths, start=1):
+        (videos / str(video)).mkdir(parents=True)
+        for k in range(1, length + 1):
+            Image.new("RGB", size[::-1], (4 * k,) * 3).save(videos / str(video) / f"{k:05d}.jpg", quality=95)
+    classes = ["Pushing [something] from left to right", "Closing [something]"]
+    (root / f"{prefix}-labels.csv").write_text("\n".join(classes) + "\n")
+    for split, members in (("train", range(1, len(lengths))), ("validation", [len(lengths)])):
+        lines = [f"{video};{classes[video % 2]}" for video in members]
+        (root / f"{prefix}-{split}.csv").write_text("\n".join(lines) + "\n")
+
+
 def write_modelnet40(root: Path, points: int = 64) -> None:
     """Two training files and a test file of clouds, as published: lists with the folders of whoever wrote them."""
     import h5py  # of the extra `points`

@@ -135,3 +135,91 @@ def detector(network: nn.Module, body: str = "conv_body.") -> State:
 def with_bn_names(state: State) -> State:
     """GN in the place of BN, under its names."""
     return OrderedDict((re.sub(r"\.sn(\d)", r".bn\1", name), tensor) for name, tensor in state.items())
+
+
+# ---- a whole detector, as SwitchNorm_Detection has it ----------------------------------------------------------------
+
+
+def layer(width: int, channels: int, kernel: int, norm) -> nn.Module:
+    """A convolution and its norm, or without one a convolution with a bias."""
+    if norm is None:
+        return nn.Conv2d(width, channels, kernel, padding=kernel // 2)
+    return nn.Sequential(nn.Conv2d(width, channels, kernel, padding=kernel // 2, bias=False), norm(channels))
+
+
+class Lateral(nn.Module):
+    def __init__(self, width: int, channels: int, norm) -> None:
+        super().__init__()
+        self.conv_lateral = layer(width, channels, 1, norm)
+
+
+class Pyramid(nn.Module):
+    """Modules count from the coarsest level on."""
+
+    def __init__(self, widths: list[int], channels: int, norm) -> None:
+        super().__init__()
+        self.conv_top = layer(widths[-1], channels, 1, norm)
+        self.topdown_lateral_modules = nn.ModuleList(Lateral(width, channels, norm) for width in widths[-2::-1])
+        self.posthoc_modules = nn.ModuleList(layer(channels, channels, 3, norm) for _ in widths)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """From the finest to the coarsest."""
+        inner = [self.conv_top(maps[-1])]
+        for module, below in zip(self.topdown_lateral_modules, maps[-2::-1], strict=True):
+            inner.append(module.conv_lateral(below) + nn.functional.interpolate(inner[-1], scale_factor=2))
+        return [module(x) for module, x in zip(self.posthoc_modules, inner, strict=True)][::-1]
+
+
+class Proposals(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.FPN_RPN_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.FPN_RPN_cls_score = nn.Conv2d(channels, 3, 1)
+        self.FPN_RPN_bbox_pred = nn.Conv2d(channels, 12, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.FPN_RPN_conv(x).relu()
+        return self.FPN_RPN_cls_score(y), self.FPN_RPN_bbox_pred(y)
+
+
+def convolutions(channels: int, norm) -> nn.Sequential:
+    """Four, each with its norm, if there is one, and a ReLU."""
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        layers += [*([layer(channels, channels, 3, None)] if norm is None else layer(channels, channels, 3, norm))]
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class BoxHead(nn.Module):
+    def __init__(self, channels: int, hidden: int, norm) -> None:
+        super().__init__()
+        self.convs, self.fc = convolutions(channels, norm), nn.Linear(49 * channels, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.convs(x).flatten(1)).relu()
+
+
+class BoxOuts(nn.Module):
+    def __init__(self, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.cls_score, self.bbox_pred = nn.Linear(hidden, outputs), nn.Linear(hidden, 4 * outputs)
+
+
+class MaskHead(nn.Module):
+    def __init__(self, channels: int, norm) -> None:
+        super().__init__()
+        self.conv_fcn, self.upconv = convolutions(channels, norm), nn.ConvTranspose2d(channels, channels, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upconv(self.conv_fcn(x)).relu()
+
+
+class MaskOuts(nn.Module):
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.classify = nn.Conv2d(channels, outputs, 1)
+
+
+def prefixed(prefix: str, module: nn.Module) -> State:
+    return OrderedDict((f"{prefix}.{name}", tensor) for name, tensor in module.state_dict().items())

@@ -22,7 +22,8 @@ from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder, checkpoint_files
 from normlab.runs.lock import locked
 
-STATE = {"id": "1a2b3c4d", "updates": 7, "phases": {}, "rows": {}, "model": {"weight": torch.arange(6.0)}}
+WEIGHT = torch.arange(6.0)
+STATE = {"id": "1a2b3c4d", "updates": 7, "phases": {}, "rows": {}, "evaluated": 0, "model": {"weight": WEIGHT}}
 
 
 def steps(folder: Path) -> list[int]:
@@ -221,9 +222,9 @@ def test_a_file_over_the_limit_is_one_line_too(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("missing", ["phases", "rows"])
+@pytest.mark.parametrize("missing", ["phases", "rows", "evaluated"])
 def test_one_of_an_older_version_is_named_as_such(tmp_path, missing):
-    """Before there were phases, or digests of rows; a run cannot go on from it."""
+    """Before there were phases, digests of rows, or evaluations at any update; a run cannot go on from it."""
     old = {key: value for key, value in STATE.items() if key != missing}
     checkpoint.save(tmp_path, old, keep=1)
     with pytest.raises(UserError, match=r"000007\.pt was written by an older version of normlab; rerun=true starts"):

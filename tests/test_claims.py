@@ -12,7 +12,7 @@ from torch.autograd.functional import hessian
 from normlab import cli
 from normlab.config import choices, conf_dir
 from normlab.errors import UserError
-from normlab.norm.layer import Normalizer
+from normlab.norm.layer import Normalizer, ScopeError
 from normlab.norm.weight import WeightStandardization, weight_standardization
 from normlab.reading import read_yaml
 from normlab.report import claims
@@ -30,7 +30,7 @@ def committed() -> dict[str, Standing]:
 
 
 def test_every_claim_is_tested_or_says_what_it_needs(committed):
-    assert len(committed) == 141
+    assert len(committed) == 151
     assert [s.id for s in committed.values() if not s.tested and not s.elsewhere] == []
 
 
@@ -73,7 +73,7 @@ def test_names_of_claims():
         return [s.id for s in chosen(names, "digits", ROOT / "results")]
 
     assert ids("sn_iclr.brn") == ["sn_iclr.brn"] and ids("brn") == ["sn_iclr.brn", "sn_tpami.brn"]
-    assert len(ids("ws")) == 17 and len(ids()) == 141
+    assert len(ids("ws")) == 19 and len(ids()) == 151
     with pytest.raises(UserError, match=r"claim 'sn_iclr.bnr' does not exist; did you mean 'sn_iclr.brn'"):
         ids("sn_iclr.bnr")
 
@@ -126,11 +126,10 @@ def test_run_runs_the_tables_that_test_a_claim(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(module, "reproduce", lambda tables, scale, seeds, *_: asked.append((tables, scale, seeds)) or 0)
     assert cli.main(["claims", "--run", "sn_tpami.practices", "seeds=2"]) == 0
-    ((tables, scale, seeds),) = asked
-    assert {table.name for table in tables} == {"distinct_practices", "distinct_hard"} and (scale, seeds) == (
-        "digits",
-        2,
-    )
+    assert {(scale, seeds, *(table.name for table in tables)) for tables, scale, seeds in asked} == {
+        ("digits", 2, "distinct_hard", "distinct_practices"),
+        ("scenes", 2, "distinct_table3"),  # each at its first scale
+    }
     assert [t.name for t in tables_of(chosen(["brn"], "digits", ROOT / "results"), "digits")] == ["sn_brn"]
 
 
@@ -142,7 +141,7 @@ def test_it_does_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-# ---- arithmetic of seed 003 that no other test has -------------------------------------------------------------------
+# ---- arithmetic of the papers that no other test has ----------------------------------------------------------------
 
 
 def test_mean_removal_lowers_the_hessian():
@@ -181,3 +180,24 @@ def test_bn_cancels_the_division():
         outcomes.append((y.detach(), x.grad))
     for plain, divided in zip(*outcomes, strict=True):
         torch.testing.assert_close(plain, divided, rtol=1e-9, atol=1e-9)
+
+
+def test_bn_of_one_sample_is_in_and_gn_lies_between_ln_and_in():
+    """HN, Sec. 2, against torch's own layers."""
+    x_NCHW = torch.randn(1, 6, 4, 3, dtype=torch.float64)
+
+    def normalized(scope):
+        return Normalizer(6, mean=[scope], var=[scope]).double()(x_NCHW)
+
+    torch.testing.assert_close(normalized("bn"), nn.functional.instance_norm(x_NCHW))
+    torch.testing.assert_close(normalized("in"), nn.functional.group_norm(x_NCHW, 6))
+    torch.testing.assert_close(normalized("gn1"), nn.functional.layer_norm(x_NCHW, x_NCHW.shape[1:]))
+
+
+def test_in_of_a_fully_connected_layer_is_not_ln():
+    """SN, Sec. 4.4, says that it is, SN-TPAMI, Sec. 4.7, that it does not apply: over H and W there is one value."""
+    x_NC = torch.randn(3, 6, dtype=torch.float64)
+    layer = Normalizer(6, mean=["ln"], var=["ln"]).double()
+    torch.testing.assert_close(layer(x_NC), nn.functional.layer_norm(x_NC, (6,)))
+    with pytest.raises(ScopeError, match="scope 'in' cannot give the mean"):
+        Normalizer(6, mean=["in"], var=["in"]).double()(x_NC)

@@ -206,6 +206,8 @@ BAD = [
     ("threads=0", "threads=0", "1 or more"),
     ("log_every=0", "log_every=0", "1 or more"),
     ("ratios_every=0", "ratios_every=0", "1 or more"),
+    ("evaluate_every=0", "evaluate_every=0", "1 or more"),
+    ("evaluate_every=epochs", "evaluate_every=epochs", "did you mean 'epoch'?"),
     ("checkpoint.every=0", "checkpoint.every=0", "above 0"),
     ("checkpoint.keep=0", "checkpoint.keep=0", "1 or more"),
     ("norm_dropout=1", "norm_dropout=1", "from 0 to below 1"),
@@ -358,7 +360,7 @@ def id_of(*words: str) -> str:
 SAME = [
     *("devices=4", "replicas_per_pass=2", "workers=3", "threads=1", "channels_last=true", "compile=true"),
     *("out=elsewhere", "rerun=true", "log_every=3", "ratios_every=7", "checkpoint.every=5", "snapshots=[0.3]"),
-    *("record.statistics=200", "record.gradients=true", "record.estimators=true", "figures=all"),
+    *("evaluate_every=7", "record.statistics=200", "record.gradients=true", "record.estimators=true", "figures=all"),
     *("tracker=none", "tracker.project=mine", "launch.timeout=5", "launch.nodes=2"),
     *("batch_average.samples=50000", "norm.groups=32", "norm.eps=0.00001", "seed=0", "epochs=30.0"),
 ]

@@ -14,7 +14,7 @@ from normlab.data.augment import pad_crop_flip, random_shifts, resize_center_cro
 from normlab.data.digits import Digits
 from normlab.data.handwriting import load_handwriting
 from normlab.data.splits import balanced_subset, held_out, training_fraction
-from normlab.data.synthetic import Synthetic
+from normlab.data.synthetic import Synthetic, SyntheticBoxes
 from normlab.errors import UserError
 from normlab.seeding import hashed, mix_seed
 
@@ -268,3 +268,27 @@ def test_handwriting_is_what_scikit_learn_loads(monkeypatch):
         assert mine.dtype == its.dtype and np.array_equal(mine, its)
     monkeypatch.setattr("normlab.data.handwriting.find_spec", lambda name: None)
     assert np.array_equal(load_handwriting.__wrapped__()[0], theirs[0])
+
+
+def test_rectangles_in_noise():
+    """Each mask is its box, in the colour of its class; the image is a function of split and index."""
+    dataset = SyntheticBoxes("val", 0, channels=2, size=40, num_classes=3, length=9, val_length=30)
+    assert len(dataset) == 30 and dataset.num_classes == 3 and dataset.shape == (2, 40, 40)
+    counts, labels = set(), set()
+    for index in range(30):
+        image, target = dataset[None, index]
+        again = SyntheticBoxes("val", 7, channels=2, size=40, num_classes=3)[5, index]
+        assert torch.equal(image, again[0]) and torch.equal(target["boxes"], again[1]["boxes"])
+        counts.add(len(target["boxes"]))
+        labels |= set(target["labels"].tolist())
+        overlaps = target["masks"].sum(0) > 1
+        for box, mask, label, area in zip(*(target[k] for k in ("boxes", "masks", "labels", "area")), strict=True):
+            left, top, right, bottom = box.int().tolist()
+            expected = torch.zeros(40, 40, dtype=torch.bool)
+            expected[top:bottom, left:right] = True
+            assert torch.equal(mask, expected) and area == mask.sum() > 0
+            alone = image[:, mask & ~overlaps]
+            if alone.shape[1] > 100:
+                torch.testing.assert_close(alone.mean(1), dataset.colours_KC[label - 1], rtol=0, atol=0.5)
+    assert counts == {1, 2, 3, 4} and labels == {1, 2, 3}
+    assert not torch.equal(dataset[None, 0][0], SyntheticBoxes("train", 0, channels=2, size=40)[0, 0][0])

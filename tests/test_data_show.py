@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from normlab.cli import main
 from normlab.data.digits import Digits
+from normlab.data.moves import Moves
 from normlab.data.scenes import SceneBoxes, SceneImages, SceneMaps
 from normlab.errors import UserError
 from normlab.figures.samples import draw
@@ -29,7 +30,9 @@ def refusal(capsys, *words: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("words", [["digits"], ["scenes", "size=16", "channels=3"], ["scene_maps"], ["scene_boxes"]])
+@pytest.mark.parametrize(
+    "words", [["digits"], ["scenes", "size=16", "channels=3"], ["scene_maps"], ["scene_boxes"], ["moves"]]
+)
 def test_it_writes_a_picture_of_any_dataset(words, capsys):
     assert main(["data", "show", *words, "out=a/b.png"]) == 0
     assert capsys.readouterr().out == "written: a/b.png\n"
@@ -50,6 +53,17 @@ def test_an_image_has_its_class_above():
     assert [axis.get_title() for axis in axes] == [str(dataset.take(0, k, k)[1]) for k in range(9)]
     drawn = axes[4].images[0].get_array()
     np.testing.assert_allclose(drawn, dataset.take(0, 4, 4)[0][0, :, :, None].expand(-1, -1, 3) / 255)
+
+
+def test_a_clip_is_a_row_of_frames():
+    dataset = Moves("train", 0, length=40)
+    axes = draw(dataset).axes
+    assert len(axes) == 24 and [axis.get_title(loc="left") for axis in axes[::6]] == [
+        dataset.classes[dataset.take(0, k, k)[1]] for k in (0, 13, 26, 39)
+    ]
+    for axis, frame in zip(axes[6:12], (0, 1, 3, 4, 6, 7), strict=True):
+        expected = dataset.take(0, 13, 13)[0][frame, 0, :, :, None].expand(-1, -1, 3) / 255
+        np.testing.assert_allclose(axis.images[0].get_array(), expected)
 
 
 def test_samples_are_spread_over_the_dataset():

@@ -21,6 +21,7 @@ from normlab.engine.build import build, build_task
 from normlab.engine.evaluate import evaluate
 from normlab.engine.session import open_session
 from normlab.errors import UserError
+from normlab.figures.samples import predictions
 from normlab.norm.layer import Normalizer
 from normlab.reading import read_jsonl
 from normlab.replicas import RunningStatistics, permutation, together
@@ -296,6 +297,10 @@ def test_predictions_are_files_and_pictures(tmp_path, monkeypatch):
     assert len(kept) == 8 and kept[0]["truth"]["masks"].shape[1:] == (96, 96)
     assert set(kept[0]["predicted"]) == {"boxes", "labels", "masks"}
     assert main(["figure", "predictions", str(folder.path), str(folder.path), f"out={tmp_path / 'two.png'}"]) == 0
+    assert Run.load(folder).classes == ["background", *"0123456789"]
+    drawn = {text.get_text() for axis in predictions([Run.load(folder)]).axes for text in axis.texts}
+    labels = {label - 1 for sample in kept for of in ("truth", "predicted") for label in sample[of]["labels"].tolist()}
+    assert drawn == {str(digit) for digit in labels} and "10" not in drawn  # the digit, not its label
     tensors = load_tensors(folder.predictions)
     monkeypatch.setattr(Run, "_whole", lambda run, name: folder.path / name)  # as if the run had left what follows
     for name, other, message in (
@@ -309,6 +314,14 @@ def test_predictions_are_files_and_pictures(tmp_path, monkeypatch):
         save_tensors(folder.predictions, {key: tensor for key, tensor in changed.items() if tensor is not None})
         with pytest.raises(UserError, match=message):
             _ = Run.load(folder).predictions
+    save_tensors(folder.predictions, tensors)
+    assert Run.load(folder).classes == []
+    drawn = {text.get_text() for axis in predictions([Run.load(folder)]).axes for text in axis.texts}
+    assert drawn == {str(digit + 1) for digit in labels}
+    for words in ("[{}]", "{", '{"a": "b"}', "[" * 10_000):
+        save_tensors(folder.predictions, tensors, {"classes": words})
+        with pytest.raises(UserError, match="the names of its classes are damaged"):
+            _ = Run.load(folder).classes
 
 
 def test_many_metrics_stand_below_each_other(capsys):

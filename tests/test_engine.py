@@ -203,6 +203,45 @@ def test_ratios_every_so_many_updates(tmp_path):
     assert sum(layer["mean"].values()) == pytest.approx(1)
 
 
+def test_evaluations_every_so_many_updates(tmp_path):
+    """In the place of those of epochs, with means over the updates in between; all else is as without."""
+    words = ("iterations=10", "record.estimators=true")
+    plain, often = (
+        run(config(tmp_path / name, *words, *more)) for name, more in (("a", ()), ("b", ["evaluate_every=3"]))
+    )
+    rows = read_jsonl(often.metrics)
+    updates = [row for row in rows if "batch/loss" in row]
+    evaluated = [row for row in rows if "val/top1" in row]
+    assert [row["step"] for row in evaluated] == [3, 6, 9, 10] and evaluated[0]["epoch"] == 3 / 8
+    for first, row in zip((0, 3, 6, 9), evaluated, strict=True):
+        losses = [update["batch/loss"] for update in updates[first : row["step"]]]
+        assert row["train/loss"] == pytest.approx(sum(losses) / len(losses))
+        assert "val_batch_average/top1" in row
+    assert [row["step"] for row in read_jsonl(plain.metrics) if "val/top1" in row] == [8, 10]
+    assert [row["step"] for row in read_jsonl(often.ratios)] == [0, 8, 10]
+    assert updates == [row for row in read_jsonl(plain.metrics) if "batch/loss" in row]
+    weights, other = (records(folder)["checkpoints/weights.safetensors"] for folder in (plain, often))
+    assert weights == other
+
+
+def test_evaluations_amid_the_phases_of_an_epoch(tmp_path, monkeypatch):
+    """A phase's measures are means over its own updates; one that had none in between has none."""
+    monkeypatch.setenv("NORMLAB_PACKAGES", "toy_search")
+    folder = run(load(["task._target_=toy_search.Search", "norm=bn", "batch=2x4", "epochs=2", "evaluate_every=3",
+                       "optim=sgd", "tracker=none", f"out={tmp_path}"]))  # fmt: skip
+    rows = read_jsonl(folder.metrics)
+    updates = {row["step"]: row for row in rows if any(key.startswith("batch/") for key in row)}
+    evaluated = [row for row in rows if "val/error" in row]
+    assert [row["step"] for row in evaluated] == [3, 6, 9, 12, 14]  # an epoch is 5 updates of the child, then 2
+    for first, row in zip((0, 3, 6, 9, 12), evaluated, strict=True):
+        for name in ("loss", "controller/loss"):
+            there = [updates[step][f"batch/{name}"] for step in range(first + 1, row["step"] + 1)
+                     if f"batch/{name}" in updates[step]]  # fmt: skip
+            expected = pytest.approx(sum(there) / len(there)) if there else None
+            assert row.get(f"train/{name}") == expected, (row["step"], name)
+    assert "train/controller/loss" not in evaluated[0] and "train/loss" not in evaluated[-1]
+
+
 def test_learning_rate_scales_with_the_samples_of_an_update(tmp_path):
     """0.1 for 128 samples (sgd_128): 16 an update get an eighth, two iterations twice that; sgd has it for 256."""
     variants = ((), ("accumulate=2",), ("optim.lr=0.2",), ("optim=sgd",))

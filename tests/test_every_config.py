@@ -20,6 +20,7 @@ QUICK = {
     "digits": ("model.width=4", "data.fraction=0.1"),
     "segmentation": ("data.length=16", "data.val_length=4", "model.width=4"),
     "detection": ("data.length=16", "data.val_length=4", "model.channels=8", "model.hidden=16"),
+    "video": ("data.length=16", "data.val_length=4"),
     "points": ("data.length=16", "data.val_length=8", "data.points=16", "model.width=4", "model.k=4"),
     "face": ("data.length=64", "data.identities=8", "data.probes=2", "data.distractors=8", "model.width=4"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
@@ -176,6 +177,25 @@ def test_every_dataset_of_faces(tmp_path, data):
         own = [f"data.root={tmp_path / 'data'}", "data.distractors=5"]
     summary = train(tmp_path / "runs", *FACES, f"data={data}", *own, "batch_average.samples=4")
     assert summary["updates"] == 1 and "tar" in summary["metrics"]["batch_average"]
+
+
+@pytest.mark.parametrize("model", [name for name in choices("model") if task_of("model", name) == "video"])
+def test_every_network_for_clips(tmp_path, model):
+    small = ("data.length=8", "data.val_length=4", "batch=2x2", "iterations=1", "batch_average.samples=4")
+    frames = ("data.frames=32",) if model.startswith("i3d") else ()
+    summary = train(tmp_path, "task=video", f"model={model}", "norm=sn_ln_bn", *small, *frames)
+    assert summary["norm_layers"] == (53 if "resnet50" in model else 12)
+
+
+@pytest.mark.parametrize("data", [name for name in choices("data") if "clips" in kinds_of("data", name)])
+def test_every_dataset_of_clips(tmp_path, data):
+    own = ["data.length=8", "data.val_length=4"]
+    if data != "moves":
+        getattr(data_files, f"write_{data.removesuffix('_v1')}")(tmp_path / "data")
+        own = [f"data.root={tmp_path / 'data'}", "data.size=32", "data.short_side=[32,36]", "data.test_side=32"]
+        own += ["data.frames=4"]
+    words = ("model=moves_tsm", "norm=sn", "batch=1x2", "iterations=1", "batch_average.samples=2")
+    assert train(tmp_path / "runs", "task=video", f"data={data}", *words, *own)["updates"] == 1
 
 
 CLOUDS = (

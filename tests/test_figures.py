@@ -452,6 +452,9 @@ def test_learning_curves(make):
     assert [to_hex(line.get_color()) for line in top1.lines[::2]] == ["#009e73", "#cc79a7"]
     (error,) = learning_curves(runs[:1], quantities=["error1"], splits=["val"]).axes
     assert ydata(error) == [[91, 82, 73]]
+    _, top1 = learning_curves(runs[:1], along="iteration").axes
+    assert ydata(top1) == [[10, 20, 30], [9, 18, 27]]
+    assert [list(line.get_xdata()) for line in top1.lines] == 2 * [[10, 20, 30]] and top1.get_xlabel() == "iteration"
     with pytest.raises(UserError, match=r"quantities=top2: no run has measured it; did you mean 'top1'\?"):
         learning_curves(runs, quantities=["top2"])
 

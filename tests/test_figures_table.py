@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from normlab.errors import UserError
-from normlab.report.charts import accuracy, heat_map, learning, ratios
+from normlab.report.charts import accuracy, bars, heat_map, learning, ratios
 from normlab.report.quantities import Measured
 from normlab.report.results import Entry, Results
 from normlab.report.table import Difference, Line
@@ -68,8 +68,30 @@ def test_learning_curves_are_means_over_seeds():
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["first", "second"]
     losses = learning(found, panels={"first": ["a"]}, quantity="loss")
     assert losses.axes[0].get_lines()[0].get_ydata().tolist() == [7, 6]
+    found.records[0]["epochs_of"]["step"], found.records[1]["epochs_of"]["step"] = [50, 100, 120], [50, 100]
+    (axis,) = learning(found, panels={"first": ["a", "b"]}, along="iteration").axes  # b's record is older
+    assert [line.get_xdata().tolist() for line in axis.get_lines()] == [[50, 100], []]
+    assert axis.get_xlabel() == "iteration" and figure.axes[0].get_xlabel() == "epoch"
     with pytest.raises(UserError, match="row 'd' does not exist"):
         learning(found, panels={"first": ["d"]})
+
+
+def test_bars():
+    """Beside each other for each column; what diverged, was not run or is not printed has none."""
+    rows, columns = {"bn": "BN", "gn": "GN", "ws": "GN+WS"}, {"ap": "AP", "mask": "AP_m"}
+    entries = {(r, c): cell(40 + i + j, 30 + i, 32 + i) for i, r in enumerate(rows) for j, c in enumerate(columns)}
+    entries["bn", "ap"], entries["gn", "mask"] = cell(None, 30, 32), cell(41.0, missing=1)
+    entries["ws", "mask"] = cell(42.0, diverged=1)
+    figure = bars(results(rows, columns, entries), rows=["bn", "gn", "ws"], columns=["ap", "mask"])
+    measured, paper = figure.axes
+    assert [bar.get_height() for bar in measured.patches] == [31, 31, 32, 33]
+    assert [bar.get_height() for bar in paper.patches] == [41, 41, 41, 42, 42]
+    places = [bar.get_x() + bar.get_width() / 2 for bar in measured.patches]
+    assert places == pytest.approx([-0.8 / 3, 1 - 0.8 / 3, 0, 0.8 / 3])
+    assert measured.get_ylim() == pytest.approx((29, 33.6))
+    assert [text.get_text() for text in measured.get_xticklabels()] == ["AP", "AP_m"]
+    with pytest.raises(UserError, match="column 'ab' does not exist; did you mean 'ap'"):
+        bars(results(rows, columns, entries), rows=["bn"], columns=["ab"])
 
 
 def test_heat_map(grid):

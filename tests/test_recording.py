@@ -20,6 +20,7 @@ from normlab.runs.folder import RunFolder
 from normlab.tracker import NoTracker
 
 RECORDED = ("record.statistics=3", "record.gradients=true", "record.estimators=true", "snapshots=[0.25,0.5]")
+PARTS = {"part": ["record.validation=10"], "whole": []}
 
 
 @pytest.mark.parametrize("more", [("norm=sn", "weight=ws", "precision=fp64"), ("norm=brn", "weight=ws")])
@@ -39,6 +40,27 @@ def test_training_is_the_same_with_and_without(tmp_path, more):
     last = folder.summary()["metrics"]["batch_average"]
     assert {name: rows[-1][f"val_batch_average/{name}"] for name in last} == last
     assert sum("val_batch_average/top1" in row for row in rows) == 2
+
+
+def test_a_part_of_the_validation_each_epoch_and_all_at_the_end(tmp_path):
+    """Of 359 digits every 35.9th: each epoch's accuracy is a multiple of a tenth; the headline is of all."""
+    part, whole = (config(tmp_path, "norm=gn", "out=" + str(tmp_path / name), *words) for name, words in PARTS.items())
+    folder = run(part)
+    run(whole)
+    epochs = [row["val/top1"] for row in read_jsonl(folder.metrics) if "val/top1" in row]
+    assert len(epochs) == 2 and all(value % 10 == 0 for value in epochs)
+    assert folder.summary()["metrics"] == RunFolder.of(whole).summary()["metrics"]
+    assert folder.summary()["id"] == RunFolder.of(whole).summary()["id"]
+    session = open_session(folder)
+    state = load_file(folder.weights)
+    session.experiment.model.load_state_dict(state)
+    task, model = session.experiment.task, session.experiment.model.eval()
+    images_N, labels_N = task.prepare(
+        task.collate([task.dataset("val")[None, k * 359 // 10] for k in range(10)], "val"), "val"
+    )
+    with torch.no_grad():
+        correct_N = model(images_N).argmax(1) == labels_N
+    assert epochs[-1] == 10 * correct_N.sum().item()
 
 
 def test_norms_of_one_estimator_have_nothing_to_add(tmp_path):

@@ -72,6 +72,33 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path, whol
     assert differences(outcome(settings), whole) == ["files"]  # other checkpoints are among those kept
 
 
+@pytest.mark.parametrize("moment", [("training", 7), ("training", 10), ("evaluating", 256), (WRITE, 14)])
+def test_a_run_killed_between_evaluations_ends_as_if_it_had_not_been(tmp_path, moment):
+    """Those are at updates 5, 10, 15 and 16, checkpoints at every second one, and ratios at 8 and 16."""
+    more = ("evaluate_every=5", "record.estimators=true")
+    settings, other = killing.config(tmp_path / "killed", *more), killing.config(tmp_path / "whole", *more)
+    assert attempt(settings, moment) == -signal.SIGKILL
+    assert attempt(settings) == attempt(other) == 0
+    assert differences(outcome(settings), outcome(other)) == []
+    evaluated = [row["step"] for row in read_jsonl(RunFolder.of(settings).metrics) if "val/top1" in row]
+    assert evaluated == [5, 10, 15, 16]
+
+
+def test_a_run_that_goes_on_with_evaluations_at_other_times(tmp_path):
+    """Means are of the updates since the evaluation before, whenever that was."""
+    settings = killing.config(tmp_path, "evaluate_every=5")
+    assert attempt(settings, ("training", 9)) == -signal.SIGKILL  # 8 were saved
+    settings.evaluate_every = "epoch"
+    assert attempt(settings) == 0
+    rows = read_jsonl(RunFolder.of(settings).metrics)
+    losses = {row["step"]: row["batch/loss"] for row in rows if "batch/loss" in row}
+    means = {row["step"]: row["train/loss"] for row in rows if "val/top1" in row}
+    assert list(means) == [5, 8, 16]
+    for first, last in ((0, 5), (5, 8), (8, 16)):
+        expected = sum(losses[step] for step in range(first + 1, last + 1)) / (last - first)
+        assert means[last] == pytest.approx(expected)
+
+
 def test_a_killed_run_repeats_no_more_than_an_interval(tmp_path):
     settings = config(tmp_path)
     attempt(settings, ("training", 13))

@@ -310,6 +310,8 @@ def test_records_tell_of_every_epoch_and_of_the_choices(run):
     (record,) = (
         r for r in read_jsonl(folder / "made-digits" / "records.jsonl") if (r["row"], r["column"]) == ("sn", "top1")
     )
+    updates = record["updates"]
+    assert record["epochs_of"]["step"] == [updates // 2, updates]
     assert len(record["epochs_of"]["val/top1"]) == 2 and len(record["layers"]) == 9
     at_60 = max((row for row in rows if row["step"] <= 0.6 * record["updates"] + 0.5), key=lambda row: row["step"])
     assert record["choices"]["0.6"] == [

@@ -198,7 +198,7 @@ def targets_in(node: Any) -> set[str]:
 
 
 class Number(NamedTuple):
-    """A number that a parameter takes: by itself (length 0), or as an element of a list of this length."""
+    """A number that a parameter takes: by itself (length 0), in a list of this length, or in a mapping (length -1)."""
 
     name: str
     parameter: schema.Parameter
@@ -211,12 +211,13 @@ class Number(NamedTuple):
         return {side: bound for side, bound in stated if bound is not None}
 
     def settings(self, value: Any) -> dict[str, Any]:
-        return {self.name.rpartition(".")[2]: [value] * self.length if self.length else value}
+        several = {"a": value} if self.length < 0 else [value] * self.length
+        return {self.name.rpartition(".")[2]: several if self.length else value}
 
     def check(self, value: Any) -> Any:
         settings = self.settings(value)
         (checked,) = schema.check(settings, dict.fromkeys(settings, self.parameter), "group").values()
-        return checked[0] if self.length else checked
+        return checked["a"] if self.length < 0 else checked[0] if self.length else checked
 
 
 def numbers_in(hint: Any, length: int = 0) -> Iterator[tuple[Any, int]]:
@@ -224,7 +225,7 @@ def numbers_in(hint: Any, length: int = 0) -> Iterator[tuple[Any, int]]:
     if hint in (int, float) or (origin is Annotated and arguments[0] in (int, float)):
         yield hint, length
     elif origin is not Literal:
-        own = 1 if origin in (list, Sequence) else len(arguments) if origin is tuple else 0
+        own = 1 if origin in (list, Sequence) else len(arguments) if origin is tuple else -1 if origin is Mapping else 0
         for argument in arguments:
             yield from numbers_in(argument, length or own)
 
@@ -285,7 +286,7 @@ def test_values_in_a_range_are_accepted_and_others_refused(number: Number, data:
     assert message.startswith(f"group.{number.name.rpartition('.')[2]}={bad}: expected a ")
     assert all(f"{bound:g}" in message or str(bound) in message for bound in number.bounds.values())
     for odd in (math.nan, math.inf, -math.inf, True, "one"):
-        with pytest.raises(UserError, match="expected a"):
+        with pytest.raises(UserError, match=r"expected (a|settings with names)"):
             number.check(odd)
 
 

@@ -12,6 +12,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from normlab.cli import main
 from normlab.config import load
 from normlab.data.dataset import VOID
+from normlab.data.handwriting import load_handwriting
+from normlab.data.splits import held_out
 from normlab.engine.build import build, build_task
 from normlab.engine.evaluate import statistics
 from normlab.engine.saved import open_run
@@ -233,7 +235,7 @@ def test_predictions_are_kept_and_drawn(tmp_path, capsys):
 
 
 def test_predictions_as_files(tmp_path, capsys):
-    """A PNG for each image; a task that writes none says so."""
+    """A PNG for each image; of classification a table."""
     run(tmp_path, "norm=bn")
     folder = RunFolder.of(load([*SMALL, "batch=4x2", "iterations=2", "norm=bn", f"out={tmp_path}"]))
     assert main(["predict", str(folder.path), f"out={tmp_path / 'maps'}"]) == 0
@@ -244,8 +246,14 @@ def test_predictions_as_files(tmp_path, capsys):
     words = ["model.width=4", "data.fraction=0.1", "batch=4x4", "iterations=1", "tracker=none", f"out={tmp_path}"]
     assert main(["train", *words]) == 0
     capsys.readouterr()
-    assert main(["predict", str(RunFolder.of(load(words)).path)]) == 2
-    assert "task=classification: its predictions are not written as files" in capsys.readouterr().err
+    folder = RunFolder.of(load(words))
+    assert main(["predict", str(folder.path), f"out={tmp_path / 'table'}"]) == 0
+    rows = np.loadtxt(tmp_path / "table" / "predictions.csv", delimiter=",", skiprows=1, dtype=int)
+    labels_N = load_handwriting()[1]
+    labels_N = labels_N[held_out(labels_N, "val", train_share=0.8)]
+    assert rows[:, 0].tolist() == list(range(359))
+    headline = folder.summary()["headline"]
+    assert (rows[:, 1] == labels_N).mean() * 100 == pytest.approx(headline["value"])
 
 
 def test_it_begins_from_a_classifier(tmp_path):

@@ -208,7 +208,7 @@ def package(tmp_path, monkeypatch):
 def test_metrics_and_settings_are_inherited_however_the_base_is_named(package, module):
     target = f"mypkg.{module}.Mine"
     assert list(metrics_of(target)) == ["iou"]
-    assert set(schema.signature(target)) == {"label_smoothing", "dropout"}
+    assert set(schema.signature(target)) == {"label_smoothing", "dropout", "pooled_norm", "zero_init_residual"}
     with pytest.raises(UserError, match="Seg"):
         schema.signature("mypkg.relative.Seg")  # imported there: no target
 

@@ -32,6 +32,7 @@ OWN = {  # tasks of conf/, small; classification has tests of its own
         "model.width=4",
         "optim.lr=0.02",
     ),
+    "video": ("data.length=40", "data.val_length=20", "model.backbone=scenes_resnet", "optim.lr=0.02"),
     "detection": (
         "data.length=40",
         "data.val_length=20",

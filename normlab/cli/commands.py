@@ -208,9 +208,9 @@ def _commands() -> list[_Verb]:
             params=[multirun, *_OF_SETTINGS], kinds=["settings"],
         ),
         _command(
-            "plan", verbs.plan, "[KEY=VALUE]...",
+            "plan", verbs.plan, "[throughput=N|FILE] [KEY=VALUE]...",
             "Say what a run would be. Its updates, samples, parameters, norm layers, replicas; nothing is trained.",
-            "normlab plan norm=hn model=resnet101 data=synthetic",
+            "normlab plan norm=hn model=resnet101 data=synthetic", "normlab plan scale=imagenet_sn throughput=400",
             params=_OF_SETTINGS, kinds=["settings"],
         ),
         _command(
@@ -241,7 +241,7 @@ def _commands() -> list[_Verb]:
         ),
         _command(
             "reproduce", verbs.reproduce,
-            "TABLE|all [scale=digits] [seeds=3] [jobs=N] [results=FOLDER] [KEY=VALUE]...",
+            "TABLE|all [scale=digits] [seeds=3] [jobs=N] [results=FOLDER] [throughput=N|FILE] [KEY=VALUE]...",
             "Run what is missing of a paper's table, and report it. With all: of every table that has the scale.",
             "normlab reproduce table2 --dry-run", "normlab reproduce all scale=digits seeds=1",
             params=[

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,13 @@ def train(words: list[str], multirun: bool, cfg: str | None, info: bool) -> int:
 
         return sweep(words)
     from normlab.config import load
+    from normlab.data.published import data_may_be_absent
 
-    config = load(words)
     if cfg or info:
+        with data_may_be_absent():
+            config = load(words)
         return _print_config(config) if cfg else _print_info(config)
+    config = load(words)
     from normlab.runs.folder import RunFolder
 
     folder = RunFolder.of(config)
@@ -45,13 +49,17 @@ def train(words: list[str], multirun: bool, cfg: str | None, info: bool) -> int:
 
 def plan(words: list[str], cfg: str | None, info: bool) -> int:
     from normlab.config import load
+    from normlab.data.published import data_may_be_absent
 
-    config = load(words)
-    if cfg or info:
-        return _print_config(config) if cfg else _print_info(config)
-    from normlab.launch.plan import print_plan
+    own = [word for word in words if word.startswith("throughput=")]
+    _, options = _split(own, {"throughput": None})
+    with data_may_be_absent():
+        config = load([word for word in words if word not in own])
+        if cfg or info:
+            return _print_config(config) if cfg else _print_info(config)
+        from normlab.launch.plan import print_plan
 
-    print_plan(config)
+        print_plan(config, options["throughput"])
     return 0
 
 
@@ -197,9 +205,11 @@ def reproduce(words: list[str], dry_run: bool, renew: bool) -> int:
     names = [word for word in words if "=" not in word]
     if len(names) != 1:
         raise UserError("expected the name of one table, or all; `normlab list tables` shows them")
-    own = {"scale": None, "seeds": None, "jobs": 0, "results": "results"}
+    own = {"scale": None, "seeds": None, "jobs": 0, "results": "results", "throughput": None}
     given = [word for word in words if word.partition("=")[0] in own]
     _, options = _split(given, own)
+    if options["throughput"] is not None and not dry_run:
+        raise UserError(f"throughput={options['throughput']}: expected with --dry-run alone; it changes no run")
     everything = names == ["all"]
     tables = tables_at(options["scale"] or "digits") if everything else [load_table(names[0])]
     scale = options["scale"] or tables[0].default_scale
@@ -211,9 +221,11 @@ def reproduce(words: list[str], dry_run: bool, renew: bool) -> int:
     for word in extra:
         if word.startswith("seed="):  # every cell would be the same run, and their spread 0
             raise UserError(f"{word}: the seeds of a table are 0, 1, ...; seeds=N says how many")
+    from normlab.data.published import data_may_be_absent
     from normlab.sweeps.reproduce import reproduce as run
 
-    return run(tables, scale, seeds, jobs, extra, Path(options["results"]), dry_run, renew)
+    with data_may_be_absent() if dry_run else nullcontext():
+        return run(tables, scale, seeds, jobs, extra, Path(options["results"]), dry_run, renew, options["throughput"])
 
 
 def report(words: list[str]) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from normlab.config.initial import Initial
 from normlab.config.settings import GROUPS, Config, places
+from normlab.data.published import is_absent
 from normlab.errors import UserError
 from normlab.models.names import Library, check_model_name
 from normlab.norm.scopes import check_declaration, check_profile
@@ -80,13 +81,13 @@ def _check_norm(node: dict[str, Any] | None, config: Config, path: str) -> None:
 def check_paths(config: Config) -> None:
     """Raise UserError, in one line, on a file or folder that a run needs and does not find."""
     root = config.data.get("root")
-    if root is not None and not os.path.isdir(root):
+    if root is not None and not os.path.isdir(root) and not is_absent(config.data):
         name = config.choices["data"]
         raise UserError(f"data.root={root}: there is no such folder; `normlab data prepare {name}` makes it")
     for group in GROUPS:
         node = getattr(config, group)
         for name in places(node):
-            if node[name] is not None and not os.path.exists(node[name]):
+            if node[name] is not None and not os.path.exists(node[name]) and not (group == "data" and is_absent(node)):
                 raise UserError(f"{group}.{name}={node[name]}: there is no such file or folder")
     if not config.out:
         raise UserError("out=: expected the folder of the runs")

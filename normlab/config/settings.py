@@ -23,12 +23,18 @@ GROUPS = ("norm", "weight", "model", "data", "task", "optim", "schedule", "track
 # Settings that say how a run is executed; they do not make it another experiment.
 EXECUTION = (
     *("tracker", "launch", "devices", "replicas_per_pass", "workers", "threads", "channels_last", "compile"),
-    *("out", "rerun", "log_every", "ratios_every", "record", "snapshots", "figures", "checkpoint"),
+    *("out", "rerun", "log_every", "ratios_every", "evaluate_every", "record", "snapshots", "figures", "checkpoint"),
 )
 
 
 # Settings that came after runs were recorded: at these values a run is what it was before, and keeps its id.
-LATER = {"profile": "paper", "group_channels": None, "halve_momentum": None}
+LATER = {
+    "profile": "paper",
+    "group_channels": None,
+    "start": None,
+    "halve_momentum": None,
+    "anchor_centres": "corner",
+}
 
 
 class Batch:
@@ -87,6 +93,7 @@ class Record:
     statistics: Annotated[int, Ge(0)]
     gradients: bool
     estimators: bool
+    validation: Annotated[int, Ge(1)] | None = None  # None: all; runs were recorded before it could be a part
 
 
 @dataclass
@@ -145,6 +152,7 @@ class Config:
     rerun: bool
     log_every: Annotated[int, Ge(1)]
     ratios_every: Annotated[int, Ge(1)] | Literal["epoch"]
+    evaluate_every: Annotated[int, Ge(1)] | Literal["epoch"]
     record: Record
     snapshots: list[Annotated[float, Gt(0), Lt(1)]]
     figures: Literal["auto", "all", "summary"]
@@ -192,7 +200,7 @@ def identity(config: Config) -> str:
     for nodes in (scientific, *scientific["parts"].values()):
         if nodes.get("init", "none") != "none":
             nodes["init"] = Initial.parse(nodes["init"]).identity(Path(config.out))
-        for group in ("norm", "weight"):
+        for group in ("norm", "weight", "model"):
             if nodes.get(group):
                 nodes[group] = {key: value for key, value in nodes[group].items() if LATER.get(key, ...) != value}
     if config.iterations is not None:

@@ -1,8 +1,9 @@
 """ADE20K as the scene parsing benchmark has it: ADEChallengeData2016 with 150 classes."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
@@ -58,6 +59,11 @@ class ADE20K(MapFiles):
         super().__init__(
             split, seed, root, crop=crop, flip=flip, short_side=short_side, most=_MOST_SIDE, on_error=on_error
         )
+
+    @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        names = tuple(str(stored) for stored in range(1, _CLASSES + 1))
+        return super().described(settings) | {"classes": names, "num_classes": len(names)}
 
     @classmethod
     def pairs(cls, folder: Path, split: str, root: Path | str) -> list[Pair]:

@@ -14,7 +14,6 @@ from normlab.data.download import download, one_line
 from normlab.data.stored import first_existing
 from normlab.errors import UserError
 
-_COUNTS = {"train": 50_000, "val": 10_000}
 _SIDE = 32
 _MOST_IMAGES, _MOST_BYTES = 60_000, 300_000_000  # in a file; the largest, train of CIFAR-100, has 50,000 in 155 MB
 
@@ -27,6 +26,7 @@ class CIFAR(StoredArrays):
     """
 
     label_key: ClassVar[str]
+    counts: ClassVar = {"train": 50_000, "val": 10_000}
 
     def __init__(
         self, split: str, seed: int, root: str, size: int, padding: int, augment: bool, fraction: float,
@@ -65,7 +65,7 @@ class CIFAR(StoredArrays):
                 problems += label_problems(folder, part, cls.num_classes)
                 if not torchvision.datasets.utils.check_integrity(folder / name, md5):
                     problems.append(f"{folder / name}: its MD5 checksum is not {md5}")
-            problems += count_problem(split, _COUNTS[split], found)
+            problems += count_problem(split, cls.counts[split], found)
         return problems
 
     @classmethod

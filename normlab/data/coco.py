@@ -20,6 +20,7 @@ from normlab.data.stored import first_existing
 from normlab.errors import UserError
 from normlab.reading import read_json
 
+_CATEGORIES = 80  # that are labelled, of 91 numbers
 _ARCHIVES = ("annotations_trainval2017.zip", "train2017.zip", "val2017.zip")
 Target = dict[str, Any]
 
@@ -58,7 +59,7 @@ class COCO(Samples[Target]):
     shape = (3, 480, 640)  # of most images
     folders = ("coco", "coco2017", "COCO2017")
     files = ("annotations", "train2017", "val2017")
-    counts: ClassVar = {"train": 118_287, "val": 5_000}
+    counts: ClassVar = {"train": 118_287, "val": 5_000}  # 1,021 of them are empty
 
     def __init__(
         self,
@@ -82,6 +83,10 @@ class COCO(Samples[Target]):
             pictures = [picture for picture in pictures if _has_object(picture)]
         self.pictures = pictures
         self.groups = [int(p.width > p.height) for p in pictures] if group and split == "train" else None
+
+    @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"classes": ("background", *map(str, range(_CATEGORIES))), "num_classes": _CATEGORIES, "groups": None}
 
     @classmethod
     def prepare(cls, root: Path) -> None:

@@ -1,7 +1,7 @@
 """What all image datasets share: an item is a pure function of (seed, epoch, index)."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -67,6 +67,12 @@ class Samples(Dataset[tuple[Tensor, Target]]):
     on_error: OnError = "stop"
     folders: ClassVar[Sequence[str]] = ()  # in root; the first that is there holds the files, else root itself
     files: ClassVar[Sequence[str]] = ("*",)  # patterns of what is read there
+    counts: ClassVar[Mapping[str, int]] = {}  # samples of each split, as published; empty: that depends on the folder
+
+    @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes that a dataset of these settings would have, where its files are not there."""
+        return {"shape": (3, settings["size"], settings["size"])}
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -2,8 +2,9 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -24,7 +25,7 @@ from normlab.data.splits import training_fraction
 from normlab.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the training split, in [0, 1], as is customary
-_CLASSES, _COUNTS = 1000, {"train": 1_281_167, "val": 50_000}
+_CLASSES = 1000
 _TINY_LABELS, _TINY_IMAGES = "val_annotations.txt", "images"  # of Tiny ImageNet's val, which has no class folders
 _MOST_BYTES = 2**26  # of _TINY_LABELS: Tiny ImageNet's own has 0.3 MB
 _ARCHIVES = "ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
@@ -52,6 +53,7 @@ class ImageNet(ImageFiles):
 
     mean, std = MEAN, STD
     files = ("train", "val")
+    counts: ClassVar = {"train": 1_281_167, "val": 50_000}
 
     def __init__(
         self,
@@ -87,6 +89,10 @@ class ImageNet(ImageFiles):
         )
 
     @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return super().described(settings) | {"num_classes": _CLASSES}
+
+    @classmethod
     def prepare(cls, root: Path) -> None:
         """Unpack the three archives that the user put into root; ImageNet has no open download."""
         import torchvision
@@ -111,7 +117,7 @@ class ImageNet(ImageFiles):
                 problems.append(str(error))
                 continue
             classes.append(set(found.classes))
-            problems += folder_problems(folder, found, _CLASSES, _COUNTS[split])
+            problems += folder_problems(folder, found, _CLASSES, cls.counts[split])
         if len(classes) == len(SPLITS) and all(classes):
             problems += [f"{root}: {_not_in_both(name)}" for name in sorted(classes[0] ^ classes[1])]
         return problems

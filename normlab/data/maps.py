@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -89,6 +89,11 @@ class MapFiles(Samples[Tensor]):
             scale_crop_flip, factors=factors, short_side=short_side, most=most, crop=crop, flip=flip, mean=self.mean,
             void=VOID,
         )  # fmt: skip
+
+    @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        names = getattr(cls, "classes", ())
+        return {"shape": (3, settings["crop"], settings["crop"]), "classes": names, "num_classes": len(names)}
 
     @classmethod
     @abstractmethod

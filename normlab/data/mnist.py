@@ -5,9 +5,10 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -20,7 +21,6 @@ from normlab.data.download import download, one_line
 from normlab.data.stored import first_existing
 from normlab.errors import UserError
 
-_COUNTS = {"train": 60_000, "val": 10_000}
 _SIDE = 28
 _MOST_IMAGES = 300_000  # in a file: more than EMNIST's digits, in the same format
 _PREFIX = {"train": "train", "val": "t10k"}
@@ -46,6 +46,7 @@ class MNIST(StoredArrays):
     mean, std = _MEAN, _STD
     folders = ("MNIST/raw", "raw")
     files = ("*-ubyte", "*-ubyte.gz")
+    counts: ClassVar = {"train": 60_000, "val": 10_000}
 
     def __init__(
         self,
@@ -64,6 +65,10 @@ class MNIST(StoredArrays):
         super().__init__(split, seed, folder, [part], fraction, on_error, eval_transform=evaluation)
 
     @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"shape": (1, settings["size"], settings["size"])}
+
+    @classmethod
     def prepare(cls, root: Path) -> None:
         download(cls.__name__, root, archives="its four .gz files", into=root / "MNIST" / "raw")
 
@@ -77,7 +82,7 @@ class MNIST(StoredArrays):
                 problems.append(f"{split}: {error}")
                 continue
             problems += label_problems(folder, part, cls.num_classes)
-            problems += count_problem(split, _COUNTS[split], len(part.labels_N))
+            problems += count_problem(split, cls.counts[split], len(part.labels_N))
         return problems
 
 

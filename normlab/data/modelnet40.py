@@ -1,5 +1,6 @@
 """ModelNet40 as the files of PointNet's authors have it: 2,048 points of each shape in HDF5."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -86,6 +87,10 @@ class ModelNet40(Samples[int]):
         self.shape = (points, 3)
         self.classes = _names(self.folder)
         self.augment = Augmentation(rotate, jitter, scale, anisotropic, tilt, shift)
+
+    @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"shape": (settings["points"], 3)}
 
     @classmethod
     def prepare(cls, root: Path) -> None:

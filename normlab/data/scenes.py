@@ -78,6 +78,8 @@ class Scenes(Samples[Any]):
             hide what differs between scenes.
         noise: std of the noise of a pixel, before the light.
         length, val_length: number of scenes of the splits.
+        fresh: each epoch of each seed has training scenes of its own. Otherwise there is one set of them, as there is
+            of photographs: a network can learn it by heart, and a longer training gains less.
         validation: handwriting of the validation split. `held_out`: the fifth that no run learns from. `pilot`: a part
             of the other four fifths that no run of scenes learns from either, to choose settings by.
 
@@ -105,6 +107,7 @@ class Scenes(Samples[Any]):
         noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         length: Annotated[int, Ge(1), Le(2**27)] = 4000,
         val_length: Annotated[int, Ge(1), Le(2**27)] = 500,
+        fresh: bool = True,
         validation: Literal["held_out", "pilot"] = "held_out",
     ):
         check_split(split)
@@ -116,7 +119,7 @@ class Scenes(Samples[Any]):
         self.images_N88, self.labels_N = handwriting(self.handwriting)
         self.seed, self.shape = seed, (channels, size, size)
         self.digits, self.scale, self.clutter, self.light, self.noise = digits, scale, clutter, light, noise
-        self.length = length if split == "train" else val_length
+        self.length, self.fresh = length if split == "train" else val_length, fresh
 
     def __len__(self) -> int:
         return self.length
@@ -160,6 +163,8 @@ class Scenes(Samples[Any]):
         index_B = np.array([index for _, index in keys])
         if self.handwriting != "train":
             return hashed(1 if self.handwriting == "held_out" else 2, index_B)
+        if not self.fresh:
+            return hashed(4, index_B)
         epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
         return np.where(epoch_B < 0, hashed(3, index_B), hashed(0, self.seed, epoch_B, index_B))
 

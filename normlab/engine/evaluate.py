@@ -18,13 +18,16 @@ from normlab.tasks.task import Batch, Task
 
 
 @torch.no_grad()
-def evaluate(session: Session, split: str = "val") -> dict[str, float]:
-    """The task's metrics on a split, with the statistics that the layers hold, in the units that it declares."""
+def evaluate(session: Session, split: str = "val", samples: int | None = None) -> dict[str, float]:
+    """The task's metrics on a split, with the statistics that the layers hold, in the units that it declares.
+
+    Of so many `samples` of it, evenly spaced; None stands for all.
+    """
     task, model = session.experiment.task, session.experiment.model
     metric = task.metric(split).to(session.device)
     was_training = model.training
     model.eval()
-    for current, batch in evaluated(session, split):
+    for current, batch in evaluated(session, split, samples):
         with devices.autocast(session.config, session.device):
             predictions = task.predict(model, batch)
         task.update(metric, predictions, batch, [index for _, index in current.keys])
@@ -34,11 +37,13 @@ def evaluate(session: Session, split: str = "val") -> dict[str, float]:
         return _checked(task.results(metric), session)
 
 
-def evaluated(session: Session, split: str) -> Iterator[tuple[Pass, Batch]]:
+def evaluated(session: Session, split: str, samples: int | None = None) -> Iterator[tuple[Pass, Batch]]:
     """This rank's passes of an evaluation, each with its batch."""
     task = session.experiment.task
     at_once, order = task.evaluation(split)
     indices = list(order if order is not None else range(len(task.dataset(split))))  # type: ignore[arg-type]
+    if samples is not None and samples < len(indices):
+        indices = [indices[k * len(indices) // samples] for k in range(samples)]
     together = [indices[start : start + at_once] for start in range(0, len(indices), at_once)]
     own = together[session.share.rank :: session.share.ranks]  # whole: what is together does not depend on the ranks
     number = sum(map(len, own))

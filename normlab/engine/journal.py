@@ -30,13 +30,15 @@ class Journal:
     """The records of the session's run; the first rank alone writes them.
 
     Attributes:
-        epoch_sums: measures of the updates of the epoch under way, by name, summed.
+        sums: measures of the updates since the last evaluation, by name, summed.
+        evaluated: updates that were done then.
         diverged_at: the first update whose loss was not finite.
     """
 
     def __init__(self, session: Session, tracker: Tracker, length: Length) -> None:
         self.session, self.tracker, self.length = session, tracker, length
-        self.epoch_sums: dict[str, float] = {}
+        self.sums: dict[str, float] = {}
+        self.evaluated = 0
         self.diverged_at: int | None = None
         self._names = [phase.name for phase in session.experiment.task.phases]
         self._noted: list[_Noted] = []
@@ -64,18 +66,16 @@ class Journal:
                 self.diverged_at = noted.update
                 break
             for name, value in values.items():
-                self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
+                self.sums[name] = self.sums.get(name, 0.0) + value
         self._noted = []
         self._write(rows)
 
-    def end_epoch(self, updates: int, evaluated: dict[str, float]) -> None:
-        """A row with the means over the epoch's updates, and what was evaluated at its end, by its full name."""
-        means = {
-            name: total / self.length.in_epoch(self._phase_of(name), updates) for name, total in self.epoch_sums.items()
-        }
-        self.epoch_sums = {}
+    def evaluation(self, updates: int, values: dict[str, float]) -> None:
+        """A row with the means over the updates since the last one, and what was evaluated now, by its full name."""
+        means = {name: total / self._updates_of(name, updates) for name, total in self.sums.items()}
+        self.sums, self.evaluated = {}, updates
         moment = {"step": updates, "epoch": self.length.epoch(updates)}
-        self._write([moment | _prefixed("train", means) | evaluated])
+        self._write([moment | _prefixed("train", means) | values])
 
     def ratios(self, updates: int) -> None:
         """The ratios of every layer now, if any layer chooses between scopes."""
@@ -89,8 +89,10 @@ class Journal:
         """The first phase's values are the run's; those of the others are called by their phase, as search/loss."""
         return values if phase == 0 else _prefixed(self._names[phase], values)
 
-    def _phase_of(self, name: str) -> int:
-        return next((k for k, phase in enumerate(self._names) if k and name.startswith(f"{phase}/")), 0)
+    def _updates_of(self, name: str, updates: int) -> int:
+        """How many updates since the last evaluation are of the phase that a measure is of."""
+        phase = next((k for k, phase in enumerate(self._names) if k and name.startswith(f"{phase}/")), 0)
+        return self.length.done(phase, updates) - self.length.done(phase, self.evaluated)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         if self.session.is_first:

@@ -49,6 +49,7 @@ class Length:
             first += updates
         self.per_epoch = first
         self.total = config.iterations or max(1, round(config.epochs * self.per_epoch))
+        self._evaluate_every = self.per_epoch if config.evaluate_every == "epoch" else config.evaluate_every
 
     def epoch(self, updates: int) -> float:
         """Epochs done after so many updates."""
@@ -73,7 +74,6 @@ class Length:
         """Whether an epoch, or the run, is over after so many updates."""
         return updates == self.total or updates % self.per_epoch == 0
 
-    def in_epoch(self, phase: int, updates: int) -> int:
-        """How many updates of a phase the epoch has had that ends, or goes on, after so many."""
-        begun = (updates - 1) // self.per_epoch * self.per_epoch
-        return self.done(phase, updates) - self.done(phase, begun)
+    def is_evaluated(self, updates: int) -> bool:
+        """Whether the run is evaluated after so many updates: every so many, and at its end."""
+        return updates == self.total or updates % self._evaluate_every == 0

@@ -56,17 +56,17 @@ class Loop:
         start = time.monotonic() - self.seconds
         if self.updates == 0:
             self.journal.ratios(0)
-        elif self.length.ends_epoch(self.updates):  # checkpoints are written ahead of an epoch's evaluation
-            self._end_epoch()
+        else:
+            self._look_back()  # checkpoints are written ahead of it
         with self.session.stop.patience():
             for _ in self._train():
                 self.seconds = time.monotonic() - start
                 self.session.progress("training", self.updates, self.length.total)
                 self.signal = self.session.stop.requested(self.session.device)
-                ends_epoch = self.length.ends_epoch(self.updates)
+                looks_back = self.length.is_evaluated(self.updates) or self.length.ends_epoch(self.updates)
                 saves = self._checkpoint_is_due() or self.updates == self.length.total or self.signal != 0
                 snapshots = [s for s in self.config.snapshots if self.length.updates(s) == self.updates]
-                if saves or snapshots or ends_epoch or self.updates % self.config.log_every == 0:
+                if saves or snapshots or looks_back or self.updates % self.config.log_every == 0:
                     self.journal.look()
                     if self.journal.diverged_at is not None:
                         return "diverged"
@@ -77,9 +77,9 @@ class Loop:
                     self._save()
                 if self.signal:
                     return "interrupted"
-                if ends_epoch:
+                if looks_back:
                     try:
-                        self._end_epoch()
+                        self._look_back()
                     except Interrupted:
                         if not saves:
                             self._save()
@@ -103,15 +103,20 @@ class Loop:
             self.observer.end(self.updates)
             yield
 
-    def _end_epoch(self) -> None:
-        split = self.session.experiment.task.tested[0]  # whatever its name: in records, val is what epochs end with
+    def _look_back(self) -> None:
+        """After an update: the evaluation that is due then, and the ratios at the end of an epoch."""
+        if self.length.is_evaluated(self.updates):
+            self._evaluate()
+        if self.config.ratios_every == "epoch" and self.length.ends_epoch(self.updates):
+            self.journal.ratios(self.updates)
+
+    def _evaluate(self) -> None:
+        split = self.session.experiment.task.tested[0]  # whatever its name: in records it is val
         with self.session.stop.patience(False):
-            values = _named("val", evaluate(self.session, split))
+            values = _named("val", evaluate(self.session, split, self.config.record.validation))
             if self.config.record.estimators:
                 values |= _named("val_batch_average", self._evaluate_batch_average(split))
-        self.journal.end_epoch(self.updates, values)
-        if self.config.ratios_every == "epoch":
-            self.journal.ratios(self.updates)
+        self.journal.evaluation(self.updates, values)
 
     def _evaluate_batch_average(self, split: str) -> dict[str, float]:
         """Nothing where no layer stores statistics: there is one estimator then."""
@@ -122,7 +127,7 @@ class Loop:
         with torch.random.fork_rng(gpus):  # training goes on as if nothing had been measured
             state = measure(self.session)
         with statistics(model, state):
-            return evaluate(self.session, split)
+            return evaluate(self.session, split, self.config.record.validation)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -145,7 +150,8 @@ class Loop:
                 "seconds": self.seconds,
                 "made_by": self.made_by,
                 "rows": resumption.rows(folder),
-                "epoch_sums": self.journal.epoch_sums,
+                "sums": self.journal.sums,
+                "evaluated": self.journal.evaluated,
                 "model": self.session.experiment.model.state_dict(),
                 "phases": {phase.name: phase.state_dict() for phase in self.phases},
                 "rng": torch.get_rng_state(),
@@ -166,7 +172,7 @@ class Loop:
             for phase in self.phases:
                 phase.load_state_dict(state["phases"][phase.name])
             self.updates, self.seconds = state["updates"], state["seconds"]
-            self.journal.epoch_sums = state["epoch_sums"]
+            self.journal.sums, self.journal.evaluated = state["sums"], state["evaluated"]
             self.made_by = state.get("made_by", [])
             torch.set_rng_state(state["rng"])
         elif self.session.experiment.weights_follow:  # but none did: all checkpoints were damaged
@@ -184,5 +190,5 @@ class Loop:
 
 
 def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    """Values by class have a place in summary.json, not in a row of each epoch."""
+    """Values by class have a place in summary.json, not in a row of each evaluation."""
     return {f"{prefix}/{name}": value for name, value in values.items() if "." not in name}

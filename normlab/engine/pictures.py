@@ -1,5 +1,6 @@
 """What a network predicts of a few samples, kept beside a run's records for a figure."""
 
+import json
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,7 @@ from normlab.engine.session import Session
 from normlab.processes import devices
 from normlab.replicas import Pass
 from normlab.runs import checkpoint
+from normlab.runs.records import CLASSES
 from normlab.tasks.task import Task
 
 SAMPLES = 8  # spread over the split that the run is tested on
@@ -18,7 +20,8 @@ SAMPLES = 8  # spread over the split that the run is tested on
 def keep(session: Session) -> None:
     """Save inputs, targets and predictions of some samples by the weights and statistics that the model holds.
 
-    Nothing is saved where the task shows none (Task.pictures). One rank does it, without the others.
+    With them go the names of the labels, where the data have some (`classes`). Nothing is saved where the task shows
+    none (Task.pictures). One rank does it, without the others.
     """
     task, model = session.experiment.task, session.experiment.model
     if type(task).pictures is Task.pictures or not session.is_first:
@@ -39,7 +42,9 @@ def keep(session: Session) -> None:
         for sample in shown:
             kept |= {f"{current.keys[0][1]}.{name}": _small(tensor) for name, tensor in sample.items()}
     model.train(was_training)
-    checkpoint.save_tensors(session.folder.predictions, kept)
+    names = getattr(task.dataset(split), "classes", None)
+    words = {} if names is None else {CLASSES: json.dumps(list(names))}
+    checkpoint.save_tensors(session.folder.predictions, kept, words)
 
 
 def _small(tensor: torch.Tensor) -> torch.Tensor:

@@ -68,8 +68,9 @@ class PlainNormalizer(nn.Module):
         self.algebra: Algebra = layer.algebra
         self.correction = int(layer.profile == "official")
         self.tied = layer.tied
-        for name in ("weight", "bias", "mean_logits", "var_logits"):
-            tensor = getattr(layer, name)
+        weight, bias = layer.stored_gain()
+        given = {"weight": weight, "bias": bias, "mean_logits": layer.mean_logits, "var_logits": layer.var_logits}
+        for name, tensor in given.items():
             if tensor is None or isinstance(tensor, nn.Parameter):
                 self.register_parameter(name, tensor)
             else:  # of a frozen layer

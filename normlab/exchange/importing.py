@@ -29,7 +29,9 @@ from normlab.writing import append_jsonl, write_json
 
 # The protocol that they were trained by has more to it (scale=imagenet_sn). Synthetic images are always there, and
 # ratios need none; data=imagenet is for those who have it, and want an accuracy.
-_PROTOCOL = ["data=synthetic", "data.size=224", "batch=8x32", "tracker=none", "estimator=moving_average"]
+_COMMON = ["tracker=none", "estimator=moving_average"]
+_PROTOCOL = ["data=synthetic", "data.size=224", "batch=8x32", *_COMMON]
+_OF_DETECTORS = ["data=synthetic_boxes", "data.size=224", "batch=8x2", *_COMMON]
 _CLASSES = 1000
 _FEATURES = (512, 2048)  # of a ResNet's classifier
 _SHOWN = 3
@@ -58,7 +60,8 @@ def import_run(path: Path, words: list[str]) -> tuple[RunFolder, list[str]]:
 
 def _config(released: Released, words: list[str]) -> Config:
     given = {word.partition("=")[0] for word in words}
-    own = [word for word in (*_PROTOCOL, *released.words) if word.partition("=")[0] not in given]
+    protocol = _OF_DETECTORS if released.layout == "detector" else _PROTOCOL
+    own = [word for word in (*protocol, *released.words) if word.partition("=")[0] not in given]
     own.append(f"data.num_classes={_classes(released.tensors)}")
     for group in ("data", "norm", "weight", "model"):  # whose settings go with what was chosen in its place
         if group in given:
@@ -67,7 +70,13 @@ def _config(released: Released, words: list[str]) -> Config:
 
 
 def _classes(tensors: Mapping[str, Tensor]) -> int:
-    """Of the file's classifier, unless it is none: then no network is built for whatever number it says."""
+    """Of the file's classifier, unless it is none: then no network is built for whatever number it says.
+
+    A detector has one output more, for the background.
+    """
+    scores = tensors.get("roi_heads.box_predictor.cls_score.bias")
+    if scores is not None:
+        return min(max(len(scores) - 1, 1), _CLASSES) if scores.ndim == 1 else _CLASSES
     weight, bias = (tensors.get(f"fc.{name}", torch.empty(0)) for name in ("weight", "bias"))
     fits = weight.ndim == 2 and weight.shape[1] in _FEATURES and bias.shape == weight.shape[:1]
     return len(bias) if fits else _CLASSES

@@ -5,6 +5,7 @@
 | sn        | `module.sn1.mean_weight`  | SN's ResNets: of IN and LN if it has two numbers; v2 if there is sn_out |
 | ssn       | `...mean_fixed`, `radius` | sparse SN                                                              |
 | detection | `Conv_Body.res1.sn1.*`    | SN in the backbone of a detector                                       |
+| detector  | and `Box_Outs.*`          | SN in a whole detector (detectors.py)                                  |
 | ws        | `module.bn1.weight`       | Weight Standardization with GN, which is called bn                     |
 
 Only names and shapes are known of them; the classes that made them are not needed, and nothing in a file is executed.
@@ -21,13 +22,14 @@ from torch import Tensor
 
 from normlab.config import choices
 from normlab.errors import UserError
+from normlab.exchange import detectors
+from normlab.exchange.detectors import POOLS
 from normlab.runs.checkpoint import load_tensors
 
 Tensors = dict[str, Tensor]
 
 _ZIP = b"PK\x03\x04"  # how a file begins that torch.save wrote since 1.6
 
-_POOLS = {2: "sn_in_ln", 3: "sn"}  # number of logits -> norm; the order is IN, LN, BN
 _DEPTHS = {6: 50, 23: 101, 36: 152}  # blocks of the third stage -> layers, of networks with bottlenecks
 _BASIC_DEPTHS = {2: 18, 6: 34}
 _RENAMED = (
@@ -46,7 +48,7 @@ class Released:
     """A released checkpoint.
 
     Attributes:
-        layout: sn, ssn, detection or ws.
+        layout: sn, ssn, detection, detector or ws.
         tensors: by the names and in the shapes of torchvision's networks, logits as mean_logits and var_logits.
         names: what the file calls each of them.
         words: of a command line, that set up the model it belongs to.
@@ -74,8 +76,9 @@ def read(path: Path) -> Released:
     undecided = {name.rpartition(".")[0] for name, t in schedule.items() if name.endswith("_fixed") and not t.any()}
     names: dict[str, str] = {}
     for name in of_backbone.keys() - schedule.keys():
-        if (other := names.setdefault(_renamed(name), name)) != name:
-            raise UserError(f"{path}: {name} and {other} are both {_renamed(name)} here")
+        here = _renamed(detectors.renamed(name, raw) if layout == "detector" else name)
+        if (other := names.setdefault(here, name)) != name:
+            raise UserError(f"{path}: {name} and {other} are both {here} here")
     tensors = {own: _reshaped(raw[name]) for own, name in names.items()}
     return Released(layout, tensors, names, _words(layout, tensors), len(raw) - len(of_backbone), len(undecided))
 
@@ -121,7 +124,7 @@ def _read_pickle(path: Path) -> object:
 
 def _layout(names: Mapping[str, Tensor]) -> str | None:
     if any(name.startswith("Conv_Body.") for name in names):
-        return "detection"
+        return "detector" if detectors.is_whole(names) else "detection"
     if any(name.endswith("_fixed") for name in names):
         return "ssn"
     if any(name.endswith(".mean_weight") for name in names):
@@ -146,24 +149,35 @@ def _reshaped(tensor: Tensor) -> Tensor:
 
 def _words(layout: str, tensors: Tensors) -> list[str]:
     """The model and normalizer that the tensors tell of, as far as they do."""
+    if layout == "detector":
+        body = "backbone.body."
+        own = {name.removeprefix(body): t for name, t in tensors.items() if name.startswith(body)}
+        return ["task=detection", *detectors.words(tensors, _resnet(own))]
     words = ["norm=gn", "weight=ws", "weight.profile=official"]
     if layout != "ws":
         logits = next((t.numel() for name, t in tensors.items() if name.endswith(".mean_logits")), 0)
-        words = ["norm=sn_hard" if layout == "ssn" else f"norm={_POOLS.get(logits, 'sn')}", "norm.profile=official"]
+        words = ["norm=sn_hard" if layout == "ssn" else f"norm={POOLS.get(logits, 'sn')}", "norm.profile=official"]
         if layout == "ssn" and logits == 2:
             words += ["norm.mean=[in,ln]", "norm.var=[in,ln]"]
     return words + _model_words(tensors, sparse=layout == "ssn")
 
 
 def _model_words(tensors: Tensors, sparse: bool) -> list[str]:
-    blocks = len({name.split(".")[1] for name in tensors if name.startswith("layer3.")})
-    depths = _DEPTHS if "layer1.0.conv3.weight" in tensors else _BASIC_DEPTHS
-    depth = depths.get(blocks, 50)
-    middle = tensors.get("layer1.0.conv2.weight", torch.empty(0))
+    name = _resnet(tensors)
     if "bn_out.weight" in tensors:
-        return ["model=resnet50_v2", f"model.depth={depth}"]
-    grouped = middle.ndim == 4 and middle.shape[1] < middle.shape[0]
-    name = f"resnext{depth}_32x4d" if grouped else f"resnet{depth}"
+        return ["model=resnet50_v2", f"model.depth={_depth(tensors)}"]
     if not sparse and name in choices("model"):
         return [f"model={name}"]
     return ["model=resnet50_ssn" if sparse else "model=torchvision", f"model.name={name}"]
+
+
+def _resnet(tensors: Tensors) -> str:
+    """What torchvision calls the network of these tensors."""
+    middle = tensors.get("layer1.0.conv2.weight", torch.empty(0))
+    grouped = middle.ndim == 4 and middle.shape[1] < middle.shape[0]
+    return f"resnext{_depth(tensors)}_32x4d" if grouped else f"resnet{_depth(tensors)}"
+
+
+def _depth(tensors: Tensors) -> int:
+    blocks = len({name.split(".")[1] for name in tensors if name.startswith("layer3.")})
+    return (_DEPTHS if "layer1.0.conv3.weight" in tensors else _BASIC_DEPTHS).get(blocks, 50)

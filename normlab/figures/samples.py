@@ -47,7 +47,12 @@ def show(name: str, words: Sequence[str], out: Path) -> None:
 
 @at_print_size
 def draw(dataset: Any) -> Figure:
-    """A grid of samples, spread over the whole dataset: a class above, a map beside, boxes and masks upon the image."""
+    """A grid of samples, spread over the whole dataset: a class above, a map beside, boxes and masks upon the image.
+
+    Of a clip there is a row of frames, spread over it.
+    """
+    if len(getattr(dataset, "shape", ())) == 4:
+        return _draw_clips(dataset)
     count = min(len(dataset), _ACROSS * _DOWN)
     samples = [_sample(dataset, k * len(dataset) // count) for k in range(count)]
     with_map = isinstance(samples[0][1], Tensor)
@@ -75,10 +80,24 @@ def draw(dataset: Any) -> Figure:
     return figure
 
 
+def _draw_clips(dataset: Any) -> Figure:
+    rows = min(len(dataset), _DOWN)
+    figure = Figure(figsize=(PAGE, rows * (PAGE / _ACROSS + 0.15)), layout="constrained")
+    for row, k in zip(figure.subplots(rows, _ACROSS, squeeze=False), range(rows), strict=True):
+        index = (k * len(dataset) // rows + 3 * k) % len(dataset)  # classes may take turns
+        clip_TCHW, label = dataset.take(0, index, index)
+        for axis, frame in zip(row, np.linspace(0, len(clip_TCHW) - 1, _ACROSS).round().astype(int), strict=True):
+            axis.axis("off")
+            axis.imshow(_picture(clip_TCHW[frame].numpy()))
+        name = _called(label, getattr(dataset, "classes", None))
+        row[0].set_title(name, loc="left", pad=2, fontsize=fitting_size(name, PAGE, 7))
+    return figure
+
+
 @at_print_size
 def predictions(runs: Sequence[Run]) -> Figure:
     """What runs predict of a few samples: the image, the truth and what is predicted. Maps are white where nothing
-    counts; instances have the colours of their classes.
+    counts; instances have the colours and the names of their classes.
 
     Args:
         runs: one or more of the same data; their predictions stand side by side.
@@ -105,7 +124,7 @@ def predictions(runs: Sequence[Run]) -> Figure:
         truth = sample["truth"]
         for axis, shown in zip(panels[1:], [truth, *(run.predictions[k]["predicted"] for run in runs)], strict=True):
             if isinstance(shown, Mapping):
-                _draw_instances(axis, picture_HW3, shown)
+                _draw_instances(axis, picture_HW3, shown, runs[0].classes)
             else:
                 axis.imshow(_with_classes(picture_HW3, np.where(truth == VOID, VOID, shown)))
         for axis, name in zip(panels, names, strict=True):

@@ -22,17 +22,19 @@ def learning_curves(
     *,
     quantities: Sequence[str] = (),
     splits: Sequence[Literal["train", "val"]] = ("train", "val"),
+    along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """Loss and accuracy over epochs, a colour a run (seed 001, Fig. 2; seed 003, Figs. 4 and 5; seed 004, Fig. 5).
+    """Loss and accuracy over training, a colour a run (seed 001, Figs. 2, 5; seed 003, Figs. 4-6; seed 004, Fig. 5).
 
-    In training a value is the mean over the epoch's updates, as the papers have it. A loss that is not finite leaves a
-    gap.
+    In training a value is the mean over the updates since the evaluation before, which is that of the last epoch unless
+    evaluate_every says otherwise. A loss that is not finite leaves a gap.
 
     Args:
         runs: one or more.
         quantities: a panel each: loss, what the task measures (top1), or what is 100 less (error1). Empty: loss, and
             what runs are known by, as far as they were measured.
         splits: train (dashed), val (solid).
+        along: what the horizontal axis counts; iterations are updates.
     """
     expect(runs, 1)
     if not splits:
@@ -51,8 +53,8 @@ def learning_curves(
     for axis, quantity in zip(panels, quantities, strict=True):
         for run, colour in zip(runs, colours, strict=True):
             for split in splits:
-                _draw(axis, run, split, quantity, color=colour, linestyle=_SPLITS[split])
-        axis.set(xlabel="epoch", ylabel=_label(quantity, metrics))
+                _draw(axis, run, split, quantity, along, color=colour, linestyle=_SPLITS[split])
+        axis.set(xlabel=along, ylabel=_label(quantity, metrics))
     handles = [key_line(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
     handles += [key_line(color="grey", linestyle=_SPLITS[split], label=split) for split in splits]
     legend_above(figure, handles)
@@ -82,7 +84,7 @@ def estimators(runs: Sequence[Run], *, quantity: str | None = None) -> Figure:
     for run, name, colour in zip(runs, labels(runs), colours, strict=True):
         for prefix, (estimator, line) in _ESTIMATORS.items():
             if any(f"{prefix}/{quantity}" in row for row in run.epochs):
-                _draw(axis, run, prefix, quantity, color=colour, linestyle=line)
+                _draw(axis, run, prefix, quantity, "epoch", color=colour, linestyle=line)
                 handles.append(key_line(color=colour, linestyle=line, label=f"{name}, {estimator}"))
     axis.set(xlabel="epoch", ylabel=f"validation {_label(quantity, metrics)}")
     legend_above(figure, handles, columns=1)
@@ -98,12 +100,12 @@ def _label(quantity: str, metrics: Mapping[str, MetricInfo]) -> str:
     return info.label if info else quantity
 
 
-def _draw(axis: Axes, run: Run, split: str, quantity: str, **style: str) -> None:
-    prefix = f"{split}/"
+def _draw(axis: Axes, run: Run, split: str, quantity: str, along: Literal["epoch", "iteration"], **style: str) -> None:
+    prefix, place = f"{split}/", {"epoch": "epoch", "iteration": "step"}[along]
     measured = [
-        (row["epoch"], {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix) and v is not None})
+        (row[place], {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix) and v is not None})
         for row in run.epochs
     ]
-    points = [(epoch, value_of(values, quantity, run.metrics)) for epoch, values in measured]
-    known = [(epoch, value) for epoch, value in points if value is not None]
-    draw_line(axis, [e for e, _ in known], [v if math.isfinite(v) else math.nan for _, v in known], **style)
+    points = [(at, value_of(values, quantity, run.metrics)) for at, values in measured]
+    known = [(at, value) for at, value in points if value is not None]
+    draw_line(axis, [at for at, _ in known], [v if math.isfinite(v) else math.nan for _, v in known], **style)

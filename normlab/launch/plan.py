@@ -5,9 +5,12 @@ from torch import nn
 
 from normlab.config import Config, identity
 from normlab.console import PlainConsole
+from normlab.data.published import is_absent
 from normlab.engine.build import Experiment, build
 from normlab.engine.evaluate import check_splits
 from normlab.engine.length import Length
+from normlab.launch.cost import Costs
+from normlab.launch.cost import throughput as read_throughput
 from normlab.launch.elastic import num_devices
 from normlab.replicas import normalizers
 from normlab.runs.folder import RunFolder
@@ -15,8 +18,11 @@ from normlab.schema import bind
 from normlab.tasks.task import Task
 
 
-def print_plan(config: Config) -> None:
-    """Raises UserError on all that would keep the run from starting."""
+def print_plan(config: Config, throughput: str | None = None) -> None:
+    """With a throughput of a GPU (launch/cost.py), GPU-hours too.
+
+    Raises UserError on all that would keep the run from starting, but for data that are not there.
+    """
     experiment = build(config)
     task, length, devices = experiment.task, Length(config, experiment.task), num_devices(config)
     check_splits(task, config)
@@ -37,6 +43,11 @@ def print_plan(config: Config) -> None:
         + _frozen(experiment.model, experiment.trainable),
         "norm layers": _norm_layers(experiment),
     }
+    if throughput is not None:
+        costs = Costs(read_throughput(throughput))
+        rows["GPU-hours"] = f"{costs.hours(config):,.2f} of training, at {costs.given.words}"
+    if is_absent(config.data):
+        rows["samples"] += f" (as published: {config.data['root']} is not there)"
     if experiment.unused:
         rows["not used of init"] = ", ".join(experiment.unused)
     table = Table(show_header=False, box=None)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
@@ -63,6 +64,7 @@ def rcnn(
     box_samples: Annotated[int, Ge(1)] = 512,
     detections: Annotated[int, Ge(1)] = 100,
     least_score: Annotated[float, Gt(0), Le(1)] = 0.05,
+    anchor_centres: Literal["corner", "middle"] = "corner",
 ) -> nn.Module:
     """Faster R-CNN, or Mask R-CNN with `mask`; with a pyramid, or with the last stage as its head (C4).
 
@@ -84,12 +86,13 @@ def rcnn(
         anchor_samples, box_samples: of each image, on which the losses are taken.
         detections: of each image, at most.
         least_score: of a detection.
+        anchor_centres: where anchors lie upon the cell of a map: torchvision's around its corner, Detectron's around
+            its middle, half a stride away.
 
     Raises:
         UserError: the settings do not fit each other.
     """
     from torchvision.models.detection import FasterRCNN
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
     body = _body(shape, backbone)
@@ -114,7 +117,7 @@ def rcnn(
         max_size=max_size,
         image_mean=[0.0] * shape[0],  # images come normalized, by their dataset
         image_std=[1.0] * shape[0],
-        rpn_anchor_generator=AnchorGenerator(tuple(sizes), (_RATIOS,) * len(sizes)),
+        rpn_anchor_generator=_anchors(sizes, anchor_centres == "middle"),
         rpn_pre_nms_top_n_train=candidates[0],
         rpn_pre_nms_top_n_test=candidates[1],
         rpn_post_nms_top_n_train=proposals[0],
@@ -201,6 +204,21 @@ def _add_mask_head(model: Any, names: list[str], channels: int, outputs: int, no
     model.roi_heads.mask_roi_pool = _align(names, 14)
     model.roi_heads.mask_head = MaskRCNNHeads(channels, [channels] * 4, 1, norm_layer=norm)
     model.roi_heads.mask_predictor = MaskRCNNPredictor(channels, channels, outputs)
+
+
+def _anchors(sizes: Sequence[tuple[int, ...]], in_the_middle: bool) -> nn.Module:
+    """Of three shapes at each cell of a map."""
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    class Middle(AnchorGenerator):
+        def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+            return [
+                anchors_A4 + torch.stack([across, down, across, down]) / 2
+                for anchors_A4, (down, across) in zip(super().grid_anchors(grid_sizes, strides), strides, strict=True)
+            ]
+
+    kind = Middle if in_the_middle else AnchorGenerator
+    return kind(tuple(sizes), (_RATIOS,) * len(sizes))
 
 
 def _align(names: list[str], size: int) -> nn.Module:

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from normlab.errors import UserError
@@ -82,6 +82,8 @@ class Normalizer(nn.Module):
         mix: mix variances (seed 001, Eq. 3) or standard deviations (seed 000, Eq. 1).
         ratio_groups: channel groups that have ratios of their own (group SN, seed 002, Sec. 3.2).
         hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, seed 002).
+        start: ratio of each scope at the start, {in: 0.6, ln: 0.2, bn: 0.2}, for mean and variance; None: all equal, as
+            the papers advise (Distinct, Table 4, practice 1).
         sync: batch scopes pool over all replicas and ranks (SyncBN, SyncSN).
         frozen: all that it holds is constant, in training too: weight, bias and logits are buffers of the same names,
             and batch scopes use the stored statistics. With bn this is torchvision's FrozenBatchNorm2d.
@@ -127,6 +129,7 @@ class Normalizer(nn.Module):
         mix: Literal["var", "std"] = "var",
         ratio_groups: Annotated[int, Ge(1)] = 1,
         hard: bool = False,
+        start: Mapping[str, Annotated[float, Gt(0), Lt(1)]] | None = None,
         sync: bool = False,
         frozen: bool = False,
         profile: Literal["paper", "official"] = "paper",
@@ -169,14 +172,14 @@ class Normalizer(nn.Module):
 
         self._register("weight", torch.ones(num_channels) if affine else None)
         self._register("bias", torch.zeros(num_channels) if affine else None)
-        self._register("mean_logits", self._new_logits(self.mean_scopes), learned=not hard)
-        self._register("var_logits", None if tied else self._new_logits(self.var_scopes), learned=not hard)
+        self._register("mean_logits", self._new_logits(self.mean_scopes, start), learned=not hard)
+        self._register("var_logits", None if tied else self._new_logits(self.var_scopes, start), learned=not hard)
         for scope in self._batch_scopes:
             if scope.name in mean:
                 self.register_buffer(_buffer("mean", scope), torch.zeros(scope.width(num_channels)))
             if scope.name in var:
-                start = torch.zeros if profile == "official" else torch.ones
-                self.register_buffer(_buffer("var", scope), start(scope.width(num_channels)))
+                first = torch.zeros if profile == "official" else torch.ones
+                self.register_buffer(_buffer("var", scope), first(scope.width(num_channels)))
         self.register_buffer("num_batches_tracked", torch.tensor(0) if self._batch_scopes else None)
 
     def _register(self, name: str, start: Tensor | None, learned: bool = True) -> None:
@@ -188,12 +191,18 @@ class Normalizer(nn.Module):
         else:
             self.register_parameter(name, nn.Parameter(start, requires_grad=learned))
 
-    def _new_logits(self, scopes: list[str]) -> Tensor | None:
+    def _new_logits(self, scopes: list[str], start: Mapping[str, float] | None) -> Tensor | None:
         """Logits of 1, so all ratios start at 1/S (seed 001, Sec. 4.1); (S,), or (ratio_groups, S) for group SN."""
-        if len(scopes) == 1:
+        S = len(scopes)
+        if S == 1:
             return None
-        shape = (len(scopes),) if self.ratio_groups == 1 else (self.ratio_groups, len(scopes))
-        return torch.ones(shape)
+        shape = (S,) if self.ratio_groups == 1 else (self.ratio_groups, S)
+        if start is None:
+            return torch.ones(shape)
+        if sorted(start) != sorted(scopes) or not math.isclose(sum(start.values()), 1, abs_tol=1e-6):
+            given = ", ".join(f"{scope}: {ratio:g}" for scope, ratio in start.items())
+            raise UserError(f"norm.start={{{given}}}: expected a ratio for each of {', '.join(scopes)}, whose sum is 1")
+        return (1 + torch.tensor([S * start[scope] for scope in scopes]).log()).expand(shape).clone()
 
     @property
     def is_switchable(self) -> bool:
@@ -254,7 +263,7 @@ class Normalizer(nn.Module):
         else:
             mean_NC, var_NC = self._moments(x)
         joined = 1 if self.sync else R
-        gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else (self.weight, self.bias)
+        gain, offset = self._gain(mean_NC, var_NC, R) if measures_batch else self.stored_gain()
         var_logits = self.var_logits
         if self.tied and self.mean_logits is not None:
             var_logits = self.mean_logits.view_as(self.mean_logits)
@@ -274,6 +283,10 @@ class Normalizer(nn.Module):
         self, mean_NC: Tensor | None, var_NC: Tensor | None, replicas: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias of a training pass: (C,), or (R, C) for methods that correct each replica (Batch Renorm)."""
+        return self.weight, self.bias
+
+    def stored_gain(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias, (C,) each, of a pass with stored statistics."""
         return self.weight, self.bias
 
     def _refuse_single_values(self, N: int, num_positions: int, measures_batch: bool) -> None:

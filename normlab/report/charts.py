@@ -140,16 +140,22 @@ def heat_map(results: Results) -> Figure:
 
 @at_print_size
 def learning(
-    results: Results, *, panels: Mapping[str, Sequence[str]], quantity: Literal["metric", "loss"] = "metric"
+    results: Results,
+    *,
+    panels: Mapping[str, Sequence[str]],
+    quantity: Literal["metric", "loss"] = "metric",
+    along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """What runs are known by in validation, or their training loss, by epoch (seed 001, Fig. 5; seed 003, Fig. 6).
+    """What runs are known by in validation, or their training loss, over training (seed 001, Fig. 5; seed 003, Fig. 6).
 
-    A line is the mean over seeds, of all epochs that each of them has.
+    A line is the mean over seeds, of all evaluations that each of them has. A loss is a mean over the updates since the
+    evaluation before.
 
     Args:
         results: of a table.
         panels: title -> rows; of each, the first of its columns.
         quantity: metric or loss.
+        along: what the horizontal axis counts; iterations are updates.
     """
     table, headline = results.table, next(iter(results.table.metrics))
     for row in (row for rows in panels.values() for row in rows):
@@ -157,20 +163,61 @@ def learning(
             raise unknown(f"{table.name}: row", row, table.rows)
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
     key = "train/loss" if quantity == "loss" else f"val/{headline}"
-    of_row: dict[str, list[Sequence[float]]] = {}
+    of_row: dict[str, list[Mapping[str, Sequence[float]]]] = {}
     norms = {record["row"]: record["norm"] for record in results.records}
     for record in results.records:
-        if record["column"] == next(iter(table.columns)) and key in record.get("epochs_of", {}):
-            of_row.setdefault(record["row"], []).append(record["epochs_of"][key])
+        needed = {key, "step"} if along == "iteration" else {key}  # older records do not say after which updates
+        if record["column"] == next(iter(table.columns)) and needed <= record.get("epochs_of", {}).keys():
+            of_row.setdefault(record["row"], []).append(record["epochs_of"])
     for axis, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for row, colour in zip(rows, norm_colours([norms.get(row, row) for row in rows]), strict=True):
-            curves = of_row.get(row, [])
+            curves = [found[key] for found in of_row.get(row, [])]
             length = min(map(len, curves), default=0)
             means = [statistics.fmean(values) for values in zip(*(curve[:length] for curve in curves), strict=True)]
-            draw_line(axis, range(1, length + 1), means, color=colour, label=table.rows[row].label)
+            places = of_row[row][0]["step"][:length] if length and along == "iteration" else range(1, length + 1)
+            draw_line(axis, places, means, color=colour, label=table.rows[row].label)
         axis.set_title(title, loc="left", fontsize=7)
-        axis.set(xlabel="epoch", ylabel="training loss" if quantity == "loss" else table.metrics[headline].label)
+        axis.set(xlabel=along, ylabel="training loss" if quantity == "loss" else table.metrics[headline].label)
         axis.legend(fontsize=6, frameon=False)
+    return figure
+
+
+@at_print_size
+def bars(results: Results, *, rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """A bar for each row, beside each other for each column, ours and the paper's (seed 003, Fig. 1).
+
+    An axis begins below its lowest bar by as much as the bars differ, so that their differences are seen. What diverged
+    or was not run has no bar, nor has what the paper does not print.
+
+    Args:
+        results: of a table.
+        rows, columns: those that are shown.
+    """
+    table = results.table
+    for known, kind, wanted in ((table.rows, "row", rows), (table.columns, "column", columns)):
+        for name in wanted:
+            if name not in known:
+                raise unknown(f"{table.name}: {kind}", name, known)
+    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    colours = norm_colours(list(rows))
+    for axis, (values, title) in zip(figure.subplots(1, 2), _panels(results), strict=True):
+        width, heights = 0.8 / len(rows), []
+        for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            found = {j: values.get((row, column), (None, None)) for j, column in enumerate(columns)}
+            known_at = {j: (mean, std or 0.0) for j, (mean, std) in found.items() if mean is not None}
+            means, stds = [mean for mean, _ in known_at.values()], [std for _, std in known_at.values()]
+            places = [j + (i - (len(rows) - 1) / 2) * width for j in known_at]
+            axis.bar(places, means, 0.9 * width, yerr=stds, color=colour, capsize=2, error_kw={"linewidth": 0.8})
+            heights += means
+        if heights:
+            low, high = min(heights), max(heights)
+            axis.set_ylim(max(0.0, low - (high - low or high)), high + 0.3 * (high - low or high))
+        axis.set_xticks(range(len(columns)), [table.columns[column].label for column in columns])
+        axis.set_title(title, loc="left", fontsize=7)
+        axis.grid(axis="y", alpha=0.3, linewidth=0.5)
+        axis.set_axisbelow(True)
+    labels = [table.rows[row].label for row in rows]
+    legend_above(figure, [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)])
     return figure
 
 

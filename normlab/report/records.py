@@ -4,7 +4,8 @@ A record is a run's summary.json (id is the hash of its config) with `row`, `col
 
 layers        the ratios of each switchable layer at the end
 choices       the scopes that each layer would keep if its ratios were hard, for mean and variance, at 30%, 60% and 90%
-epochs_of     what was measured of each epoch
+epochs_of     what was measured in each epoch, or up to each other evaluation on the way (evaluate_every), and after
+              which update that was (step)
 fluctuations  how much the statistics of BN and EN vary in each layer, and how far apart they are (record.statistics)
 moved         how far the ratios of mean and variance have gone, to and fro, averaged over the layers
 start         of the run that this one began from: id, made_by, and its layers and moved until then; null without one
@@ -213,9 +214,9 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
 
 
 def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
-    """Metric -> its value in each epoch: of the loss, and of what the run is known by, where training measures it."""
+    """Of each evaluation on the way the update, the loss, and what the run is known by, where training measures it."""
     rows = read_metrics(run.whole(run.metrics), holding='"train/loss"')
-    wanted = ("train/loss", f"train/{headline}", f"val/{headline}", f"val_batch_average/{headline}")
+    wanted = ("step", "train/loss", f"train/{headline}", f"val/{headline}", f"val_batch_average/{headline}")
     return {
         metric: [round(row[metric], 4) for row in rows]
         for metric in wanted

@@ -66,7 +66,7 @@ def load(path: Path, run_id: str) -> State:
         raise UserError(f"{path} is no checkpoint of normlab; nothing in it was executed; remove it") from None
     if run != run_id:
         raise UserError(f"{path} belongs to run {run}, not to {run_id}; remove it or pass rerun=true")
-    if not {"phases", "rows"} <= state.keys():
+    if not {"phases", "rows", "evaluated"} <= state.keys():
         raise UserError(f"{path} was written by an older version of normlab; rerun=true starts the run over")
     return state
 
@@ -84,10 +84,13 @@ def good_ones(folder: Path, run_id: str) -> Iterator[State]:
             path.unlink()
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file: weights, or statistics, by their names in the model. Raises DiskFullError."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], words: dict[str, str] | None = None) -> None:
+    """A safetensors file: weights, or statistics, by their names in the model; `words` go with them as its metadata.
+
+    Raises DiskFullError.
+    """
     held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_bytes(path, safetensors.torch.save(held))
+    write_bytes(path, safetensors.torch.save(held, words))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

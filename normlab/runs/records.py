@@ -1,5 +1,6 @@
 """What figures are drawn from: the records of a run. No torch here."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,7 @@ _STATISTICS_ROW: Fields = {
 }
 _GRADIENT_ROW: Fields = {name: Parameter(float) for name in ("remaining", "division", "centring")}
 
+CLASSES = "classes"  # in the metadata of predictions: the names of the labels from 0 on, as JSON
 _SHOWN = ("truth", "predicted")  # of a sample, beside its image
 _MAP, _INSTANCES = {"": 2}, {"boxes": 2, "labels": 1, "masks": 3}  # what each may be: name -> number of axes
 
@@ -80,7 +82,7 @@ class Run:
 
     @cached_property
     def epochs(self) -> list[Record]:
-        """Measures of each epoch, as "val/top1". Raises NoRecordsError before the first one ended."""
+        """Measures of each evaluation on the way, as "val/top1". Raises NoRecordsError before the first one."""
         rows = read_metrics(self._whole("metrics.jsonl"), EPOCH, holding='"val')
         found = [row for row in rows if any(key.startswith("val") for key in row)]
         if not found:
@@ -130,6 +132,16 @@ class Run:
             if not _is_whole(sample):
                 raise UserError(f"{path}: a sample is not whole")
         return found
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The names of the labels in `predictions`, from 0 on; none where the data have none."""
+        path = self._whole("predictions.safetensors")
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                return coerce(json.loads((file.metadata() or {}).get(CLASSES, "[]")), list[str], CLASSES)
+        except (safetensors.SafetensorError, OSError, ValueError, RecursionError, UserError):
+            raise UserError(f"{path}: the names of its classes are damaged, or none of normlab's") from None
 
     def _whole(self, name: str) -> Path:
         return RunFolder(self.folder).whole(self.folder / name)

@@ -11,6 +11,8 @@ from normlab.console import PlainConsole
 from normlab.engine.provenance import made_by
 from normlab.engine.saved import estimate_run
 from normlab.errors import BusyError
+from normlab.launch.cost import Costs
+from normlab.launch.cost import throughput as read_throughput
 from normlab.processes.devices import this_device
 from normlab.report.printed import printed
 from normlab.report.records import check_changed, collect, estimate_of, recorded, recorded_seeds
@@ -30,6 +32,7 @@ def reproduce(
     results: Path,
     dry: bool = False,
     renew: bool = False,
+    throughput: str | None = None,
 ) -> int:
     """Run tables at a scale, and report each; returns the exit status of the sweep.
 
@@ -44,6 +47,7 @@ def reproduce(
         results: where the tables' records and reports go.
         dry: stop after the plan.
         renew: run what another version of the code made again, recorded seeds beyond `seeds` too.
+        throughput: of a GPU, as launch/cost.py reads it: what the plan says GPU-hours by.
 
     Raises:
         UserError: before anything runs, on what cannot work in any cell.
@@ -64,6 +68,8 @@ def reproduce(
         for config in shared.values():
             config.rerun |= _is_of_another_version(config)
     _print_plan(plans, shared, jobs, console)
+    if throughput is not None:
+        _print_cost(shared, throughput, console)
     if dry:
         return 0
     status = _run(plans, shared, jobs, console)
@@ -105,8 +111,12 @@ def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
 
 def _all_of(one: Record, other: Record) -> Record:
     """What either of them records."""
+    parts = [record.validation for record in (one, other)]
     return Record(
-        max(one.statistics, other.statistics), one.gradients or other.gradients, one.estimators or other.estimators
+        max(one.statistics, other.statistics),
+        one.gradients or other.gradients,
+        one.estimators or other.estimators,
+        None if None in parts else max(part for part in parts if part is not None),
     )
 
 
@@ -169,6 +179,19 @@ def _print_plan(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, con
             console.print(f"    they begin from {len(first)} runs more, {len(first & missing)} of them missing")
     expected = _expected({run_id: shared[run_id] for run_id in missing}, shared, seconds, num_jobs(jobs))
     console.print(f"{len(shared)} runs, {len(missing)} of them missing{expected}", soft_wrap=True)
+
+
+def _print_cost(shared: Mapping[str, Config], text: str, console: Console) -> None:
+    """GPU-hours of training of the missing runs."""
+    costs = Costs(read_throughput(text))
+    missing = [config for config in shared.values() if config.rerun or not RunFolder.of(config).is_over]
+    hours = [costs.hours(config) for config in missing]
+    if hours:
+        console.print(
+            f"{sum(hours):,.1f} GPU-hours of training, {min(hours):,.2f} to {max(hours):,.2f} a run, at "
+            f"{costs.given.words}",
+            soft_wrap=True,
+        )
 
 
 def _recorded_seconds(plans: Sequence[Plan]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Image classification."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Lt
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from normlab.errors import UserError
-from normlab.models.classifier import find_classifier
+from normlab.models.classifier import find_classifier, norm_of_features, start_residuals_at_zero
 from normlab.schema import bind
 from normlab.tasks.task import Declaration, Metric, Outcome, Task, by_replica
+from normlab.writing import write_text
 
 Images = tuple[Tensor, Tensor]  # images (rows, C, H, W) and labels (rows,)
 
@@ -23,6 +25,9 @@ class Classification(Task):
         seed: of the augmentation.
         label_smoothing: share of the target spread over all classes.
         dropout: probability before the last layer (seed 000, Sec. 5: 0.5).
+        pooled_norm: a norm layer before the last layer, behind the pooling. The papers advise against it (Distinct,
+            Table 4, practice 5): IN and LN of a 1x1 map are unstable.
+        zero_init_residual: gammas of the last norm of each residual block start at 0 (SN, Sec. 4.1, footnote 2).
     """
 
     metrics: ClassVar = {
@@ -41,8 +46,11 @@ class Classification(Task):
         *,
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        pooled_norm: bool = False,
+        zero_init_residual: bool = False,
     ) -> None:
         super().__init__(model, data, seed)
+        self.pooled_norm, self.zero_init_residual = pooled_norm, zero_init_residual
         self.label_smoothing, self.dropout = label_smoothing, dropout
         self._classifier = ""
 
@@ -64,9 +72,13 @@ class Classification(Task):
     def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
         model = bind(self.model)(self.example, self.num_classes)
         self._classifier = find_classifier(model)
-        if self.dropout:
-            classifier = model.get_submodule(self._classifier)
-            model.set_submodule(self._classifier, nn.Sequential(nn.Dropout(self.dropout), classifier))
+        if self.zero_init_residual:
+            start_residuals_at_zero(model)
+        classifier = model.get_submodule(self._classifier)
+        ahead: list[nn.Module] = [norm_of_features(classifier)] if self.pooled_norm else []
+        ahead += [nn.Dropout(self.dropout)] if self.dropout else []
+        if ahead:
+            model.set_submodule(self._classifier, nn.Sequential(*ahead, classifier))
         return model
 
     def collate(self, samples: Sequence[tuple[Tensor, int]], split: str) -> Images:
@@ -86,6 +98,15 @@ class Classification(Task):
 
     def predict(self, model: nn.Module, batch: Images) -> Tensor:
         return model(batch[0])
+
+    def write(self, predicted: Iterable[tuple[Tensor, Sequence[int]]], split: str, folder: Path) -> int:
+        """predictions.csv: of each sample its index and the class of the highest logit; classes count from 0."""
+        rows = ["index,predicted"]
+        for logits_NK, indices in predicted:
+            best_N = logits_NK.argmax(1).tolist()
+            rows += [f"{index},{best}" for index, best in zip(indices, best_N, strict=True)]
+        write_text(folder / "predictions.csv", "\n".join(rows) + "\n")
+        return 1
 
     def update(self, metric: Metric, predictions: Tensor, batch: Images, indices: Sequence[int]) -> None:
         labels_N = batch[1]

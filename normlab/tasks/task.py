@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, default_collate
 
+from normlab.data.published import absent, is_absent
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.errors import UserError
 from normlab.norm.layer import Normalizer
@@ -142,7 +143,10 @@ class Task(ABC):
     def dataset(self, split: str) -> Dataset:
         """A map from (epoch, index) to a sample, with a length; epoch None: no augmentation."""
         if split not in self._splits:
-            self._splits[split] = bind(self.data)(split, self.seed)
+            if is_absent(self.data):
+                self._splits[split] = absent(self.data, split)
+            else:
+                self._splits[split] = bind(self.data)(split, self.seed)
         return self._splits[split]
 
     def of_data(self, name: str, what: str) -> Any:
@@ -196,7 +200,7 @@ class Task(ABC):
 
     traced: str = ""  # the module whose layers have receptive fields: behind a pooling, all see the whole image
     splits: Mapping[str, str] = {"train": "training", "val": "validation"}  # name -> in words
-    tested: tuple[str, ...] = ("val",)  # evaluated at a run's end; the first one each epoch
+    tested: tuple[str, ...] = ("val",)  # evaluated at a run's end; the first one on the way, too
 
     @property
     def parts(self) -> Mapping[str, str | Sequence[str]]:
