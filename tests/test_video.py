@@ -255,10 +255,10 @@ def test_it_begins_from_a_classifier_of_images(tmp_path, model) -> None:
         assert torch.equal(inside.layer4[0].bn2.mean_logits, weights["layer4.0.bn2.mean_logits"])
 
 
-@pytest.mark.parametrize("model", ["moves_i3d", "moves_tsm"])
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
-def test_two_ranks_are_two_replicas(tmp_path, model, precision) -> None:
-    settings = words(tmp_path, f"model={model}", f"precision={precision}", "batch=2x2", "task.dropout=0.3", "optim=sgd",
+def test_two_ranks_are_two_replicas_of_frames(tmp_path, precision) -> None:
+    """Rows are replica by replica, clip by clip, frame by frame; tests/test_tasks.py has it of I3D."""
+    settings = words(tmp_path, "model=moves_tsm", f"precision={precision}", "batch=2x2", "task.dropout=0.3", "optim=sgd",
                      "iterations=10")  # fmt: skip
     one = engine(load([*settings, f"out={tmp_path / 'one'}"]))
     two = on_ranks(2, _on_a_rank, tmp_path / "two", settings)
