@@ -107,7 +107,10 @@ def test_the_command(capsys):
     ("words", "message"),
     [
         (["--run"], "claims --run: expected a claim"),
-        (["--run", "sn_tpami.face"], "there is nothing to run: sn_tpami.face: needs face verification on MegaFace"),
+        (
+            ["--run", "sn_tpami.video"],
+            "there is nothing to run: sn_tpami.video: needs video classification on Kinetics",
+        ),
         (["--run", "brn", "scale=cifar10"], "there is nothing to run"),
         (["--run", "brn", "seeds=0"], "seeds=0: expected a whole number from 1"),
         (["brn", "sede=1"], "did you mean 'seeds'"),

@@ -401,9 +401,10 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, capsys) -> None:
     assert "file" in refusal(capsys, "report", "table2", "results=file")
 
 
-def test_a_process_that_has_gone_is_said(monkeypatch, capfd) -> None:
+@pytest.mark.parametrize("error", [BrokenPipeError, ConnectionRefusedError])
+def test_a_process_that_has_gone_is_said(monkeypatch, capfd, error) -> None:
     def gone(words: list[str]) -> int:
-        raise BrokenPipeError  # as when cells of a sweep are handed to a server that could not start
+        raise error  # as when cells of a sweep are handed to a server that could not start
 
     monkeypatch.setattr(sys.modules["normlab.cli.main"], "_run", gone)
     assert main(["train", "-m"]) == 1

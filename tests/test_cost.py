@@ -73,13 +73,13 @@ def test_another_network_costs_its_operations(tmp_path):
 
 @pytest.mark.parametrize("text", ["0", "-3", "nan", "inf", "nothing.json", "."])
 def test_what_is_no_throughput(text):
-    with pytest.raises(UserError, match="throughput=.*expected samples a second on one GPU"):
+    with pytest.raises(UserError, match=r"throughput=.*expected samples a second on one GPU"):
         throughput(text)
 
 
 def test_another_benchmark_is_none(tmp_path):
     for changes in ({"bench": "norm"}, {"rows": []}):
-        with pytest.raises(UserError, match="train"):
+        with pytest.raises(UserError, match=r"train"):
             throughput(str(measured(tmp_path, **changes)))
 
 

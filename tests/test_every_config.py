@@ -22,6 +22,7 @@ QUICK = {
     "detection": ("data.length=16", "data.val_length=4", "model.channels=8", "model.hidden=16"),
     "video": ("data.length=16", "data.val_length=4"),
     "points": ("data.length=16", "data.val_length=8", "data.points=16", "model.width=4", "model.k=4"),
+    "face": ("data.length=64", "data.identities=8", "data.probes=2", "data.distractors=8", "model.width=4"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
 }
 RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data", "tracker"}  # groups with a test of their own below
@@ -149,6 +150,33 @@ def test_every_dataset_of_boxes(tmp_path, data):
     small = ("model.channels=8", "model.hidden=16", "norm=sn", "batch=1x2", "iterations=1", "batch_average.samples=2")
     summary = train(tmp_path / "runs", "task=detection", f"data={data}", *small, *own)
     assert summary["updates"] == 1 and "ap" in summary["metrics"]["batch_average"]
+
+
+FACES = ("task=face", "model.width=4", "model.features=8", "norm=sn", "batch=1x4", "iterations=1")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * ("100" in name))
+        for name in choices("model")
+        if task_of("model", name) == "face"
+    ],
+)
+def test_every_embedding(tmp_path, model):
+    few = ("data.size=16", "data.length=8", "data.identities=4", "data.probes=2", "data.distractors=8")
+    summary = train(tmp_path, *FACES, f"model={model}", *few, "batch_average.samples=4")
+    assert summary["norm_layers"] > 0 and "rank1" in summary["metrics"]["moving_average"]
+
+
+@pytest.mark.parametrize("data", [name for name in choices("data") if "faces" in kinds_of("data", name)])
+def test_every_dataset_of_faces(tmp_path, data):
+    own = ["data.size=16", "data.length=8", "data.identities=4", "data.probes=2", "data.distractors=8"]
+    if data == "faces":
+        data_files.write_faces(tmp_path / "data")
+        own = [f"data.root={tmp_path / 'data'}", "data.distractors=5"]
+    summary = train(tmp_path / "runs", *FACES, f"data={data}", *own, "batch_average.samples=4")
+    assert summary["updates"] == 1 and "tar" in summary["metrics"]["batch_average"]
 
 
 @pytest.mark.parametrize("model", [name for name in choices("model") if task_of("model", name) == "video"])

@@ -199,6 +199,15 @@ def test_training_scenes_differ_by_seed_epoch_and_index_and_validation_scenes_by
             assert all_same(SceneImages("val", seed).take_all([(epoch, 4), (epoch, 9)]), [fixed[4], fixed[9]])
 
 
+def test_scenes_that_are_not_fresh_are_one_set():
+    kept = SceneImages("train", 3, size=16, length=30, fresh=False)
+    first = kept.take_all([(0, 4), (0, 7)])
+    assert not all_same(first[:1], first[1:])
+    other = SceneImages("train", 4, size=16, length=30, fresh=False)
+    assert all_same(kept.take_all([(None, 4), (5, 7)]), first) and all_same(other.take_all([(1, 4), (2, 7)]), first)
+    assert not all_same(SceneImages("train", 3, size=16, length=30).take_all([(0, 4), (0, 7)]), first)
+
+
 def test_a_setting_changes_what_it_says_and_nothing_else():
     """The light of a scene does not move its digits, nor does its noise."""
     plain_map, *others = (

@@ -51,6 +51,17 @@ OWN = {  # tasks of conf/, small; classification has tests of its own
         "model.k=4",
         "optim.lr=0.02",
     ),
+    "face": (
+        "data.size=16",
+        "data.identities=10",
+        "data.length=40",
+        "data.probes=2",
+        "data.distractors=20",
+        "model.width=4",
+        "model.features=8",
+        "optim.lr=0.02",
+        "task.scale=8",
+    ),
 }
 ALL = (*TASKS, *OWN)
 

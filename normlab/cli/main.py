@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except (UserError, RunError) as error:
         return _refuse(str(error), error.exit_status)
-    except BrokenPipeError:
-        if _is_read():
+    except (BrokenPipeError, ConnectionRefusedError) as error:
+        if isinstance(error, ConnectionRefusedError) or _is_read():
             said = f"a process that this one had started has ended; can {sys.executable} be run here?"
             return _refuse(said, RunError.exit_status)
         _discard_output()

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normlab.data.dataset import Samples, check_range, check_split
-from normlab.data.lettering import FACES, SIDE, characters, templates
+from normlab.data.lettering import FACES, SIDE, characters, picture
 from normlab.data.scenes import DIMMEST, between, tent
 from normlab.errors import UserError
 from normlab.seeding import Bits, hashed, uniforms
 
 DISTRACTOR = -1  # the label of a picture whose identity is not asked for
 _HELD_OUT, _PILOT = 100, 100  # characters that are probes
+_FEWEST_OTHERS = 200  # characters that are neither learned nor probes
 _DISTRACTING = 0.75  # of the characters that are neither, those of the held-out split; the others are the pilot's
-_MOST_TRAINED = 300
+_MOST_TRAINED = 500
 Source = Literal["train", "held_out", "pilot"]
 
 
@@ -82,7 +83,8 @@ class Drawings(Samples[int]):
     def _draw(self, key_B: Bits, which_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         S, B = self.shape[1], len(key_B)
         face_B = (uniforms(key_B, Stream.FACE, 1)[:, 0] * len(FACES)).astype(np.int64)
-        ink_BTT = _templates(self.chosen)[which_B, face_B]
+        drawn = zip(which_B.tolist(), face_B.tolist(), strict=True)
+        ink_BTT = np.stack([picture(self.chosen[which], face) for which, face in drawn])
         side_B1 = between(self.scale, uniforms(key_B, Stream.SIZE, 1)) * S
         corner_B2 = uniforms(key_B, Stream.PLACE, 2) * (S - side_B1)
         pixel_B2S = (np.arange(S) + 0.5 - corner_B2[..., None]) * (SIDE / side_B1[..., None]) - 0.5
@@ -107,7 +109,7 @@ class Glyphs(Drawings):
         split: "train" or "val".
         seed: of the training pictures.
         size: S.
-        identities: characters that are learned, up to 300.
+        identities: characters that are learned, up to 500.
         length: number of training pictures; each identity has as many, as far as they come out even.
         scale: side of a character, least and most, as a share of the picture's.
         light: 0 is the same light for all; at 1 it takes up to 95% of the contrast.
@@ -126,11 +128,11 @@ class Glyphs(Drawings):
         seed: int,
         *,
         size: Annotated[int, Ge(8), Le(2**10)] = 32,
-        identities: Annotated[int, Ge(2), Le(300)] = 300,
+        identities: Annotated[int, Ge(2), Le(500)] = 500,
         length: Annotated[int, Ge(1), Le(2**27)] = 3600,
-        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.6, 0.9),
-        light: Annotated[float, Ge(0), Le(1)] = 0.25,
-        noise: Annotated[float, Ge(0), Le(1)] = 0.1,
+        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.75, 0.95),
+        light: Annotated[float, Ge(0), Le(1)] = 0.1,
+        noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         probes: Annotated[int, Ge(2), Le(2**10)] = 12,
         distractors: Annotated[int, Ge(1), Le(2**20)] = 1000,
         validation: Literal["held_out", "pilot"] = "held_out",
@@ -163,12 +165,12 @@ class GlyphImages(Drawings):
         seed: int,
         *,
         size: Annotated[int, Ge(8), Le(2**10)] = 32,
-        identities: Annotated[int, Ge(2), Le(300)] = 300,
+        identities: Annotated[int, Ge(2), Le(500)] = 500,
         length: Annotated[int, Ge(1), Le(2**27)] = 3600,
         val_length: Annotated[int, Ge(1), Le(2**27)] = 600,
-        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.6, 0.9),
-        light: Annotated[float, Ge(0), Le(1)] = 0.25,
-        noise: Annotated[float, Ge(0), Le(1)] = 0.1,
+        scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.75, 0.95),
+        light: Annotated[float, Ge(0), Le(1)] = 0.1,
+        noise: Annotated[float, Ge(0), Le(1)] = 0.05,
         validation: Literal["held_out", "pilot"] = "held_out",
     ):
         check_split(split)
@@ -198,8 +200,3 @@ def alphabet(which: str) -> tuple[str, ...]:
     }
     start, stop = ends[which]
     return tuple(every[k] for k in order[start:stop])
-
-
-@cache
-def _templates(chosen: tuple[str, ...]) -> NDArray[np.float32]:
-    return templates(chosen)

@@ -1,10 +1,9 @@
 """Pictures of characters, drawn with the DejaVu fonts that matplotlib ships.
 
-templates(characters()[:5]) -> (5, 12, 24, 24)        each in twelve faces, ink in [0, 1]
+picture(characters()[5], 0) -> (24, 24)        in the first of twelve faces, ink in [0, 1]
 """
 
 import unicodedata
-from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,9 +25,8 @@ FACES = tuple(
     for style in styles
 )
 _POINTS = 48  # of the font that is drawn and then reduced
-_ALIKE = 0.03  # mean square difference of two pictures in the first face, up to which they are one character
+_ALIKE = 0.05  # mean square difference of two pictures in the first face, up to which they are one character
 _SEEN = ("L", "N", "S", "P")  # categories of Unicode that leave ink: letters, numbers, symbols, punctuation
-Floats = NDArray[np.floating[Any]]
 
 
 @cache
@@ -41,36 +39,33 @@ def characters() -> tuple[str, ...]:
 
     codes = [set(TTFont(_file(face), lazy=True).getBestCmap()) for face in FACES]
     every = [chr(code) for code in sorted(set.intersection(*codes)) if unicodedata.category(chr(code))[0] in _SEEN]
-    drawn = np.array([_picture(character, FACES[0]) for character in every]).reshape(len(every), -1)
-    square_N = (drawn**2).sum(1)
-    kept: list[int] = []
-    for k, picture in enumerate(drawn):
-        distance = square_N[kept] + square_N[k] - 2 * drawn[kept] @ picture
-        if square_N[k] and not (distance <= _ALIKE * SIDE**2).any():
-            kept.append(k)
-    return tuple(every[k] for k in kept)
+    drawn_NP = np.array([picture(character, 0) for character in every], np.float64).reshape(len(every), -1)
+    bytes_NP = (255 * drawn_NP).round()
+    square_N = (bytes_NP**2).sum(1)
+    distance_NN = square_N[:, None] + square_N - 2 * bytes_NP @ bytes_NP.T  # of whole numbers: the same everywhere
+    alike_NN = distance_NN <= _ALIKE * (255 * SIDE) ** 2
+    kept_N = np.zeros(len(every), bool)
+    for k in range(len(every)):
+        kept_N[k] = square_N[k] > 0 and not (alike_NN[k, :k] & kept_N[:k]).any()
+    return tuple(every[k] for k in np.flatnonzero(kept_N))
 
 
-def templates(chosen: Sequence[str]) -> NDArray[np.float32]:
-    """(characters, faces, SIDE, SIDE): the share of each pixel that is ink."""
-    return np.array([[_picture(character, face) for face in FACES] for character in chosen], np.float32)
-
-
-def _picture(character: str, face: str) -> Floats:
-    """Its ink in the middle of a square, the longer side from edge to edge; zeros where it has none."""
+@cache
+def picture(character: str, face: int) -> NDArray[np.float32]:
+    """The share of each pixel (SIDE, SIDE) that is ink, the longer side from edge to edge; zeros where none is."""
     from PIL import Image
 
-    mask = _font(face).getmask(character, mode="L")
+    mask = _font(FACES[face]).getmask(character, mode="L")
     ink = Image.frombytes("L", mask.size, bytes(mask)) if min(mask.size) else None
     box = ink.getbbox() if ink is not None else None
     if ink is None or box is None:
-        return np.zeros((SIDE, SIDE))
+        return np.zeros((SIDE, SIDE), np.float32)
     ink = ink.crop(box)
     longer = max(ink.size)
     width, height = (max(1, round(SIDE * side / longer)) for side in ink.size)
     square = Image.new("L", (SIDE, SIDE))
     square.paste(ink.resize((width, height), Image.Resampling.BOX), ((SIDE - width) // 2, (SIDE - height) // 2))
-    return np.asarray(square) / 255
+    return np.asarray(square, np.float32) / np.float32(255)
 
 
 @cache

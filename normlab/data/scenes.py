@@ -62,8 +62,8 @@ class Drawn(NamedTuple):
 class Scenes(Samples[Any]):
     """What the three datasets of scenes share; each makes a target of its own of what is drawn.
 
-    A training scene is a function of (seed, epoch, index), or of (seed, index) if they are not fresh, and with epoch
-    None of the index alone. Those for validation are fixed and of other handwriting. The first digit of a scene is the index's own, all else is drawn.
+    A training scene is a function of (seed, epoch, index), with epoch None of the index alone. Those for validation
+    are fixed and of other handwriting. The first digit of a scene is the index's own, all else is drawn.
 
     Args:
         split: "train" or "val".
@@ -78,8 +78,8 @@ class Scenes(Samples[Any]):
             hide what differs between scenes.
         noise: std of the noise of a pixel, before the light.
         length, val_length: number of scenes of the splits.
-        fresh: each epoch has scenes of its own. Otherwise all have the same, as photographs are: a network can learn
-            them by heart, and a longer training gains less.
+        fresh: each epoch of each seed has training scenes of its own. Otherwise there is one set of them, as there is
+            of photographs: a network can learn it by heart, and a longer training gains less.
         validation: handwriting of the validation split. `held_out`: the fifth that no run learns from. `pilot`: a part
             of the other four fifths that no run of scenes learns from either, to choose settings by.
 
@@ -163,7 +163,9 @@ class Scenes(Samples[Any]):
         index_B = np.array([index for _, index in keys])
         if self.handwriting != "train":
             return hashed(1 if self.handwriting == "held_out" else 2, index_B)
-        epoch_B = np.array([-1 if epoch is None else epoch if self.fresh else 0 for epoch, _ in keys])
+        if not self.fresh:
+            return hashed(4, index_B)
+        epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
         return np.where(epoch_B < 0, hashed(3, index_B), hashed(0, self.seed, epoch_B, index_B))
 
     def _resampling(self, key_B: Bits) -> tuple[Floats, Floats]:

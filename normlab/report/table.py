@@ -45,7 +45,8 @@ class Start:
     row: str | None = None  # null: the row of this cell
     column: str | None = None
     at: float | None = None  # share of the other run's updates; 1: its end
-    take: Literal["weights", "ratios"] | None = None  # what is taken of the other run; null: its weights, all of them
+    # What is taken of the other run; null: its weights, all of them; nothing: random weights, whatever the other says
+    take: Literal["weights", "ratios", "nothing"] | None = None
     goes_on: bool | None = None  # for the rest of the other run, on its schedule; else a run of full length
 
 
@@ -184,6 +185,8 @@ class Table:
             return None
         said = [asdict(line.start) for line in (self.rows[row], self.columns[column]) if line.start]
         start = Start(**{key: value for node in said for key, value in node.items() if value is not None})
+        if start.take == "nothing":
+            return None
         if start.run is not None:
             return Origin(PRETRAINING, start.run, 1.0, start.take or "weights", False)
         if start.at is None:
