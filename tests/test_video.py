@@ -258,8 +258,8 @@ def test_it_begins_from_a_classifier_of_images(tmp_path, model) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_two_ranks_are_two_replicas_of_frames(tmp_path, precision) -> None:
     """Rows are replica by replica, clip by clip, frame by frame; tests/test_tasks.py has it of I3D."""
-    settings = words(tmp_path, "model=moves_tsm", f"precision={precision}", "batch=2x2", "task.dropout=0.3", "optim=sgd",
-                     "iterations=10")  # fmt: skip
+    more = ("model=moves_tsm", "batch=2x2", "task.dropout=0.3", "optim=sgd", "iterations=10")
+    settings = words(tmp_path, f"precision={precision}", *more)
     one = engine(load([*settings, f"out={tmp_path / 'one'}"]))
     two = on_ranks(2, _on_a_rank, tmp_path / "two", settings)
     agree(two, one, precision)
