@@ -8,6 +8,7 @@ import yaml
 from normlab.cli import main
 from normlab.config import files, identity
 from normlab.errors import UserError
+from normlab.report.printed import printed
 from normlab.report.quantities import measured
 from normlab.report.record_checks import check_records
 from normlab.report.records import recorded
@@ -170,7 +171,7 @@ def test_tables_of_segmentation(tmp_path, monkeypatch, name, scale):
     assert len({config.init for config in configs.values()}) == len(first)
 
 
-DETECTION = {"sn_table4": 7, "sn_table5": 5, "sn_table6": 6, "distinct_table3_coco": 4, "ws_table4": 9, "ws_table5": 9}
+DETECTION = {"sn_table4": 7, "sn_table5": 5, "sn_table6": 6, "distinct_table3_coco": 4, "ws_table4": 10, "ws_table5": 9}
 
 
 @pytest.mark.parametrize("scale", ["scenes", "papers"])
@@ -226,3 +227,28 @@ def test_sn_tpami_and_distinct_share_their_runs(tmp_path):
     assert {theirs.ids["ade", column, 0] for column in ("bn", "gn", "sn_8x2", "sn_8x4", "sn_8x32")} == {
         ours.ids[row, "ade_ms", 0] for row in ("syncbn", "gn", "sn_8x2", "sn_8x4", "sn_8x32")
     }
+
+
+@pytest.mark.parametrize("scale", ["moves", "papers"])
+@pytest.mark.parametrize(("name", "runs"), [("sn_table10", 6), ("ws_table6", 4)])
+def test_tables_of_video(tmp_path, monkeypatch, name, runs, scale):
+    """Each cell begins from a classifier with its own norm and weight; half the clips have twice the updates."""
+    for folder in ("kinetics", "something_v1", "imagenet"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
+    table = load_table(name)
+    found = plan(table, scale, [3], [f"out={tmp_path / 'runs'}"], tmp_path)
+    assert len({found.ids[cell.row, cell.column, 3] for cell in found.cells}) == runs
+    assert len(found.pretraining) == len(table.rows)
+    clips, rates = set(), set()
+    for cell in found.cells:
+        config, first = found.config_of(cell), found.configs[found.origin_of(cell)]
+        assert first.norm == config.norm and first.weight == config.weight and first.seed == config.seed == 3
+        assert config.choices["task"] == "video" and first.choices["task"] == "classification"
+        clips.add(config.update_samples * (config.iterations or 1) if config.iterations else config.epochs)
+        rates.add(config.optim["lr"] / config.optim["lr_batch"])
+    assert len(clips) == len(rates) == 1
+    values = printed(table).values
+    assert all(values[row, column] is not None for row in table.rows for column in table.columns)
+    if name == "sn_table10":
+        assert values["sn", "top1_4"] == 73.3 and values["bn", "top5_8"] == 90.9

@@ -255,11 +255,11 @@ def test_it_begins_from_a_classifier_of_images(tmp_path, model) -> None:
         assert torch.equal(inside.layer4[0].bn2.mean_logits, weights["layer4.0.bn2.mean_logits"])
 
 
-@pytest.mark.parametrize("model", ["moves_i3d", "moves_tsm"])
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
-def test_two_ranks_are_two_replicas(tmp_path, model, precision) -> None:
-    settings = words(tmp_path, f"model={model}", f"precision={precision}", "batch=2x2", "task.dropout=0.3", "optim=sgd",
-                     "iterations=10")  # fmt: skip
+def test_two_ranks_are_two_replicas_of_frames(tmp_path, precision) -> None:
+    """Rows are replica by replica, clip by clip, frame by frame; tests/test_tasks.py has it of I3D."""
+    more = ("model=moves_tsm", "batch=2x2", "task.dropout=0.3", "optim=sgd", "iterations=10")
+    settings = words(tmp_path, f"precision={precision}", *more)
     one = engine(load([*settings, f"out={tmp_path / 'one'}"]))
     two = on_ranks(2, _on_a_rank, tmp_path / "two", settings)
     agree(two, one, precision)
