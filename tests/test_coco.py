@@ -1,6 +1,7 @@
 """COCO's layout on disk against pycocotools, and in a run."""
 
 import json
+import math
 import shutil
 import zipfile
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_a_bad_sample_is_named(copy):
 
 
 @pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [10**6, 10**6], "counts": [10**12]}, "and a mask of it 1000000 x 1000000"),  # no room is made for it
+        ({"size": [-64, -40], "counts": [3]}, "no polygons and no run lengths"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "no polygons and no run lengths"),
+        ([], "no polygons and no run lengths"),
+        (None, "no polygons and no run lengths"),
+    ],
+)
+def test_masks_that_are_none_are_one_line(copy, segmentation, message):
+    content = json.loads(annotations(copy).read_text())
+    next(row for row in content["annotations"] if row["image_id"] == 900)["segmentation"] = segmentation
+    annotations(copy).write_text(json.dumps(content))
+    with pytest.raises(SampleError, match=message) as error:
+        COCO("val", 0, root=str(copy)).take(None, 0, 0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda content: content.pop("images"), "these are no annotations as COCO has them"),
@@ -178,6 +198,9 @@ def test_a_bad_sample_is_named(copy):
         (lambda content: content["annotations"][0].update(category_id=4), "is of category 4, which is not there"),
         (lambda content: content["annotations"][0].update(image_id=4), "these are no annotations as COCO has them"),
         (lambda content: content["annotations"][0].update(area="large"), "could not convert"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, 3]), "expected 4 finite numbers, found"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, math.nan, 3]), "expected 4 finite numbers"),
+        (lambda content: content["annotations"][0].update(area=math.inf), "expected 1 finite number, found"),
         (lambda content: content["images"].clear(), "these are no annotations as COCO has them"),
         (lambda content: content.update(categories=[], annotations=[]), "it has no categories"),
     ],

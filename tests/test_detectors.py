@@ -137,6 +137,7 @@ def test_receptive_fields_are_the_backbones():
         (["model.backbone=vgg11"], "model.backbone=vgg11: expected a ResNet"),
         (["model.backbone=resnet5"], "resnet50"),
         (["model.anchors=[8,16]"], "model.anchors=[8,16]: expected a side for each of the pyramid's 4 levels"),
+        (["model=scenes_detector_c4", "model.anchors=[]"], "model.anchors=[]: expected a side or more"),
         (["model.levels=[3,2]"], "model.levels=[3,2]: expected different numbers of stages, the smallest first"),
         (["model=scenes_detector_c4", "model.mask=true"], "model.mask=true: the head for masks needs model.pyramid"),
         (["parts.mask=gn"], "part 'mask' does not exist"),

@@ -109,6 +109,8 @@ def rcnn(
     else:
         if mask:
             raise UserError("model.mask=true: the head for masks needs model.pyramid=true")
+        if not anchors:
+            raise UserError(f"model.anchors={shown(anchors)}: expected a side or more")
         trunk, head, width = _up_to_c4(body)
         names, sizes = ["0"], [tuple(anchors)]
     model = FasterRCNN(
