@@ -17,6 +17,7 @@ from normlab.cli import main
 from normlab.config import choices, kinds_of, load
 from normlab.engine.build import build, build_task
 from normlab.errors import UserError
+from normlab.models.faces import Identities
 from normlab.norm.convert import is_replaceable
 from normlab.norm.layer import Normalizer
 from normlab.replicas import set_replicas
@@ -134,9 +135,9 @@ def test_shuffled_labels_are_verified_at_the_rate_of_false_accepts():
 
 def test_splits_that_cannot_be_verified():
     every, labels = features(10, 4)
-    with pytest.raises(UserError, match="no distractors"):
+    with pytest.raises(UserError, match="pictures evaluated none is a distractor"):
         rates(every, labels.clamp(min=0), 0.1)
-    with pytest.raises(UserError, match="no two pictures of one identity"):
+    with pytest.raises(UserError, match="of the 10 pictures evaluated no two are of one identity"):
         rates(every, labels, 0.1)
     with pytest.raises(UserError, match="all of one identity, or all of two"):
         accepted(torch.rand(5), torch.ones(5, dtype=torch.bool), 0.1)
@@ -290,6 +291,21 @@ def test_synchronized_replicas_are_one_large_one(tmp_path, sync, plain):
     for name, tensor in one.items():
         if "num_batches" not in name:
             torch.testing.assert_close(many[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cosines_and_their_loss_are_never_in_half_precision(dtype):
+    """Those of a feature that lies on its identity too, where the angle has no derivative."""
+    head = Identities(8, 5)
+    features = torch.nn.functional.normalize(torch.randn(6, 8))
+    features[0] = torch.nn.functional.normalize(head.weight[2].detach(), dim=0)
+    labels = torch.tensor([2, 0, 1, 2, 3, 4])
+    features = features.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype):
+        cosines = head(features)
+        arcface(cosines, labels, 64, 0.5).logsumexp(1).sum().backward()
+    assert cosines.dtype == torch.float32 and torch.equal(cosines, head(features.float()))
+    assert features.grad.isfinite().all() and head.weight.grad.isfinite().all()
 
 
 def test_features_of_a_picture_and_its_mirror_image():

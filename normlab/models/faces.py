@@ -74,7 +74,10 @@ class Body(nn.Module):
 
 
 class Identities(nn.Module):
-    """Cosines (N, K) of features (N, E) of unit length with a weight of each identity."""
+    """Cosines (N, K) of features (N, E) of unit length with a weight of each identity.
+
+    Never in half precision: cosines near 1 would be off by 1/256, which the loss multiplies by 64.
+    """
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
@@ -82,7 +85,8 @@ class Identities(nn.Module):
         nn.init.uniform_(self.weight, -(features**-0.5), features**-0.5)
 
     def forward(self, features_NE: Tensor) -> Tensor:
-        return linear(features_NE, normalize(self.weight))
+        with torch.autocast(features_NE.device.type, enabled=False):
+            return linear(features_NE.to(self.weight.dtype), normalize(self.weight))
 
 
 class FaceNetwork(nn.Module):

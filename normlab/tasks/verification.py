@@ -84,7 +84,7 @@ def rates(features_NE: Tensor, labels_N: Tensor, far: float) -> Rates:
     probes_PE, known_P, others_DE = features_NE[is_probe_N], labels_N[is_probe_N], features_NE[~is_probe_N]
     distractors = sum(_everyone(len(others_DE)))
     if not distractors:
-        raise UserError("the split has no distractors, and nothing to accept by mistake")
+        raise UserError(f"of the {len(probes_PE)} pictures evaluated none is a distractor, to be accepted by mistake")
     allowed = _allowed(far, len(probes_PE) * distractors)
     threshold, nearest_P = _impostors(probes_PE, others_DE, allowed)
     accepted = first = pairs = 0
@@ -96,7 +96,9 @@ def rates(features_NE: Tensor, labels_N: Tensor, far: float) -> Rates:
         first += int((same_CP & (scores_CP > nearest_P[chunk, None])).sum())
         pairs += int(same_CP.sum())
     if not pairs:
-        raise UserError("the split has no two pictures of one identity, and nothing to verify")
+        raise UserError(
+            f"of the {len(probes_PE) + distractors} pictures evaluated no two are of one identity, to be verified"
+        )
     return Rates(100 * accepted / pairs, 100 * first / pairs)
 
 
