@@ -137,7 +137,7 @@ def test_splits_that_cannot_be_verified():
     every, labels = features(10, 4)
     with pytest.raises(UserError, match="pictures evaluated none is a distractor"):
         rates(every, labels.clamp(min=0), 0.1)
-    with pytest.raises(UserError, match="of the 10 pictures evaluated no two are of one identity"):
+    with pytest.raises(UserError, match="of the 14 pictures evaluated no two are of one identity"):
         rates(every, labels, 0.1)
     with pytest.raises(UserError, match="all of one identity, or all of two"):
         accepted(torch.rand(5), torch.ones(5, dtype=torch.bool), 0.1)
