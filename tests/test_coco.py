@@ -76,6 +76,18 @@ def test_training_images_with_nothing_in_them(root, copy):
     assert [left.image_id(k) for k in range(len(left))] == [9 + 7 * k for k in (1, 3, 5)]
 
 
+@pytest.mark.parametrize("side", [1e-7, 1e-4])
+def test_boxes_that_rounding_would_empty_are_no_objects(copy, side):
+    """A detector refuses a box without an area, and these would have none in float32, or after the image is resized."""
+    content = json.loads(annotations(copy, "train").read_text())
+    for row in content["annotations"]:
+        row["bbox"] = [20.0, 20.0, side, 5.0] if row["id"] % 2 else [20.0, 20.0, 0.5, 0.5]
+    annotations(copy, "train").write_text(json.dumps(content))
+    dataset = COCO("train", 0, root=str(copy), empty=True)
+    boxes = torch.cat([dataset.take(epoch, k, k)[1]["boxes"] for epoch in range(4) for k in range(len(dataset))])
+    assert len(boxes) and (boxes[:, 2:] - boxes[:, :2] > 0.4).all()
+
+
 def test_augmentation_is_a_function_of_seed_epoch_and_index(root):
     dataset = COCO("train", 3, root=str(root))
     flips = set()

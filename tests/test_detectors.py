@@ -142,6 +142,7 @@ def test_receptive_fields_are_the_backbones():
         (["model=scenes_detector_c4", "model.mask=true"], "model.mask=true: the head for masks needs model.pyramid"),
         (["parts.mask=gn"], "part 'mask' does not exist"),
         (["norm=syncbn"], "norm.sync=true: replicas have unequal numbers of boxes"),
+        (["model.max_size=1"], "model.max_size=1: expected a whole number of 8 or more"),
         (["task.frozen_stages=6"], "task.frozen_stages=6"),
         (["model._target_=normlab.models.mlp.mlp"], "expected something to call as f(shape, num_classes, normalized"),
     ],

@@ -101,7 +101,10 @@ def test_damaged_records(tmp_path, change, said):
         Records(records.path)[1]
 
 
-@pytest.mark.parametrize("index", [b"", b"1", b"1\tx\n", b"1\t-4\n", b"1\t2\t3\n", b"9" * 40 + b"\t1\n"])
+FAR = b"0\t%d\n" % (2**63 - 1)
+
+
+@pytest.mark.parametrize("index", [b"", b"1", b"1\tx\n", b"1\t-4\n", b"1\t2\t3\n", b"9" * 40 + b"\t1\n", FAR])
 def test_an_index_that_is_none(tmp_path, index):
     write_records(tmp_path, {1: b""})
     (tmp_path / "x.idx").write_bytes(index)

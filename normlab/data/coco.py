@@ -22,6 +22,7 @@ from normlab.errors import UserError
 from normlab.reading import read_json
 
 _CATEGORIES = 80  # that are labelled, of 91 numbers
+_LEAST_SIDE = 0.01  # pixels of a box: the coordinates of less may be equal once they are rounded to float32
 _ARCHIVES = ("annotations_trainval2017.zip", "train2017.zip", "val2017.zip")
 Target = dict[str, Any]
 
@@ -184,10 +185,11 @@ def _has_object(picture: Picture) -> bool:
 
 
 def _corners(bbox: Sequence[float], picture: Picture) -> list[float] | None:
-    """Of a box within the image; None where nothing of it is."""
+    """Of a box within the image; None where nothing of it is, or next to nothing."""
     left, top, width, height = bbox
     corners = [max(left, 0.0), max(top, 0.0), min(left + width, picture.width), min(top + height, picture.height)]
-    return corners if corners[2] > corners[0] and corners[3] > corners[1] else None
+    sides = corners[2] - corners[0], corners[3] - corners[1]
+    return corners if min(sides) >= _LEAST_SIDE else None
 
 
 def _check(folder: Path, split: str, label_of: Mapping[int, int], picture: Picture) -> None:
