@@ -260,6 +260,14 @@ def test_validation_is_fixed_and_of_other_clouds():
     assert not torch.equal(clouds[0], clouds[3]) and not torch.equal(clouds[0], Solids("train", 0)[None, 5][0])
 
 
+@pytest.mark.parametrize("points", [1, 2])
+def test_a_cloud_of_one_point_has_no_size(tmp_path, capsys, points):
+    assert all(cloud.isfinite().all() for cloud, _ in Solids("val", 0, points=2).take_all([(None, 0), (None, 1)]))
+    words = ["task=points", "norm=bn", "batch=1x4", "model.k=1", f"data.points={points}", f"out={tmp_path}"]
+    assert main(["plan", *words]) == (2 if points == 1 else 0)
+    assert ("data.points=1: expected a whole number of 2 or more" in capsys.readouterr().err) == (points == 1)
+
+
 def test_clouds_are_centred_and_of_unit_size():
     for points, _ in Solids("val", 0, noise=0.1).take_all([(None, k) for k in range(16)]):
         torch.testing.assert_close(points.mean(0), torch.zeros(3), atol=1e-6, rtol=0)

@@ -1,6 +1,7 @@
 """COCO's layout on disk against pycocotools, and in a run."""
 
 import json
+import math
 import shutil
 import zipfile
 from pathlib import Path
@@ -73,6 +74,18 @@ def test_training_images_with_nothing_in_them(root, copy):
     annotations(copy, "train").write_text(json.dumps(content))
     left = COCO("train", 0, root=str(copy))
     assert [left.image_id(k) for k in range(len(left))] == [9 + 7 * k for k in (1, 3, 5)]
+
+
+@pytest.mark.parametrize("side", [1e-7, 1e-4])
+def test_boxes_that_rounding_would_empty_are_no_objects(copy, side):
+    """A detector refuses a box without an area, and these would have none in float32, or after the image is resized."""
+    content = json.loads(annotations(copy, "train").read_text())
+    for row in content["annotations"]:
+        row["bbox"] = [20.0, 20.0, side, 5.0] if row["id"] % 2 else [20.0, 20.0, 0.5, 0.5]
+    annotations(copy, "train").write_text(json.dumps(content))
+    dataset = COCO("train", 0, root=str(copy), empty=True)
+    boxes = torch.cat([dataset.take(epoch, k, k)[1]["boxes"] for epoch in range(4) for k in range(len(dataset))])
+    assert len(boxes) and (boxes[:, 2:] - boxes[:, :2] > 0.4).all()
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(root):
@@ -171,6 +184,25 @@ def test_a_bad_sample_is_named(copy):
 
 
 @pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [10**6, 10**6], "counts": [10**12]}, "and a mask of it 1000000 x 1000000"),  # no room is made for it
+        ({"size": [-64, -40], "counts": [3]}, "no polygons and no run lengths"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "no polygons and no run lengths"),
+        ([], "no polygons and no run lengths"),
+        (None, "no polygons and no run lengths"),
+    ],
+)
+def test_masks_that_are_none_are_one_line(copy, segmentation, message):
+    content = json.loads(annotations(copy).read_text())
+    next(row for row in content["annotations"] if row["image_id"] == 900)["segmentation"] = segmentation
+    annotations(copy).write_text(json.dumps(content))
+    with pytest.raises(SampleError, match=message) as error:
+        COCO("val", 0, root=str(copy)).take(None, 0, 0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda content: content.pop("images"), "these are no annotations as COCO has them"),
@@ -178,6 +210,9 @@ def test_a_bad_sample_is_named(copy):
         (lambda content: content["annotations"][0].update(category_id=4), "is of category 4, which is not there"),
         (lambda content: content["annotations"][0].update(image_id=4), "these are no annotations as COCO has them"),
         (lambda content: content["annotations"][0].update(area="large"), "could not convert"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, 3]), "expected 4 finite numbers, found"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, math.nan, 3]), "expected 4 finite numbers"),
+        (lambda content: content["annotations"][0].update(area=math.inf), "expected 1 finite number, found"),
         (lambda content: content["images"].clear(), "these are no annotations as COCO has them"),
         (lambda content: content.update(categories=[], annotations=[]), "it has no categories"),
     ],

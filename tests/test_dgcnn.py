@@ -104,6 +104,13 @@ def test_neighbours_are_the_nearest_and_the_point_itself():
         neighbours(x_BCP[..., :5], 6)
 
 
+@pytest.mark.parametrize("model", ["dgcnn", "dgcnn_torch"])
+def test_more_neighbours_than_points_are_refused_before_training(tmp_path, capsys, model):
+    words = ["task=points", f"model={model}", "model.k=30", "data.points=24", "norm=bn", "batch=1x4", f"out={tmp_path}"]
+    assert main(["plan", *words]) == 2
+    assert "model.k=30: the clouds have 24 points; expected as many neighbours or fewer" in capsys.readouterr().err
+
+
 # ---- the whole -----------------------------------------------------------------------------------------------------
 
 

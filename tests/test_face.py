@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from data_files import write_faces
+from data_files import as_pairs, jpeg, write_faces
 from sklearn.metrics import roc_curve
 from test_replicas import engine, on_ranks
 from torch import nn
@@ -17,6 +17,7 @@ from normlab.cli import main
 from normlab.config import choices, kinds_of, load
 from normlab.engine.build import build, build_task
 from normlab.errors import UserError
+from normlab.models.faces import Identities
 from normlab.norm.convert import is_replaceable
 from normlab.norm.layer import Normalizer
 from normlab.replicas import set_replicas
@@ -134,9 +135,9 @@ def test_shuffled_labels_are_verified_at_the_rate_of_false_accepts():
 
 def test_splits_that_cannot_be_verified():
     every, labels = features(10, 4)
-    with pytest.raises(UserError, match="no distractors"):
+    with pytest.raises(UserError, match="pictures evaluated none is a distractor"):
         rates(every, labels.clamp(min=0), 0.1)
-    with pytest.raises(UserError, match="no two pictures of one identity"):
+    with pytest.raises(UserError, match="of the 14 pictures evaluated no two are of one identity"):
         rates(every, labels, 0.1)
     with pytest.raises(UserError, match="all of one identity, or all of two"):
         accepted(torch.rand(5), torch.ones(5, dtype=torch.bool), 0.1)
@@ -168,6 +169,37 @@ def test_pairs_are_judged_by_the_threshold_of_the_other_folds():
     assert pair_accuracy(scores, same) == pytest.approx(100 * np.mean(expected))
     false, true, _ = roc_curve(same.numpy(), scores.numpy(), drop_intermediate=False)
     assert accepted(scores, same, 0.2) == pytest.approx(100 * true[false <= 0.2].max())
+
+
+def test_pairs_that_lack_a_picture_are_left_out():
+    """A picture of 4 and 5, and one of 10 and 11, could not be read: the others are still compared with their own."""
+    draw = torch.Generator().manual_seed(0)
+    every = torch.nn.functional.normalize(torch.randn(14, 8, generator=draw))
+    labels = torch.tensor([1, 0, 1, 0, 1, 0, 0]).repeat_interleave(2)
+    collected = Features(in_pairs=True)
+    for rows in ([13, 0, 4, 1], [2, 3, 6, 11], [12, 7, 8, 9]):
+        collected.update(every[rows], labels[rows], rows)
+    found, same = collected.compute()
+    whole = [0, 1, 2, 3, 6, 7, 8, 9, 12, 13]
+    assert torch.equal(found, every[whole]) and torch.equal(same, labels[whole])
+
+
+def test_of_fewer_pairs_than_folds_each_is_one():
+    assert pair_accuracy(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, False, True])) == pytest.approx(200 / 3)
+    assert pair_accuracy(torch.tensor([0.1, 0.9]), torch.tensor([True, False])) == 0
+
+
+def nothing_of_its_own(out: Path) -> dict[str, float]:
+    """What a rank finds that has no picture, as the second of two where one pass takes all."""
+    every, labels = features(12, 8)
+    collected = Features()
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        collected.update(every, labels, range(len(labels)))
+    return rates(*collected.compute(), 0.05)._asdict()
+
+
+def test_a_rank_without_pictures(tmp_path):
+    assert on_ranks(2, nothing_of_its_own, tmp_path / "two") == nothing_of_its_own(tmp_path)
 
 
 def shared(out: Path) -> dict[str, float]:
@@ -261,6 +293,21 @@ def test_synchronized_replicas_are_one_large_one(tmp_path, sync, plain):
             torch.testing.assert_close(many[name], tensor, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cosines_and_their_loss_are_never_in_half_precision(dtype):
+    """Those of a feature that lies on its identity too, where the angle has no derivative."""
+    head = Identities(8, 5)
+    features = torch.nn.functional.normalize(torch.randn(6, 8))
+    features[0] = torch.nn.functional.normalize(head.weight[2].detach(), dim=0)
+    labels = torch.tensor([2, 0, 1, 2, 3, 4])
+    features = features.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype):
+        cosines = head(features)
+        arcface(cosines, labels, 64, 0.5).logsumexp(1).sum().backward()
+    assert cosines.dtype == torch.float32 and torch.equal(cosines, head(features.float()))
+    assert features.grad.isfinite().all() and head.weight.grad.isfinite().all()
+
+
 def test_features_of_a_picture_and_its_mirror_image():
     experiment = build(load([*SMALL, "norm=gn", "task.flip=true"]))
     model, images = experiment.model.eval(), batch(3).images.float()
@@ -291,6 +338,33 @@ def test_faces_train_and_are_tested(tmp_path, capsys):
     assert len(files) == 10 and files[0] == "facescrub/Ann_Lee/Ann_Lee_0.png.bin"
     header = struct.unpack("<4i", (tmp_path / "features" / files[0]).read_bytes()[:16])
     assert header == (8, 1, 4, 5)
+
+
+def test_a_damaged_picture_of_a_pair_is_left_out(tmp_path):
+    write_faces(tmp_path / "data")
+    pictures = [b"no image" if k == 2 else jpeg((112, 112)) for k in range(12)]
+    (tmp_path / "data/faces_emore/lfw.bin").write_bytes(as_pairs(pictures, [True, False, True, False, True, False]))
+    words = ["task=face", "data=faces", f"data.root={tmp_path / 'data'}", "data.distractors=5", "data.pairs=lfw",
+             "model.width=4", "model.features=8", "norm=gn", "parts.embedding=bn", "data.on_error=skip", "threads=1",
+             "tracker=none"]  # fmt: skip
+    summary = run(tmp_path / "runs", *words).summary()
+    assert 0 <= summary["metrics"]["moving_average"]["pairs/pair_accuracy"] <= 100
+    assert summary["data_errors"]["count"] == 1
+
+
+def test_a_plan_knows_the_published_sizes(tmp_path, capsys):
+    words = ["scale=megaface_sn", "task=face", "norm=sn", f"data.root={tmp_path / 'none'}", "data.pairs=lfw"]
+    assert main(["plan", *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "5822653 for training, 1003530 for validation" in said and "(as published:" in said
+    assert "79 (backbone 78, embedding 1)" in said
+
+
+@pytest.mark.parametrize("model", ["ir_small", "ir_small_classifier"])
+def test_a_network_has_a_stage(capsys, model):
+    words = ["task=face"] if model == "ir_small" else ["data=glyph_images"]
+    assert main(["plan", *words, f"model={model}", "model.layers=[]"]) == 2
+    assert "model.layers=[]: expected the blocks of a stage or more" in capsys.readouterr().err
 
 
 def test_it_begins_from_a_classifier(tmp_path):

@@ -1,6 +1,7 @@
 """Pictures of faces on disk, RecordIO, MegaFace's lists, pairs without a pickle; and characters in their place."""
 
 import json
+import math
 import os
 import pickle
 import struct
@@ -100,7 +101,10 @@ def test_damaged_records(tmp_path, change, said):
         Records(records.path)[1]
 
 
-@pytest.mark.parametrize("index", [b"", b"1", b"1\tx\n", b"1\t-4\n", b"1\t2\t3\n", b"9" * 40 + b"\t1\n"])
+FAR = b"0\t%d\n" % (2**63 - 1)
+
+
+@pytest.mark.parametrize("index", [b"", b"1", b"1\tx\n", b"1\t-4\n", b"1\t2\t3\n", b"9" * 40 + b"\t1\n", FAR])
 def test_an_index_that_is_none(tmp_path, index):
     write_records(tmp_path, {1: b""})
     (tmp_path / "x.idx").write_bytes(index)
@@ -122,6 +126,29 @@ def test_training_pictures_are_those_of_the_records(root):
     assert 0 < sum(flips) < 20
     still = dataset(root, "train", flip=False)
     assert all(torch.equal(still.take(epoch, 3, 3)[0], still.take(None, 3, 3)[0]) for epoch in range(5))
+
+
+def write_training(root: Path, records: dict[int, bytes]) -> None:
+    for suffix, content in zip((".rec", ".idx"), as_records(records), strict=True):
+        (root / "faces_emore" / f"train{suffix}").write_bytes(content)
+
+
+def test_records_without_one_that_says_where_they_end(root):
+    """All are pictures then, the first too."""
+    write_training(root, {3 * k: image_record(float(k % 5), jpeg((112, 112))) for k in range(7)})
+    faces = dataset(root, "train")
+    assert [faces.take(None, k, k)[1] for k in range(len(faces))] == [0, 1, 2, 3, 4, 0, 1]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e30, -1.0])
+def test_labels_that_are_no_identity(root, number):
+    write_training(root, {0: image_record([2.0, 9.0], b""), 1: image_record(number, jpeg((112, 112)))})
+    with pytest.raises(SampleError, match=r"train\.rec\[1\]: label .* is not in 0\.\.4"):
+        dataset(root, "train")[None, 0]
+    assert sum("train.rec[1]" in line for line in verify("faces", root)) == 1
+    write_training(root, {0: image_record([number, 9.0], b""), 1: image_record(0.0, jpeg((112, 112)))})
+    with pytest.raises(UserError, match=r"its first record says that pictures end at .*, and there are 2"):
+        dataset(root, "train")
 
 
 def test_those_that_lists_leave_out_are_gone_before_distractors_are_drawn(root):
@@ -170,8 +197,7 @@ def test_pictures_that_cannot_be_used(root):
     """In a record, in a folder and in a pair: named, and left out where that is asked for."""
     records = {0: image_record([4.0, 9.0], b""), 1: image_record(0.0, b"no image")}
     records |= {2: image_record(7.0, jpeg((112, 112))), 3: image_record(1.0, jpeg((96, 112)))}
-    for suffix, content in zip((".rec", ".idx"), as_records(records), strict=True):
-        (root / "faces_emore" / f"train{suffix}").write_bytes(content)
+    write_training(root, records)
     faces = dataset(root, "train")
     for index, said in enumerate(
         ["it is no image", r"label 7 is not in 0\.\.4", "it has 96 x 112 pixels, and an aligned"]

@@ -389,7 +389,22 @@ def test_ratios_by_part(make):
     np.testing.assert_allclose(ydata(axes[3, 2]), over_layers(runs[1].ratios, slice(1), "var"))
     np.testing.assert_allclose(ydata(axes[3, 5]), over_layers(runs[1].ratios, slice(3), "var"))
     with pytest.raises(UserError, match=r"run-\d+: all its layers are of one part of the model; ratio_ranges shows"):
-        ratio_parts([runs[0], make(ratios=moments(9))])
+        ratio_parts([make(ratios=moments(9))])
+
+
+def test_a_classifier_beside_the_detector_that_begins_from_it(make):
+    """Its one part has that part's panel, and long names are broken into lines that the panels have room for."""
+    settings = {"model": "scenes_resnet", "data": "scenes"}, {"model": "scenes_detector", "data": "scene_boxes"}
+    before, after = in_parts(moments(3), backbone=3), detector()
+    figure = ratio_parts([make(ratios=before, **settings[0]), make(ratios=after, **settings[1])])
+    axes = np.reshape(figure.axes, (4, 5))
+    assert titles(axes[0]) == ["backbone", "fpn", "box", "mask", "all layers"]
+    np.testing.assert_allclose(ydata(axes[0, 0]), over_layers(before, slice(3), "mean"))
+    np.testing.assert_allclose(ydata(axes[2, 0]), over_layers(after, PARTS["backbone"], "mean"))
+    assert [[text.get_text() for text in axis.texts] for axis in axes[0, 1:4]] == 3 * [["no such layer"]]
+    figure.draw_without_rendering()
+    boxes = [axis.yaxis.label.get_window_extent() for axis in axes[:, 0]]
+    assert all(not a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_parts_take_the_place_of_ranges(make):

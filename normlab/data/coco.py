@@ -1,6 +1,7 @@
 """COCO 2017: images with boxes, masks and classes of 80 kinds of objects."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from torch import Tensor
 from normlab.data.augment import sample_rng
 from normlab.data.dataset import SampleError, Samples, check_split, missing
 from normlab.data.decode import DecodeError, decode
-from normlab.data.download import unpack
+from normlab.data.download import one_line, unpack
 from normlab.data.folder import decoding_problems
 from normlab.data.imagenet import MEAN, STD
 from normlab.data.stored import first_existing
@@ -21,6 +22,7 @@ from normlab.errors import UserError
 from normlab.reading import read_json
 
 _CATEGORIES = 80  # that are labelled, of 91 numbers
+_LEAST_SIDE = 0.01  # pixels of a box: the coordinates of less may be equal once they are rounded to float32
 _ARCHIVES = ("annotations_trainval2017.zip", "train2017.zip", "val2017.zip")
 Target = dict[str, Any]
 
@@ -150,8 +152,8 @@ def _read(folder: Path, split: str, root: Path | str) -> tuple[list[int], list[s
             of_image[int(row["image_id"])].append(
                 {
                     "category_id": int(row["category_id"]),
-                    "bbox": [float(number) for number in row["bbox"]],
-                    "area": float(row["area"]),
+                    "bbox": _numbers(row["bbox"], 4),
+                    "area": _numbers([row["area"]], 1)[0],
                     "iscrowd": int(row.get("iscrowd", 0)),
                     "segmentation": row["segmentation"],
                 }
@@ -169,16 +171,25 @@ def _read(folder: Path, split: str, root: Path | str) -> tuple[list[int], list[s
     return [number for number, _ in categories], [name for _, name in categories], pictures
 
 
+def _numbers(values: Any, count: int) -> list[float]:
+    """Raises TypeError or ValueError where they are no numbers, or not so many."""
+    numbers = [float(value) for value in values]
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"expected {count} finite number{'s' * (count > 1)}, found {numbers}")
+    return numbers
+
+
 def _has_object(picture: Picture) -> bool:
     rows = json.loads(picture.annotations)
     return any(not row["iscrowd"] and _corners(row["bbox"], picture) is not None for row in rows)
 
 
 def _corners(bbox: Sequence[float], picture: Picture) -> list[float] | None:
-    """Of a box within the image; None where nothing of it is."""
+    """Of a box within the image; None where nothing of it is, or next to nothing."""
     left, top, width, height = bbox
     corners = [max(left, 0.0), max(top, 0.0), min(left + width, picture.width), min(top + height, picture.height)]
-    return corners if corners[2] > corners[0] and corners[3] > corners[1] else None
+    sides = corners[2] - corners[0], corners[3] - corners[1]
+    return corners if min(sides) >= _LEAST_SIDE else None
 
 
 def _check(folder: Path, split: str, label_of: Mapping[int, int], picture: Picture) -> None:
@@ -219,12 +230,16 @@ def _mask(segmentation: Any, picture: Picture) -> Tensor:
             packed = coco_mask.frPyObjects(segmentation, picture.height, picture.width)
         if isinstance(packed, list):
             packed = coco_mask.merge(packed)
+        height, width = packed["size"]
+        if (height, width) != (picture.height, picture.width):  # before room is made for its pixels
+            raise DecodeError(f"it has {picture.width} x {picture.height} pixels, and a mask of it {width} x {height}")
         mask_HW = coco_mask.decode(packed)
+    except DecodeError:
+        raise
     except Exception as error:  # of C++, on whatever a file holds
-        raise DecodeError(f"an annotation of it has no polygons and no run lengths ({error})") from None
-    if mask_HW.shape != (picture.height, picture.width):
-        height, width = mask_HW.shape
-        raise DecodeError(f"it has {picture.width} x {picture.height} pixels, and a mask of it {width} x {height}")
+        raise DecodeError(
+            f"an annotation of it has no polygons and no run lengths ({one_line(error) or type(error).__name__})"
+        ) from None
     return torch.from_numpy(mask_HW).bool()
 
 

@@ -1,5 +1,6 @@
 """Aligned faces of 112 x 112 pixels: MS1MV2 to train on, MegaFace and pairs to be tested on."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,10 +18,12 @@ from normlab.data.download import one_line
 from normlab.data.folder import decoding_problems
 from normlab.data.glyphs import DISTRACTOR
 from normlab.data.recordio import Records
+from normlab.data.splits import Integers
 from normlab.errors import UserError
 
 SIDE = 112
 _TRAINING, _TEST = "faces_emore", "megaface"
+_PERSONS = 85_742
 _MOST_PAIRS, _MOST_BYTES = 20_000, 2**30  # of a file of pairs
 _IMAGES = {2: "facescrub_images", 3: "megaface_images"}  # parts of a path -> where it lies
 
@@ -50,6 +53,7 @@ class FaceFiles(Samples[int]):
     std: ClassVar = (0.5,)
     shape = (3, SIDE, SIDE)
     files = ("faces_emore", "megaface")
+    counts: ClassVar = {"train": 5_822_653, "val": 1_003_530, "pairs": 12_000}  # val: 3,530 probes; pairs: LFW's
 
     def __init__(
         self,
@@ -80,6 +84,10 @@ class FaceFiles(Samples[int]):
             self.pairs_name = pairs
 
     @classmethod
+    def described(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"num_classes": _PERSONS}
+
+    @classmethod
     def prepare(cls, root: Path) -> None:
         """Nothing can be downloaded without consent. Raises UserError, saying what to put where."""
         raise UserError(
@@ -90,13 +98,14 @@ class FaceFiles(Samples[int]):
     @classmethod
     def verify(cls, root: Path) -> list[str]:
         problems: list[str] = []
-        for split, count in (("train", 5_822_653), ("val", 0)):
+        for split in ("train", "val"):
             try:
                 dataset = cls(split, 0, root=str(root), on_error="skip")
             except UserError as error:
                 problems.append(f"{split}: {error}")
                 continue
-            problems += count_problem(split, count, len(dataset)) if count else []
+            if split == "train":  # how many probes are left depends on the lists
+                problems += count_problem(split, cls.counts[split], len(dataset))
             problems += decoding_problems(dataset.check, range(len(dataset)), split)
         return problems
 
@@ -140,10 +149,10 @@ class FaceFiles(Samples[int]):
         """Raises DecodeError, or ValueError on a damaged record."""
         if self.split == "train":
             record = self.records[self.numbers[index]]
-            label = int(record.labels[0])
-            if not 0 <= label < self.num_classes:
-                raise ValueError(f"label {label} is not in 0..{self.num_classes - 1}")
-            return _aligned(decode_bytes(record.content)), label
+            label = record.labels[0]
+            if not 0 <= label < self.num_classes:  # nor is NaN
+                raise ValueError(f"label {label:g} is not in 0..{self.num_classes - 1}")
+            return _aligned(decode_bytes(record.content)), int(label)
         if self.split == "pairs":
             return _aligned(decode_bytes(self.pictures[index])), int(self.same[index // 2])
         return _aligned(decode(self.folder / self._place(index))), int(self.labels_N[index])
@@ -191,19 +200,21 @@ def _aligned(image: Image.Image) -> Tensor:
     return to_bytes(image).contiguous()
 
 
-def _training(folder: Path) -> tuple[Records, range]:
-    """The records and the numbers of those that are pictures: record 0 tells where they end."""
+def _training(folder: Path) -> tuple[Records, Sequence[int] | Integers]:
+    """The records and the numbers of those that are pictures: record 0 tells where they end, or is one itself."""
     records = Records(folder / "train.rec")
     try:
         first = records[0]
     except ValueError as error:
         raise UserError(f"{records.path} is damaged: {error}") from None
-    end = int(first.labels[0]) if len(first.labels) > 1 else len(records)
+    if len(first.labels) == 1:
+        return records, records.numbers_N
+    end = first.labels[0]
     if not 1 < end <= int(records.numbers_N[-1]) + 1:
         raise UserError(
-            f"{records.path}: its first record says that pictures end at {end}, and there are {len(records)}"
+            f"{records.path}: its first record says that pictures end at {end:g}, and there are {len(records)}"
         )
-    return records, range(1, end)
+    return records, range(1, int(end))
 
 
 def _persons(folder: Path) -> int:

@@ -21,6 +21,7 @@ _MAGIC = 0xCED7230A
 _LENGTH = 2**29 - 1  # bits of the length; those above are the part
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _MOST_BYTES = 2**24  # of a record
+_MOST = 2**60  # as a number or a place in a file, which the system takes up to 2**63
 _MOST_PARTS, _MOST_LABELS = 1000, 1000
 _IMAGE = struct.Struct("<IfQQ")
 
@@ -106,7 +107,7 @@ def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         pairs_N2 = values.reshape(-1, 2)
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is no index of records ({one_line(error)})") from None
-    if not len(pairs_N2) or (pairs_N2 < 0).any():
+    if not len(pairs_N2) or (pairs_N2 < 0).any() or (pairs_N2 > _MOST).any():
         raise UserError(f"{path} is no index of records; expected a number and a place in each line")
     numbers_N, first_N = np.unique(pairs_N2[:, 0], return_index=True)
     return numbers_N, pairs_N2[first_N, 1]

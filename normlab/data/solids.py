@@ -90,7 +90,7 @@ class Solids(Samples[int]):
         split: str,
         seed: int,
         *,
-        points: Annotated[int, Ge(1), Le(2**16)] = 128,
+        points: Annotated[int, Ge(2), Le(2**16)] = 128,
         stretch: tuple[Annotated[float, Gt(0), Le(16)], Annotated[float, Gt(0), Le(16)]] = (0.8, 1.25),
         turn: Literal["standing", "all"] = "standing",
         noise: Annotated[float, Ge(0), Le(1)] = 0.03,

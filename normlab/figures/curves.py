@@ -5,6 +5,7 @@ apart.
 import itertools
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ _COLUMNS = 11
 _LINEAR = 0.1  # nats below which the axis of divergences is linear
 _PANEL, _SUMMARY, _TITLE = 0.5, 0.8, 0.45  # heights in inches
 NO_FIELD = "–"
+_LABEL = 16  # characters in a line beside a row of panels
 ONE_PART = "all its layers are of one part of the model"
 
 
@@ -135,12 +137,12 @@ def ratio_parts(runs: Sequence[Run]) -> Figure:
     """Ratios over training averaged over the layers of each part of the model, and over all.
 
     Args:
-        runs: one or more, of models with several parts; rows as in ratio_ranges.
+        runs: one or more, one at least of a model with several parts, as of a detector and of the classifier that it
+            begins from (seed 000, Fig. 8); rows as in ratio_ranges.
     """
     expect(runs, 1)
-    for run in runs:
-        if len(by_part(run.ratios[-1]["layers"])) == 1:
-            raise UserError(f"{run.name}: {ONE_PART}; ratio_ranges shows their average")
+    if not any(mean_by_part(run.ratios[-1]["layers"]) for run in runs):
+        raise UserError(f"{runs[0].name}: {ONE_PART}; ratio_ranges shows their average")
     return _over_training(runs, _parts(runs))
 
 
@@ -196,10 +198,14 @@ def _over_training(runs: Sequence[Run], columns: Sequence[str]) -> Figure:
     for run, label in zip(runs, labels(runs), strict=True):
         tied = all(row["mean"] == row["var"] for record in run.ratios for row in record["layers"])
         names = {"mean": "µ and σ²"} if tied else {"mean": "µ", "var": "σ²"}
+        label = textwrap.fill(label, _LABEL, break_long_words=False)
         lines += [(f"{label}\n{name}", run.ratios, moment) for moment, name in names.items()]
     figure, axes = _group_panels(len(lines), columns)
     for row, (label, moments, moment) in zip(axes, lines, strict=True):
-        _draw_groups(row, columns, moments, _by_group(moments, moment), colours)
+        by_group, parts = _by_group(moments, moment), list(by_part(moments[-1]["layers"]))
+        if len(parts) == 1:  # beside runs of several
+            by_group[parts[0]] = by_group["all"]
+        _draw_groups(row, columns, moments, by_group, colours)
         _share_scale(row, moment, ())
         row[0].set_ylabel(label)
     legend_above(figure, _scope_keys(colours))

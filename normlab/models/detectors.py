@@ -56,8 +56,8 @@ def rcnn(
     hidden: Annotated[int, Ge(1), Le(2**16)] = 1024,
     mask: bool = False,
     anchors: Sequence[Annotated[int, Ge(1)]] = (32, 64, 128, 256, 512),
-    min_size: Annotated[int, Ge(1), Le(2**14)] = 800,
-    max_size: Annotated[int, Ge(1), Le(2**14)] = 1333,
+    min_size: Annotated[int, Ge(8), Le(2**14)] = 800,
+    max_size: Annotated[int, Ge(8), Le(2**14)] = 1333,
     candidates: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = (2000, 1000),
     proposals: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = (2000, 1000),
     anchor_samples: Annotated[int, Ge(1)] = 256,
@@ -109,6 +109,8 @@ def rcnn(
     else:
         if mask:
             raise UserError("model.mask=true: the head for masks needs model.pyramid=true")
+        if not anchors:
+            raise UserError(f"model.anchors={shown(anchors)}: expected a side or more")
         trunk, head, width = _up_to_c4(body)
         names, sizes = ["0"], [tuple(anchors)]
     model = FasterRCNN(

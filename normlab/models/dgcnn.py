@@ -21,12 +21,16 @@ Channels = Annotated[int, Ge(1), Le(2**12)]
 @torch.no_grad()
 def neighbours(x_BCP: Tensor, k: int) -> Tensor:
     """(B, P, k): numbers of the k nearest points of each, itself among them. Raises UserError on smaller clouds."""
-    if x_BCP.shape[2] < k:
-        raise UserError(f"model.k={k}: the clouds have {x_BCP.shape[2]} points; expected as many neighbours or fewer")
+    _check_enough(x_BCP.shape[2], k)
     x_BPC = x_BCP.transpose(1, 2)
     # Distances by differences: by products of matrices they would depend on the batch, and on which neighbour is which.
     exact = "donot_use_mm_for_euclid_dist"
     return torch.cdist(x_BPC, x_BPC, compute_mode=exact).topk(k, largest=False, sorted=False).indices
+
+
+def _check_enough(points: int, k: int) -> None:
+    if points < k:
+        raise UserError(f"model.k={k}: the clouds have {points} points; expected as many neighbours or fewer")
 
 
 class EdgeConv2d(nn.Conv2d):
@@ -156,7 +160,11 @@ def dgcnn(
         k: neighbours.
         width: channels of the first edge block, of which all others are multiples.
         dropout: behind the fully connected layers.
+
+    Raises:
+        UserError: a cloud has fewer points than k.
     """
+    _check_enough(shape[0], k)
     model = DGCNN(
         num_classes,
         k=k,
@@ -190,8 +198,10 @@ def dgcnn_torch(
 ) -> nn.Module:
     """The network of the same authors' PyTorch code: no T-Net, other widths, leaky ReLU, two poolings; 7 norm layers.
 
-    There each norm is registered under two names, its own and that in its block; here it has one. Arguments as dgcnn's.
+    There each norm is registered under two names, its own and that in its block; here it has one. Arguments and
+    errors as dgcnn's.
     """
+    _check_enough(shape[0], k)
     return DGCNN(
         num_classes,
         k=k,

@@ -16,6 +16,9 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from normlab.errors import UserError
+from normlab.schema import shown
+
 
 class Block(nn.Module):
     """norm, 3x3, norm, PReLU, 3x3, norm; then the sum, and the same PReLU once more."""
@@ -41,11 +44,13 @@ class Block(nn.Module):
 class Body(nn.Module):
     """(N, C, H, W) -> maps (N, 8 width, H / 16, W / 16), sizes rounded up, behind a last norm.
 
-    Norm layers: 2, 3 of each block, and 1 of each stage's projection.
+    Norm layers: 2, 3 of each block, and 1 of each stage's projection. Raises UserError without a stage.
     """
 
     def __init__(self, channels: int, layers: Sequence[int], width: int) -> None:
         super().__init__()
+        if not layers:
+            raise UserError(f"model.layers={shown(layers)}: expected the blocks of a stage or more")
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.norm1, self.prelu = nn.BatchNorm2d(width), nn.PReLU()
         before, stages = width, []
@@ -69,7 +74,10 @@ class Body(nn.Module):
 
 
 class Identities(nn.Module):
-    """Cosines (N, K) of features (N, E) of unit length with a weight of each identity."""
+    """Cosines (N, K) of features (N, E) of unit length with a weight of each identity.
+
+    Never in half precision: cosines near 1 would be off by 1/256, which the loss multiplies by 64.
+    """
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
@@ -77,7 +85,8 @@ class Identities(nn.Module):
         nn.init.uniform_(self.weight, -(features**-0.5), features**-0.5)
 
     def forward(self, features_NE: Tensor) -> Tensor:
-        return linear(features_NE, normalize(self.weight))
+        with torch.autocast(features_NE.device.type, enabled=False):
+            return linear(features_NE.to(self.weight.dtype), normalize(self.weight))
 
 
 class FaceNetwork(nn.Module):

@@ -206,7 +206,7 @@ class Detection(Task):
         """Without what nothing in the split tells of, as the AP of large boxes where there are none."""
         found = metric.compute()
         if "ap" not in found:
-            raise UserError("no image of the split has a box; `normlab predict` writes what a run predicts of it")
+            raise UserError("no image that was evaluated has a box; `normlab predict` writes what a run predicts of it")
         return found
 
     # ---- what is kept of predictions -----------------------------------------------------------------------------

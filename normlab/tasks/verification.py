@@ -56,12 +56,18 @@ class Features:
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Features (N, E) and labels (N,): what has a label of 0 or more of all ranks, by the indices; behind it this
-        rank's own distractors, of which `rates` hears of all ranks what it needs."""
-        features, labels, indices = torch.cat(self._features), torch.cat(self._labels), torch.tensor(self._indices)
+        rank's own distractors, of which `rates` hears of all ranks what it needs. Of pairs both pictures, or none."""
+        width = max(_everyone(self._features[0].shape[1] if self._features else 0))
+        features = torch.cat([torch.empty(0, width), *self._features])  # a rank may have had no batch
+        labels, indices = torch.cat([torch.empty(0).long(), *self._labels]), torch.tensor(self._indices).long()
         known = labels >= 0
         parts = _everyone((indices[known], features[known], labels[known]))
         order, *gathered = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         known_features, known_labels = (tensor[order.argsort()] for tensor in gathered)
+        if self.in_pairs:
+            pair_N = order.sort().values // 2
+            whole_N = pair_N.bincount()[pair_N] == 2  # the other picture of one that is left out is of no use
+            return known_features[whole_N], known_labels[whole_N]
         return torch.cat([known_features, features[~known]]), torch.cat([known_labels, labels[~known]])
 
 
@@ -78,7 +84,7 @@ def rates(features_NE: Tensor, labels_N: Tensor, far: float) -> Rates:
     probes_PE, known_P, others_DE = features_NE[is_probe_N], labels_N[is_probe_N], features_NE[~is_probe_N]
     distractors = sum(_everyone(len(others_DE)))
     if not distractors:
-        raise UserError("the split has no distractors, and nothing to accept by mistake")
+        raise UserError(f"of the {len(probes_PE)} pictures evaluated none is a distractor, to be accepted by mistake")
     allowed = _allowed(far, len(probes_PE) * distractors)
     threshold, nearest_P = _impostors(probes_PE, others_DE, allowed)
     accepted = first = pairs = 0
@@ -90,7 +96,9 @@ def rates(features_NE: Tensor, labels_N: Tensor, far: float) -> Rates:
         first += int((same_CP & (scores_CP > nearest_P[chunk, None])).sum())
         pairs += int(same_CP.sum())
     if not pairs:
-        raise UserError("the split has no two pictures of one identity, and nothing to verify")
+        raise UserError(
+            f"of the {len(probes_PE) + distractors} pictures evaluated no two are of one identity, to be verified"
+        )
     return Rates(100 * accepted / pairs, 100 * first / pairs)
 
 
@@ -137,8 +145,8 @@ def _allowed(far: float, pairs: int) -> int:
 
 def pair_accuracy(scores_N: Tensor, same_N: Tensor, folds: int = 10) -> float:
     """Of pairs that are one identity or not, in percent: the mean over folds, each by the threshold that is best on the
-    other folds (LFW's protocol; pairs are divided in order)."""
-    parts = torch.arange(len(scores_N)).tensor_split(folds)
+    other folds (LFW's protocol; pairs are divided in order). Of fewer pairs than folds, each is one; two are needed."""
+    parts = torch.arange(len(scores_N)).tensor_split(min(folds, len(scores_N)))
     found = []
     for part in parts:
         rest = torch.ones(len(scores_N), dtype=torch.bool)
