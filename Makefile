@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 NORMLAB := $(VENV)/bin/normlab
 
-# Of the reproductions: scale of the protocol, number of seeds, runs side by side (0: as many as cores or GPUs allow)
-SCALE ?= digits
-SEEDS ?= 3
+# Of the reproductions: scale of the protocol, number of seeds (empty: as the scale says), runs side by side (0: as many as cores or GPUs allow)
+SCALE ?= scenes
+SEEDS ?=
 JOBS ?= 0
 
 .PHONY: help setup train test test-long check reproduce-table2 reproduce-digits scenes-pilots readme clean
@@ -34,8 +34,8 @@ check: setup  ## lint and type check
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-reproduce-table2: setup  ## Table 2 of the SN papers: SCALE=digits|cifar10|imagenet SEEDS=3 JOBS=0
-	$(NORMLAB) reproduce table2 scale=$(SCALE) seeds=$(SEEDS) jobs=$(JOBS)
+reproduce-table2: setup  ## Table 2 of the SN papers: SCALE=scenes|digits|cifar10|imagenet SEEDS=N JOBS=0
+	$(NORMLAB) reproduce table2 scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) jobs=$(JOBS)
 
 reproduce-digits: SEEDS = 1
 reproduce-digits: setup  ## every table at digits scale, going on where it stopped: SEEDS=1 JOBS=0

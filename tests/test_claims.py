@@ -127,8 +127,7 @@ def test_run_runs_the_tables_that_test_a_claim(monkeypatch, capsys):
     monkeypatch.setattr(module, "reproduce", lambda tables, scale, seeds, *_: asked.append((tables, scale, seeds)) or 0)
     assert cli.main(["claims", "--run", "sn_tpami.practices", "seeds=2"]) == 0
     assert {(scale, seeds, *(table.name for table in tables)) for tables, scale, seeds in asked} == {
-        ("digits", 2, "distinct_hard", "distinct_practices"),
-        ("scenes", 2, "distinct_table3"),  # each at its first scale
+        ("scenes", 2, "distinct_hard", "distinct_practices", "distinct_table3")
     }
     assert [t.name for t in tables_of(chosen(["brn"], "digits", ROOT / "results"), "digits")] == ["sn_brn"]
 

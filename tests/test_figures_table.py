@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from normlab.errors import UserError
-from normlab.report.charts import accuracy, bars, heat_map, learning, ratios
+from normlab.report.charts import accuracy, bars, heat_map, heat_maps, learning, ratios
 from normlab.report.quantities import Measured
 from normlab.report.results import Entry, Results
 from normlab.report.table import Difference, Line
@@ -117,6 +117,20 @@ def test_heat_map_of_what_was_hardly_run():
     entries = {("a", "b"): cell(None, missing=1)}
     figure = heat_map(results({"a": "std BN"}, {"b": "mean BN"}, entries))
     assert [text.get_text() for axis in figure.axes[:2] for text in axis.texts] == ["", "–"]
+
+
+def test_heat_maps_are_panels_of_rows():
+    rows = {f"{norm}_{light}": f"{norm.upper()} light {light}" for norm in ("bn", "sn") for light in (0, 1)}
+    columns = {"b32": "32", "b2": "2"}
+    entries = {(r, c): cell(None, 90 + i + j) for i, r in enumerate(rows) for j, c in enumerate(columns)}
+    entries["sn_1", "b2"] = cell(None, missing=1)
+    figure = heat_maps(results(rows, columns, entries), panels={"BN": ["bn_0", "bn_1"], "SN": ["sn_0", "sn_1"]})
+    bn, sn = figure.axes[:2]
+    np.testing.assert_allclose(np.asarray(bn.images[0].get_array().data, float), [[90, 91], [91, 92]])
+    assert [text.get_text() for text in sn.texts] == ["92.0", "93.0", "93.0"]  # and nothing where nothing was run
+    assert [tick.get_text() for tick in bn.get_yticklabels()] == ["light 0", "light 1"]
+    assert [tick.get_text() for tick in sn.get_xticklabels()] == ["32", "2"]
+    assert bn.images[0].norm.vmin == sn.images[0].norm.vmin and bn.images[0].norm.vmax == sn.images[0].norm.vmax
 
 
 def test_accuracy_along_rows():

@@ -86,3 +86,20 @@ def test_errors_by_scenes_and_by_handwriting(tmp_path):
 def test_seeds_grow_with_the_spread():
     numbers = [pilots.seeds_for(spread, 17) for spread in (0.05, 0.3, 0.5, 2)]
     assert numbers[0] == 3 and numbers[-1] == 8 and numbers == sorted(numbers) and numbers[1] < numbers[2]
+
+
+def test_the_page_and_the_scale_are_what_the_pilots_say():
+    known = pilots.Pilots(pilots.RECORDS, may_run=False)
+    page = pilots.PAGE.read_text(encoding="utf-8")
+    assert page == pilots.fill(page, "pilots", lambda name: pilots.part(known, name))
+    choice = pilots.choose(known.accuracy)
+    config = pilots.load(["scale=scenes", "tracker=none"])
+    assert choice.setting == Setting(
+        config.data["light"], config.data["clutter"], config.optim["lr"], int(config.epochs)
+    )
+    pilot = pilots.load(pilots.words(Pilot(choice.setting, "sn", 100)))
+    changed = {"validation", "val_length"}
+    assert {k: v for k, v in config.data.items() if k not in changed} == {
+        k: v for k, v in pilot.data.items() if k not in changed
+    }
+    assert (config.model, config.optim, config.schedule) == (pilot.model, pilot.optim, pilot.schedule)

@@ -23,7 +23,7 @@ from normlab.report.quantities import measured, of_layers
 from normlab.report.records import collect
 from normlab.report.results import load_results
 from normlab.report.runs import plan
-from normlab.report.table import BatchAverage, Line, Start, Table, cells
+from normlab.report.table import BatchAverage, Line, Scale, Start, Table, cells
 from normlab.report.tables import all_tables, load_table
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
@@ -195,6 +195,15 @@ def test_a_run_without_what_a_table_records_is_made_again(run):
         shared = module._shared(plans)
         assert all(config.record.estimators and config.rerun for config in shared.values())
     assert not any(config.rerun for config in module._shared([plan(table, "digits", [0], words, folder)]).values())
+
+
+def test_a_scale_says_how_many_seeds(tmp_path, monkeypatch, capsys):
+    """Where its pilots do; else the table, and always the command first."""
+    table = load_table("sn_gamma")
+    monkeypatch.setattr(type(table), "protocol", lambda self, file: Scale("t", 10, 1.0, ["epochs=1"], seeds=5))
+    for asked, number in ((None, 5), (2, 2)):
+        assert reproduce([table], "digits", asked, 1, [f"out={tmp_path}"], tmp_path, dry=True) == 0
+        assert f"{4 * number} cells of {4 * number} runs" in capsys.readouterr().out
 
 
 def test_records_of_other_seeds_stay_while_their_settings_do(run, tmp_path):

@@ -52,7 +52,7 @@ def record(row: str, column: str, seed: int, score: float | None, **changes) -> 
         "commit": "0123456789abcdef+",
         "device": "CPU, 2 threads",
         "seconds": 10.0,
-        "finished": "2026-11-25T08:00:00+00:00",
+        "finished": "2026-12-25T08:00:00+00:00",
         "layers": [],
         "choices": {},
         "epochs_of": EPOCHS.get(row, {}) if score is not None else {},
@@ -120,6 +120,10 @@ def test_one_seed_has_no_spread_and_no_verdict():
     assert {judged.verdict for judged in results.judged.values()} == {"not enough seeds"}
 
 
+def test_the_quick_scale_says_what_it_cannot_tell():
+    assert "cannot tell small differences" in markdown(results_of(TABLE, "digits", records(1)))
+
+
 def test_verdicts_of_clear_records():
     """BN falls by 3 and 8 points, nothing else does; SN leads by 1 everywhere; its BN ratio falls, LN's stays."""
     results = results_of(TABLE, "digits", records(bn_8x2=[95.0, 95.1, 95.2], bn_8x1=[90.0, None, 90.2]))
@@ -141,8 +145,10 @@ def test_verdicts_of_clear_records():
         "ln_ratio_follows_n": "not enough seeds",
         "learns_faster": "holds",
         "overfits_less": "holds",
+        "one_stage": "holds",
         "validation_leads_early": "holds",
         "variance_of_bn_falls": "holds",
+        "variance_leans_less_to_bn": "not enough seeds",  # both have the same ratios
     }
     diverged = results_of(TABLE, "digits", records(bn_8x2=[95.0, 95.1, 95.2], bn_8x1=[None] * 3)).judged
     assert diverged["bn_falls"].verdict == diverged["small_minibatches"].verdict == "holds"
@@ -198,7 +204,7 @@ def test_report_from_the_file_alone(written):
     for said in (text, " ".join(shown.split())):
         assert "at digits scale" in said and "digits_resnet on scikit-learn's digits" in said
         assert "Paper: ResNet50 on ImageNet (val)" in said
-        assert "81 runs of digits_resnet on digits, 810 s in all, 2026-11-25" in said
+        assert "81 runs of digits_resnet on digits, 810 s in all, 2026-12-25" in said
         assert "0123456789abcdef+" in said and "torch 2.13.0" in said and "timm" not in said
         assert "over 3 seeds" in said and "SN at 8x1 mixes IN and LN" in said
 

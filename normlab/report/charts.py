@@ -139,6 +139,53 @@ def heat_map(results: Results) -> Figure:
 
 
 @at_print_size
+def heat_maps(results: Results, *, panels: Mapping[str, Sequence[str]]) -> Figure:
+    """The metric of some rows by the columns as a colour, a panel for each title; all panels have one scale.
+
+    An empty cell was not run, or diverged. The scale begins at Tukey's lower fence.
+
+    Args:
+        results: of a table.
+        panels: title -> names of rows, from top to bottom; what their labels have in common is not repeated.
+    """
+    table, columns = results.table, list(results.table.columns)
+    entries = {
+        title: np.array([[_number((results.entries[r, c].mean, None)) for c in columns] for r in rows], float)
+        for title, rows in panels.items()
+    }
+    known = np.concatenate([shown.ravel() for shown in entries.values()])
+    low, high = _scale(known[np.isfinite(known)])
+    rows = max(map(len, panels.values()))
+    figure = Figure(figsize=(PAGE, 1.1 + 0.34 * rows), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, shown) in zip(axes, entries.items(), strict=True):
+        image = axis.imshow(shown, cmap="YlOrRd", vmin=low, vmax=high, aspect="auto")
+        _write_numbers(axis, shown, table.decimals, low, high)
+        labels = [_without(title, table.rows[row].label) for row in panels[title]]
+        axis.set_xticks(range(len(columns)), [table.columns[c].label for c in columns], fontsize=6)
+        axis.set_yticks(range(len(labels)), labels, fontsize=6)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        axis.set_title(title, loc="left", fontsize=7)
+    below = np.nanmin(known, initial=high) < low
+    bar = figure.colorbar(image, ax=list(axes), location="bottom", extend="min" if below else "neither", aspect=60)
+    bar.set_label(results.metric, fontsize=7)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _write_numbers(axis: Axes, shown: np.ndarray, decimals: int, low: float, high: float) -> None:
+    for (i, j), value in np.ndenumerate(shown):
+        if np.isfinite(value):
+            colour = "white" if value > low + 0.65 * (high - low) else "black"
+            axis.text(j, i, f"{value:.{decimals}f}", ha="center", va="center", fontsize=6, color=colour)
+
+
+def _without(title: str, label: str) -> str:
+    return label.removeprefix(title).strip() or label
+
+
+@at_print_size
 def learning(
     results: Results,
     *,

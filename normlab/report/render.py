@@ -141,7 +141,8 @@ def _subtitle(results: Results) -> str:
 def _notes(results: Results) -> list[str]:
     table = results.table
     exceptions = [e.note for e in table.exceptions if e.overrides or e.by_scale.get(results.scale_name)]
-    return [*dict.fromkeys(exceptions + table.notes), *results.disagreements]
+    of_scale = [results.scale.note] if results.scale.note else []
+    return [*of_scale, *dict.fromkeys(exceptions + table.notes), *results.disagreements]
 
 
 def _mixture(results: Results, escaped: Callable[[str], str]) -> list[str]:

@@ -113,6 +113,8 @@ class Scale:
     guessing: float | dict[str, float]  # what a diverged run counts as: of the headline metric, or by metric
     margin: float
     overrides: list[str]
+    seeds: int | None = None  # of each cell, where the scale's pilots say how many; null: as the table says
+    note: str | None = None  # what a reader of any report at this scale must know
 
 
 @dataclass

@@ -57,7 +57,7 @@ def reproduce(
         printed(table)  # a wrong reference to a paper shows now, not after the runs
     plans = []
     for table in tables:
-        number = seeds or len(table.seeds)
+        number = seeds or table.scale(scale).seeds or len(table.seeds)
         if renew:
             number = max([number, *(seed + 1 for seed in recorded_seeds(table, scale, results))])
         plans.append(plan(table, scale, range(number), ["tracker=none", *extra], results))
