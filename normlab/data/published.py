@@ -27,7 +27,7 @@ def data_may_be_absent() -> Iterator[None]:
 
 def is_absent(node: Mapping[str, Any]) -> bool:
     """Whether a dataset's folder is not there, and need not be."""
-    return _may_be_absent.get() and node.get("root") is not None and not Path(node["root"]).is_dir()
+    return _may_be_absent.get() and node.get("root") is not None and not Path(node["root"]).exists()
 
 
 def absent(node: Mapping[str, Any], split: str) -> Any:
