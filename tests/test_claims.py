@@ -107,10 +107,7 @@ def test_the_command(capsys):
     ("words", "message"),
     [
         (["--run"], "claims --run: expected a claim"),
-        (
-            ["--run", "sn_tpami.video"],
-            "there is nothing to run: sn_tpami.video: needs video classification on Kinetics",
-        ),
+        (["--run", "style_converges_faster"], "there is nothing to run: sn_iclr.style_converges_faster: needs style"),
         (["--run", "brn", "scale=cifar10"], "there is nothing to run"),
         (["--run", "brn", "seeds=0"], "seeds=0: expected a whole number from 1"),
         (["brn", "sede=1"], "did you mean 'seeds'"),
