@@ -429,7 +429,7 @@ from typing import ClassVar
 from normlab.tasks.classification import Classification
 
 class Second(Classification):
-    takes: ClassVar = {"model": ["parser"], "data": ["points"]}
+    takes: ClassVar = {"model": ["parser"], "data": ["dots"]}
 """
 
 
@@ -442,7 +442,7 @@ def two_tasks(tmp_path, monkeypatch):
     written = {
         "task/second": "_target_: second_task.Second",
         "model/net": "_kind_: parser\n_target_: normlab.models.mlp.mlp",
-        "data/clouds": "_kind_: [clouds, points]\n_target_: normlab.data.digits.Digits",
+        "data/clouds": "_kind_: [swarms, dots]\n_target_: normlab.data.digits.Digits",
     }
     for name, text in written.items():
         (tmp_path / "conf" / f"{name}.yaml").write_text(f"# of the second task\n{text}\n")
@@ -465,9 +465,9 @@ def test_files_of_a_second_task_are_tried_with_it(two_tasks):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["task=second"], "model=digits_resnet: this is for classifier, and task=second takes parser; allowed: net"),
-    (["task=second", "model=net"], "data=digits: this is for images, and task=second takes points; allowed: clouds"),
+    (["task=second", "model=net"], "data=digits: this is for images, and task=second takes dots; allowed: clouds"),
     (["model=net"], "model=net: this is for parser, and task=classification takes classifier; allowed: densenet121"),
-    (["data=clouds"], "data=clouds: this is for clouds and points, and task=classification takes images; allowed:"),
+    (["data=clouds"], "data=clouds: this is for swarms and dots, and task=classification takes images; allowed:"),
 ])  # fmt: skip
 def test_what_a_task_does_not_take_is_refused_before_any_work(two_tasks, words, message):
     with pytest.raises(UserError) as refused:

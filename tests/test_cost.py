@@ -14,7 +14,10 @@ from normlab.errors import UserError
 from normlab.launch.cost import Costs, throughput
 from normlab.report.tables import all_tables
 
-PAPERS = sorted({(scale, table.task) for table in all_tables() for scale in [*table.scales.values()]})
+# Of Kinetics' videos nobody knows how many are still to be had.
+PAPERS = sorted(
+    {(scale, table.task) for table in all_tables() for scale in table.scales.values() if scale != "kinetics_sn"}
+)
 
 
 @pytest.mark.parametrize(("scale", "task"), PAPERS)

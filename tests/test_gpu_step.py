@@ -39,7 +39,7 @@ def launched(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("name", [name for name in NORMS if name not in ("bn_mean", "bn_std")])  # in parts
 def test_a_layer_takes_four_launches_forward_and_four_backward(name, launched):
     """Of each: sums over the activation, the algebra in one or two, the map to y or dx.
 

@@ -42,9 +42,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 CLASSIFIERS = [
-    file
-    for file in sorted(CONF.glob("*.yaml"))
-    if not re.search("^_kind_: (segmenter|detector)", file.read_text(), re.M)
+    file for file in sorted(CONF.glob("*.yaml")) if not re.search("^_kind_: (?!classifier)", file.read_text(), re.M)
 ]
 
 

@@ -98,7 +98,8 @@ def test_every_verb_that_reads_records_looks_at_them(records, tmp_path, capsys):
     changed[0]["metrics"]["moving_average"]["top1"] = NAN
     write(tmp_path / "sn_table2-digits", changed)
     for words in (("report", "table2"), ("claims",), ("reproduce", "table2", "--dry-run")):
-        assert "line 1: metrics.moving_average.top1=nan" in refusal(capsys, *words, f"results={tmp_path}")
+        refused = refusal(capsys, *words, "scale=digits", f"results={tmp_path}")
+        assert "line 1: metrics.moving_average.top1=nan" in refused
 
 
 def test_two_records_of_a_cell_are_named_by_their_lines(records, tmp_path):

@@ -34,6 +34,8 @@ LATER = {
     "start": None,
     "halve_momentum": None,
     "anchor_centres": "corner",
+    "pooled_norm": False,
+    "zero_init_residual": False,
 }
 
 
@@ -200,7 +202,7 @@ def identity(config: Config) -> str:
     for nodes in (scientific, *scientific["parts"].values()):
         if nodes.get("init", "none") != "none":
             nodes["init"] = Initial.parse(nodes["init"]).identity(Path(config.out))
-        for group in ("norm", "weight", "model"):
+        for group in ("norm", "weight", "model", "task"):
             if nodes.get(group):
                 nodes[group] = {key: value for key, value in nodes[group].items() if LATER.get(key, ...) != value}
     if config.iterations is not None:
