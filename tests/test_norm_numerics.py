@@ -10,7 +10,7 @@ from normlab.norm.layer import Normalizer, ScopeError
 EPS_32 = torch.finfo(torch.float32).eps
 CORRECTED = "brn"  # moves its output towards the running statistics: test_renorm.py
 FROZEN = "bn_frozen"
-MEASURING = [name for name in NORMS if name not in (CORRECTED, FROZEN)]
+MEASURING = [name for name in NORMS if name not in (CORRECTED, FROZEN, "bn_std")]  # which subtracts no mean
 THREE = ["in", "ln", "bn"]
 
 
