@@ -233,7 +233,8 @@ def test_a_pass_takes_the_moments_and_the_stored_statistics_it_is_given():
 def test_little_beside_x_is_kept_for_the_backward_pass(name, shape, dtype):
     """The moments, float32: 2 values a map. Those of a single position are not kept: x has them.
 
-    (brn, bn_mean, bn_std and bn_frozen take no moments here: the first have them before, the last is given stored ones.)
+    (brn, bn_mean, bn_std and bn_frozen take no moments here: the first three have them before, the last is given
+    stored ones.)
     """
     layer = build(name, 64)
     layer.replicas = 4
