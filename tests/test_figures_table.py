@@ -127,7 +127,7 @@ def test_heat_maps_are_panels_of_rows():
     figure = heat_maps(results(rows, columns, entries), panels={"BN": ["bn_0", "bn_1"], "SN": ["sn_0", "sn_1"]})
     bn, sn = figure.axes[:2]
     np.testing.assert_allclose(np.asarray(bn.images[0].get_array().data, float), [[90, 91], [91, 92]])
-    assert [text.get_text() for text in sn.texts] == ["92.0", "93.0", "93.0"]  # and nothing where nothing was run
+    assert [text.get_text() for text in sn.texts] == ["92.0", "93.0", "93.0", ""]  # nothing where nothing was run
     assert [tick.get_text() for tick in bn.get_yticklabels()] == ["light 0", "light 1"]
     assert [tick.get_text() for tick in sn.get_xticklabels()] == ["32", "2"]
     assert bn.images[0].norm.vmin == sn.images[0].norm.vmin and bn.images[0].norm.vmax == sn.images[0].norm.vmax

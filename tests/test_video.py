@@ -175,7 +175,7 @@ def test_what_does_not_go_together(capsys, more, message) -> None:
 def test_a_motion_backwards_is_the_other_of_its_pair() -> None:
     """Bit for bit but for the noise: order alone tells them apart."""
     data = Moves("train", 3, noise=0.0)
-    key_B = data._key([(2, k) for k in range(20)])
+    key_B = data.bits([(2, k) for k in range(20)])[1]
     for pair in range(4):
         forth, back = (data.drawn(key_B, np.full(20, 2 * pair + k)) for k in range(2))
         assert torch.equal(forth.flip(1), back)

@@ -15,18 +15,18 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normlab.data.dataset import Samples, check_range, check_split
+from normlab.data.dataset import check_range, check_split
+from normlab.data.generated import Generated
 from normlab.data.lettering import FACES, SIDE, characters, picture
 from normlab.data.scenes import DIMMEST, between, tent
 from normlab.errors import UserError
-from normlab.seeding import Bits, hashed, uniforms
+from normlab.seeding import Bits, uniforms
 
 DISTRACTOR = -1  # the label of a picture whose identity is not asked for
 _HELD_OUT, _PILOT = 100, 100  # characters that are probes
 _FEWEST_OTHERS = 200  # characters that are neither learned nor probes
 _DISTRACTING = 0.75  # of the characters that are neither, those of the held-out split; the others are the pilot's
 _MOST_TRAINED = 500
-Source = Literal["train", "held_out", "pilot"]
 
 
 class Stream(IntEnum):
@@ -39,7 +39,7 @@ class Stream(IntEnum):
     NOISE = auto()
 
 
-class Drawings(Samples[int]):
+class Drawings(Generated[int]):
     """Pictures of characters.
 
     One for training is a function of (seed, epoch, index), with epoch None of the index alone. Those for
@@ -48,7 +48,7 @@ class Drawings(Samples[int]):
 
     mean: ClassVar[Sequence[float]] = (0.4,)
     std: ClassVar[Sequence[float]] = (0.25,)
-    source: Source
+    noun = "pictures"
     chosen: tuple[str, ...]  # the characters
     labels_N: NDArray[np.int64]
     which_N: NDArray[np.int64]  # of the chosen characters
@@ -61,24 +61,11 @@ class Drawings(Samples[int]):
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, int]:
-        return self.take_all([(epoch, index)])[0]
-
     def take_all(self, keys: Sequence[tuple[int | None, int]]) -> list[tuple[Tensor, int]]:
         """The pictures of many keys, each as `take` gives it. Raises IndexError."""
-        index_B = np.array([index for _, index in keys])
-        if not ((index_B >= 0) & (index_B < len(self))).all():
-            raise IndexError(f"pictures 0 to {len(self) - 1}, not {index_B.tolist()}")
-        images_B1SS = torch.from_numpy(self._draw(self._key(keys), self.which_N[index_B]))
+        index_B, key_B = self.bits(keys)
+        images_B1SS = torch.from_numpy(self._draw(key_B, self.which_N[index_B]))
         return list(zip(images_B1SS.unbind(), self.labels_N[index_B].tolist(), strict=True))
-
-    def _key(self, keys: Sequence[tuple[int | None, int]]) -> Bits:
-        """Of each picture, of which all else is a function."""
-        index_B = np.array([index for _, index in keys])
-        if self.source != "train":
-            return hashed(1 if self.source == "held_out" else 2, index_B)
-        epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
-        return np.where(epoch_B < 0, hashed(3, index_B), hashed(0, self.seed, epoch_B, index_B))
 
     def _draw(self, key_B: Bits, which_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         S, B = self.shape[1], len(key_B)

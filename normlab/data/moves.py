@@ -20,8 +20,9 @@ from torch.nn.functional import grid_sample, interpolate
 
 from normlab.data.clips import Clips
 from normlab.data.dataset import check_split
+from normlab.data.generated import Generated
 from normlab.data.scenes import DIMMEST, GRID, INK, TEXTURE, handwriting
-from normlab.seeding import hashed, random_bytes, uniforms
+from normlab.seeding import random_bytes, uniforms
 
 _TRAVEL = 0.3  # of the side of a frame, that a digit goes at most, to and fro about the middle of its way
 _TURN = np.pi / 5  # that it turns at most
@@ -38,7 +39,7 @@ class _Stream(IntEnum):
     LIGHT = auto()
 
 
-class Moves(Clips):
+class Moves(Clips, Generated[int]):
     """Clips of one moving digit; the class is its motion.
 
     A training clip is a function of (seed, epoch, index), with epoch None of the index alone. Those for validation are
@@ -59,6 +60,8 @@ class Moves(Clips):
 
     mean: ClassVar[Sequence[float]] = (0.41,)
     std: ClassVar[Sequence[float]] = (0.2,)
+    noun = "clips"
+    first_stream = 10  # scenes are of the same handwriting
     classes: ClassVar[tuple[str, ...]] = (
         "right",
         "left",
@@ -86,8 +89,8 @@ class Moves(Clips):
         validation: Literal["held_out", "pilot"] = "held_out",
     ) -> None:
         check_split(split)
-        self.handwriting: Literal["train", "held_out", "pilot"] = "train" if split == "train" else validation
-        images_N88, _ = handwriting(self.handwriting)
+        self.source = "train" if split == "train" else validation
+        images_N88, _ = handwriting(self.source)
         self.ink_N88 = torch.from_numpy(images_N88)
         self.seed, self.shape, self.light, self.noise = seed, (1, frames, size, size), light, noise
         self.split, self.length = split, length if split == "train" else val_length
@@ -95,26 +98,14 @@ class Moves(Clips):
     def __len__(self) -> int:
         return self.length
 
-    def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, int]:
-        return self.take_all([(epoch, index)])[0]
-
     def take_all(self, keys: Sequence[tuple[int | None, int]]) -> list[tuple[Tensor, int]]:
         """The clips of many keys, each as `take` gives it. Raises IndexError."""
-        index_B = np.array([index for _, index in keys])
-        if not ((index_B >= 0) & (index_B < self.length)).all():
-            raise IndexError(f"clips 0 to {self.length - 1}, not {index_B.tolist()}")
+        index_B, key_B = self.bits(keys)
         motion_B = index_B % self.num_classes
-        clips_BTCSS = self.drawn(self._key(keys), motion_B)
+        clips_BTCSS = self.drawn(key_B, motion_B)
         if self.split != "train":
             clips_BTCSS = clips_BTCSS[:, None]
         return list(zip(clips_BTCSS.unbind(), motion_B.tolist(), strict=True))
-
-    def _key(self, keys: Sequence[tuple[int | None, int]]) -> NDArray[np.uint64]:
-        index_B = np.array([index for _, index in keys])
-        if self.handwriting != "train":
-            return hashed(11 if self.handwriting == "held_out" else 12, index_B)
-        epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
-        return np.where(epoch_B < 0, hashed(13, index_B), hashed(10, self.seed, epoch_B, index_B))
 
     def drawn(self, key_B: NDArray[np.uint64], motion_B: NDArray[np.int64]) -> Tensor:
         """The clips (B, T, 1, S, S) in bytes of these keys and motions."""

@@ -17,15 +17,15 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normlab.data.dataset import VOID, Samples, check_range, check_split
+from normlab.data.dataset import VOID, check_range, check_split
+from normlab.data.generated import Generated, Key, Source
 from normlab.data.handwriting import load_handwriting
 from normlab.data.splits import Integers, held_out
 from normlab.errors import UserError
 from normlab.schema import shown
-from normlab.seeding import Bits, hashed, random_bytes, uniforms
+from normlab.seeding import Bits, random_bytes, uniforms
 
 Floats = NDArray[np.floating[Any]]
-Key = tuple[int | None, int]  # epoch and index
 
 SIDE = 8  # pixels of the handwriting
 FRAGMENT = 4  # of them in a fragment
@@ -59,7 +59,7 @@ class Drawn(NamedTuple):
     labels_BD: Integers  # 0 to 9
 
 
-class Scenes(Samples[Any]):
+class Scenes(Generated[Any]):
     """What the three datasets of scenes share; each makes a target of its own of what is drawn.
 
     A training scene is a function of (seed, epoch, index), with epoch None of the index alone. Those for validation
@@ -91,6 +91,7 @@ class Scenes(Samples[Any]):
     std: ClassVar[Sequence[float]] = (0.2,)
     num_classes: int = 10
     one_size: ClassVar[bool] = True
+    noun = "scenes"
     most_digits: ClassVar[int] = 100
 
     def __init__(
@@ -115,17 +116,14 @@ class Scenes(Samples[Any]):
         check_range("scale", scale)
         if digits[1] > self.most_digits:
             raise UserError(f"data.digits={shown(digits)}: a scene of this dataset has at most {self.most_digits}")
-        self.handwriting: Literal["train", "held_out", "pilot"] = "train" if split == "train" else validation
-        self.images_N88, self.labels_N = handwriting(self.handwriting)
+        self.source = "train" if split == "train" else validation
+        self.images_N88, self.labels_N = handwriting(self.source)
         self.seed, self.shape = seed, (channels, size, size)
         self.digits, self.scale, self.clutter, self.light, self.noise = digits, scale, clutter, light, noise
         self.length, self.fresh = length if split == "train" else val_length, fresh
 
     def __len__(self) -> int:
         return self.length
-
-    def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, Any]:
-        return self.take_all([(epoch, index)])[0]
 
     def take_all(self, keys: Sequence[Key]) -> list[tuple[Tensor, Any]]:
         """The scenes of many keys, each as `take` gives it. Raises IndexError."""
@@ -140,10 +138,7 @@ class Scenes(Samples[Any]):
 
     def draw(self, keys: Sequence[Key]) -> Iterator[Drawn]:
         """The scenes of many keys, in order, as many at once as stay in a cache. Raises IndexError."""
-        index_B = np.array([index for _, index in keys])
-        if not ((index_B >= 0) & (index_B < self.length)).all():
-            raise IndexError(f"scenes 0 to {self.length - 1}, not {index_B.tolist()}")
-        key_B = self._key(keys)
+        index_B, key_B = self.bits(keys)
         F, D = self.clutter, self.digits[1]
         members_BL = _whole(uniforms(key_B, Stream.MEMBER, F + D), len(self.labels_N))
         members_BL[:, F] = index_B % len(self.labels_N)
@@ -157,16 +152,6 @@ class Scenes(Samples[Any]):
             covered_BLSS = rows_BLS8[some] @ ink_BL88[some] @ columns_BLS8[some].swapaxes(2, 3)
             labels_BD = self.labels_N[members_BL[some, F:]]
             yield Drawn(index_B[some], self._image(key_B[some], covered_BLSS), covered_BLSS[:, F:], labels_BD)
-
-    def _key(self, keys: Sequence[Key]) -> Bits:
-        """Of each scene, of which all else is a function."""
-        index_B = np.array([index for _, index in keys])
-        if self.handwriting != "train":
-            return hashed(1 if self.handwriting == "held_out" else 2, index_B)
-        if not self.fresh:
-            return hashed(4, index_B)
-        epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
-        return np.where(epoch_B < 0, hashed(3, index_B), hashed(0, self.seed, epoch_B, index_B))
 
     def _resampling(self, key_B: Bits) -> tuple[Floats, Floats]:
         """What each pixel of the handwriting gives to each row and to each column of the scene, bilinearly."""
@@ -252,7 +237,7 @@ class SceneBoxes(Scenes):
         ]
 
 
-def handwriting(which: Literal["train", "held_out", "pilot"]) -> tuple[Floats, Integers]:
+def handwriting(which: Source) -> tuple[Floats, Integers]:
     """Images (N, 8, 8) of ink in [0, 1] and their labels (N,): a part of scikit-learn's, disjoint from the two others.
 
     `held_out` is what data=digits holds out; a fifth of the rest is for pilots.

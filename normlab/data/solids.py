@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normlab.data.clouds import UP
-from normlab.data.dataset import Samples, check_range, check_split
-from normlab.seeding import Bits, hashed, uniforms
+from normlab.data.dataset import check_range, check_split
+from normlab.data.generated import Generated
+from normlab.seeding import Bits, uniforms
 
 Floats = NDArray[np.float64]
 
@@ -58,7 +59,7 @@ class Surface(NamedTuple):
     share_F: Floats
 
 
-class Solids(Samples[int]):
+class Solids(Generated[int]):
     """Clouds of eight solids. `dataset[epoch, index]` is (float32 points (P, 3), class).
 
     Points are drawn evenly over a solid's surface; it is stretched along its axis, turned at random, and each point
@@ -82,6 +83,7 @@ class Solids(Samples[int]):
     """
 
     called = "clouds"
+    noun = "clouds"
     classes: ClassVar[tuple[str, ...]] = tuple(SOLIDS)
     num_classes: ClassVar[int] = len(SOLIDS)
 
@@ -108,25 +110,12 @@ class Solids(Samples[int]):
     def __len__(self) -> int:
         return self.length
 
-    def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, int]:
-        return self.take_all([(epoch, index)])[0]
-
     def take_all(self, keys: Sequence[tuple[int | None, int]]) -> list[tuple[Tensor, int]]:
         """The clouds of many keys, each as `take` gives it. Raises IndexError."""
-        index_B = np.array([index for _, index in keys])
-        if not ((index_B >= 0) & (index_B < self.length)).all():
-            raise IndexError(f"clouds 0 to {self.length - 1}, not {index_B.tolist()}")
+        index_B, key_B = self.bits(keys)
         class_B = index_B % self.num_classes
-        points_BP3 = self._points(self._key(keys), class_B).astype(np.float32)
+        points_BP3 = self._points(key_B, class_B).astype(np.float32)
         return list(zip(torch.from_numpy(points_BP3).unbind(), class_B.tolist(), strict=True))
-
-    def _key(self, keys: Sequence[tuple[int | None, int]]) -> Bits:
-        """Of each cloud, of which all else is a function."""
-        index_B = np.array([index for _, index in keys])
-        if self.source != "train":
-            return hashed(1 if self.source == "held_out" else 2, index_B)
-        epoch_B = np.array([-1 if epoch is None else epoch for epoch, _ in keys])
-        return np.where(epoch_B < 0, hashed(3, index_B), hashed(0, self.seed, epoch_B, index_B))
 
     def _points(self, key_B: Bits, class_B: NDArray[np.int64]) -> Floats:
         B, P = len(key_B), self.shape[0]

@@ -1,9 +1,8 @@
 """GPU-hours that runs would take, from a throughput: stated, or as `normlab bench train out=FILE` measured it."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from normlab.config import Config, load
 from normlab.dynamics.dry_run import multiply_adds
@@ -77,7 +76,7 @@ class Costs:
         return self._lengths[key]
 
     def _of_a_sample(self, config: Config) -> int:
-        key = repr((_plain(config.model), _plain(config.data), config.task))
+        key = repr((config.model, config.data, config.task))
         if key not in self._operations:
             task = build_task(config)
             if task.example is None:
@@ -92,7 +91,3 @@ class Costs:
                     "second"
                 ) from error
         return self._operations[key]
-
-
-def _plain(node: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(node.items(), key=str)

@@ -3,11 +3,12 @@
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
 from normlab.dynamics.ratios import MOMENTS
@@ -30,6 +31,7 @@ Cell = tuple[str, str]  # row, column
 Values = Mapping[Cell, tuple[float | None, float | None]]  # mean (None: diverged), std
 
 _DASH = "–"  # as the papers print a run that failed
+_DARK = 0.65  # of the scale of colours: beyond it numbers are white
 
 
 @at_print_size
@@ -117,24 +119,17 @@ def heat_map(results: Results) -> Figure:
     for axis, (values, title) in zip(figure.subplots(1, 2), _panels(results), strict=True):
         shown = np.array([[_number(values.get((r, c))) for c in columns] for r in rows])
         low, high = _scale(shown[np.isfinite(shown)])
-        image = axis.imshow(shown, cmap="YlOrRd", vmin=low, vmax=high, aspect="auto")
+        image = _draw_heat(axis, shown, low, high, title)
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-            value = shown[i, j]
-            text = f"{value:.{table.decimals}f}" if np.isfinite(value) else _DASH if (row, column) in values else ""
-            dark = np.isfinite(value) and value > low + 0.65 * (high - low)
-            axis.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            text = f"{shown[i, j]:.{table.decimals}f}"
+            text = text if np.isfinite(shown[i, j]) else _DASH if (row, column) in values else ""
+            _write(axis, i, j, text, is_dark=shown[i, j] > low + _DARK * (high - low))
             if _last_words(table.rows[row]) == _last_words(table.columns[column]):
                 axis.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, linewidth=1.0))
         axis.set_xticks(range(len(columns)), [_last_words(table.columns[c]) for c in columns], fontsize=6)
         axis.set_yticks(range(len(rows)), [_last_words(table.rows[r]) for r in rows], fontsize=6)
         axis.set(xlabel=_first_word(table.columns), ylabel=_first_word(table.rows))
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0)
-        axis.set_title(title, loc="left", fontsize=7)
-        below = np.nanmin(shown, initial=high) < low
-        bar = figure.colorbar(image, ax=axis, location="bottom", extend="min" if below else "neither", aspect=40)
-        bar.set_label(results.metric, fontsize=7)
-        bar.outline.set_visible(False)
+        _add_bar(figure, image, axis, results.metric, is_cut=np.nanmin(shown, initial=high) < low)
     return figure
 
 
@@ -159,26 +154,33 @@ def heat_maps(results: Results, *, panels: Mapping[str, Sequence[str]]) -> Figur
     figure = Figure(figsize=(PAGE, 1.1 + 0.34 * rows), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, shown) in zip(axes, entries.items(), strict=True):
-        image = axis.imshow(shown, cmap="YlOrRd", vmin=low, vmax=high, aspect="auto")
-        _write_numbers(axis, shown, table.decimals, low, high)
+        image = _draw_heat(axis, shown, low, high, title)
+        for (i, j), value in np.ndenumerate(shown):
+            text = f"{value:.{table.decimals}f}" if np.isfinite(value) else ""
+            _write(axis, i, j, text, is_dark=value > low + _DARK * (high - low))
         labels = [_without(title, table.rows[row].label) for row in panels[title]]
         axis.set_xticks(range(len(columns)), [table.columns[c].label for c in columns], fontsize=6)
         axis.set_yticks(range(len(labels)), labels, fontsize=6)
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0)
-        axis.set_title(title, loc="left", fontsize=7)
-    below = np.nanmin(known, initial=high) < low
-    bar = figure.colorbar(image, ax=list(axes), location="bottom", extend="min" if below else "neither", aspect=60)
-    bar.set_label(results.metric, fontsize=7)
-    bar.outline.set_visible(False)
+    _add_bar(figure, image, list(axes), results.metric, is_cut=np.nanmin(known, initial=high) < low)
     return figure
 
 
-def _write_numbers(axis: Axes, shown: np.ndarray, decimals: int, low: float, high: float) -> None:
-    for (i, j), value in np.ndenumerate(shown):
-        if np.isfinite(value):
-            colour = "white" if value > low + 0.65 * (high - low) else "black"
-            axis.text(j, i, f"{value:.{decimals}f}", ha="center", va="center", fontsize=6, color=colour)
+def _draw_heat(axis: Axes, shown: np.ndarray, low: float, high: float, title: str) -> AxesImage:
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_title(title, loc="left", fontsize=7)
+    return axis.imshow(shown, cmap="YlOrRd", vmin=low, vmax=high, aspect="auto")
+
+
+def _write(axis: Axes, row: int, column: int, text: str, *, is_dark: bool) -> None:
+    axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if is_dark else "black")
+
+
+def _add_bar(figure: Figure, image: AxesImage, axes: Any, metric: str, *, is_cut: bool) -> None:
+    """The scale of colours; `is_cut`: some values lie below it."""
+    bar = figure.colorbar(image, ax=axes, location="bottom", extend="min" if is_cut else "neither", aspect=40)
+    bar.set_label(metric, fontsize=7)
+    bar.outline.set_visible(False)
 
 
 def _without(title: str, label: str) -> str:

@@ -1,7 +1,7 @@
 """`normlab reproduce TABLE` (or all): the runs of papers' tables that are missing, then reports from their records."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -67,9 +67,10 @@ def reproduce(
     if renew:
         for config in shared.values():
             config.rerun |= _is_of_another_version(config)
-    _print_plan(plans, shared, jobs, console)
-    if throughput is not None:
-        _print_cost(shared, throughput, console)
+    missing = {run_id: config for run_id, config in shared.items() if config.rerun or not RunFolder.of(config).is_over}
+    _print_plan(plans, shared, missing, jobs, console)
+    if throughput is not None and missing:
+        _print_cost(missing.values(), throughput, console)
     if dry:
         return 0
     status = _run(plans, shared, jobs, console)
@@ -167,31 +168,30 @@ def _measure(plans: Sequence[Plan], console: Console) -> int:
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
-def _print_plan(plans: Sequence[Plan], shared: dict[str, Config], jobs: int, console: Console) -> None:
+def _print_plan(
+    plans: Sequence[Plan], shared: Mapping[str, Config], missing: Mapping[str, Config], jobs: int, console: Console
+) -> None:
     seconds = _recorded_seconds(plans)
-    missing = {run_id for run_id, config in shared.items() if config.rerun or not RunFolder.of(config).is_over}
     for one in plans:
         ids = {one.ids[cell.row, cell.column, cell.seed] for cell in one.cells}
         console.print(f"{one.table.name}: {one.table.title}: {one.table.scale(one.scale).title}", soft_wrap=True)
-        console.print(f"    {len(one.cells)} cells of {len(ids)} runs, {len(ids & missing)} of them missing")
+        console.print(f"    {len(one.cells)} cells of {len(ids)} runs, {len(ids & missing.keys())} of them missing")
         first = {one.ids[cell.row, cell.column, cell.seed] for cell in one.pretraining}
         if first:
-            console.print(f"    they begin from {len(first)} runs more, {len(first & missing)} of them missing")
-    expected = _expected({run_id: shared[run_id] for run_id in missing}, shared, seconds, num_jobs(jobs))
+            console.print(f"    they begin from {len(first)} runs more, {len(first & missing.keys())} of them missing")
+    expected = _expected(missing, shared, seconds, num_jobs(jobs))
     console.print(f"{len(shared)} runs, {len(missing)} of them missing{expected}", soft_wrap=True)
 
 
-def _print_cost(shared: Mapping[str, Config], text: str, console: Console) -> None:
-    """GPU-hours of training of the missing runs."""
+def _print_cost(runs: Iterable[Config], text: str, console: Console) -> None:
+    """GPU-hours of their training."""
     costs = Costs(read_throughput(text))
-    missing = [config for config in shared.values() if config.rerun or not RunFolder.of(config).is_over]
-    hours = [costs.hours(config) for config in missing]
-    if hours:
-        console.print(
-            f"{sum(hours):,.1f} GPU-hours of training, {min(hours):,.2f} to {max(hours):,.2f} a run, at "
-            f"{costs.given.words}",
-            soft_wrap=True,
-        )
+    hours = [costs.hours(config) for config in runs]
+    console.print(
+        f"{sum(hours):,.1f} GPU-hours of training, {min(hours):,.2f} to {max(hours):,.2f} a run, at "
+        f"{costs.given.words}",
+        soft_wrap=True,
+    )
 
 
 def _recorded_seconds(plans: Sequence[Plan]) -> dict[str, float]:
