@@ -26,7 +26,21 @@ def _without_compiler(optimizer: Any) -> Any:
     return type(optimizer.__name__, (optimizer,), methods | {"step": step})
 
 
-_SGD, _RMSprop, _Adam = map(_without_compiler, (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adam))
+_TorchSGD, _RMSprop, _Adam = map(_without_compiler, (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adam))
+
+
+class _SGD(_TorchSGD):  # type: ignore[valid-type,misc]
+    """torch's fused one fails where some parameters have a momentum and others have their first gradient (2.15)."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """A momentum of 0 is what a first gradient meets: the same numbers."""
+        moved = [p for group in self.param_groups if group["momentum"] for p in group["params"] if p.grad is not None]
+        newcomers = [p for p in moved if self.state[p].get("momentum_buffer") is None]
+        if len(newcomers) < len(moved):
+            for parameter in newcomers:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return super().step(closure)
 
 
 def sgd(

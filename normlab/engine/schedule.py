@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 Unit = Literal["fraction", "epochs", "iterations"]
 
@@ -40,6 +40,28 @@ def cosine(
     start = _updates(warmup, unit, total, per_epoch)
     done = max(0.0, update - start) / max(1.0, total - start)
     return _warmup(update, start) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def cosine_restarts(
+    update: int,
+    total: int,
+    per_epoch: int,
+    *,
+    first: Annotated[float, Gt(0)] = 10,
+    times: Annotated[float, Ge(1)] = 2,
+    least: Annotated[float, Ge(0), Lt(1)] = 0.01,
+    each: Literal["update", "epoch"] = "update",
+    unit: Literal["fraction", "epochs", "iterations"] = "epochs",
+) -> float:
+    """Half a cosine from 1 to `least`, over and over: the first of length `first`, each of `times` the one before.
+
+    SGDR (Loshchilov and Hutter 2017). The rate moves at `each` update, or once an epoch as in ENAS's code.
+    """
+    done: float = update if each == "update" else update // per_epoch * per_epoch
+    length = _updates(first, unit, total, per_epoch)
+    while done >= length:
+        done, length = done - length, length * times
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * done / length))
 
 
 def poly(
