@@ -8,6 +8,7 @@ import signal
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -18,7 +19,7 @@ from normlab.errors import UserError
 from normlab.launch.start import start
 from normlab.reading import read_jsonl
 from normlab.report import quantities
-from normlab.report.metrics import guessed
+from normlab.report.metrics import guessed, quantities_of
 from normlab.report.quantities import measured, of_layers
 from normlab.report.records import collect
 from normlab.report.results import load_results
@@ -340,6 +341,42 @@ def test_learning_is_higher_for_the_better_whatever_the_metric():
     both = record["epochs_of"] | {"train/error": [0.4, 0.2]}
     found = quantities._of_epochs(record | {"epochs_of": both}, lower)
     assert found["gap"] == pytest.approx(-0.1) and found["early_lead"] == pytest.approx(-0.1)
+
+
+def test_the_area_under_a_curve_is_its_mean_height_between_evaluations():
+    """By numpy's trapezoids, also where evaluations are not evenly spaced; of headline and curves alone."""
+    metrics = {
+        "content": MetricInfo("content loss", unit="", better="lower"),
+        "style": MetricInfo("style loss", unit="", better="lower", curve=True),
+        "tv": MetricInfo("total variation", unit="", better="lower"),
+        "hits": MetricInfo("hits", curve=True),
+    }
+    steps, style, hits = [10, 20, 50], [9.0, 4.0, 1.0], [10.0, 30.0, 50.0]
+    epochs = {"step": steps, "train/loss": [1.0] * 3, "val/content": [3.0, 2.0, 2.5], "val/tv": [1.0] * 3}
+    epochs |= {"val/style": style, "val_batch_average/style": style[::-1], "val/hits": hits}
+    found = quantities._of_epochs({"headline": {"metric": "content"}, "epochs_of": epochs}, metrics)
+    areas = {name: value for name, value in found.items() if "area." in name}
+    assert areas == pytest.approx({
+        "area.content": -np.trapezoid([3, 2, 2.5], steps) / 40,
+        "area.style": -np.trapezoid(style, steps) / 40,
+        "batch_average.area.style": -np.trapezoid(style[::-1], steps) / 40,
+        "area.hits": np.trapezoid(hits, steps) / 40,
+    })  # fmt: skip
+    assert set(areas) < set(quantities_of(metrics)) and "area.tv" not in quantities_of(metrics)
+    older = {name: values for name, values in epochs.items() if name != "step"}
+    assert not [n for n in quantities._of_epochs({"headline": {"metric": "content"}, "epochs_of": older}, metrics)
+                if "area" in n]  # fmt: skip
+
+
+def test_a_run_that_learns_faster_has_the_larger_area():
+    """Of two curves with one start and one end."""
+    metrics = {"style": MetricInfo("style loss", unit="", better="lower")}
+
+    def area(curve):
+        epochs = {"step": [0, 1, 2], "train/loss": [0.0] * 3, "val/style": curve}
+        return quantities._of_epochs({"headline": {"metric": "style"}, "epochs_of": epochs}, metrics)["area.style"]
+
+    assert area([8.0, 2.0, 1.0]) > area([8.0, 6.0, 1.0])
 
 
 # ---- versions --------------------------------------------------------------------------------------------------------

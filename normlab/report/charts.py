@@ -26,6 +26,7 @@ from normlab.figures.style import (
 )
 from normlab.report.results import Results
 from normlab.report.table import Line
+from normlab.tasks.metrics import curves_of
 
 Cell = tuple[str, str]  # row, column
 Values = Mapping[Cell, tuple[float | None, float | None]]  # mean (None: diverged), std
@@ -192,26 +193,30 @@ def learning(
     results: Results,
     *,
     panels: Mapping[str, Sequence[str]],
-    quantity: Literal["metric", "loss"] = "metric",
+    quantity: str = "metric",
     along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """What runs are known by in validation, or their training loss, over training (seed 001, Fig. 5; seed 003, Fig. 6).
+    """A metric in validation, or the training loss, over training (seed 001, Figs. 5 and 6; seed 003, Fig. 6).
 
-    A line is the mean over seeds, of all evaluations that each of them has. A loss is a mean over the updates since the
-    evaluation before.
+    A line is the mean over seeds, of all evaluations that each of them has, and a band their standard deviation to
+    either side. A loss in training is a mean over the updates since the evaluation before.
 
     Args:
         results: of a table.
         panels: title -> rows; of each, the first of its columns.
-        quantity: metric or loss.
+        quantity: loss, metric (what runs are known by), or a metric that has a curve.
         along: what the horizontal axis counts; iterations are updates.
     """
     table, headline = results.table, next(iter(results.table.metrics))
     for row in (row for rows in panels.values() for row in rows):
         if row not in table.rows:
             raise unknown(f"{table.name}: row", row, table.rows)
+    known = {"loss": "train/loss", "metric": f"val/{headline}"} | {m: f"val/{m}" for m in curves_of(table.metrics)}
+    if quantity not in known:
+        raise unknown(f"{table.name}: quantity", quantity, known)
+    key = known[quantity]
+    label = "training loss" if quantity == "loss" else table.metrics[key.partition("/")[2]].label
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
-    key = "train/loss" if quantity == "loss" else f"val/{headline}"
     of_row: dict[str, list[Mapping[str, Sequence[float]]]] = {}
     norms = {record["row"]: record["norm"] for record in results.records}
     for record in results.records:
@@ -222,11 +227,15 @@ def learning(
         for row, colour in zip(rows, norm_colours([norms.get(row, row) for row in rows]), strict=True):
             curves = [found[key] for found in of_row.get(row, [])]
             length = min(map(len, curves), default=0)
-            means = [statistics.fmean(values) for values in zip(*(curve[:length] for curve in curves), strict=True)]
+            values_SE = np.array([curve[:length] for curve in curves], float).reshape(len(curves), length)
             places = of_row[row][0]["step"][:length] if length and along == "iteration" else range(1, length + 1)
-            draw_line(axis, places, means, color=colour, label=table.rows[row].label)
+            means_E = values_SE.mean(0) if length else values_SE.ravel()
+            draw_line(axis, places, means_E.tolist(), color=colour, label=table.rows[row].label)
+            if length and len(curves) > 1:
+                stds_E = values_SE.std(0, ddof=1)
+                axis.fill_between(places, means_E - stds_E, means_E + stds_E, color=colour, alpha=0.2, linewidth=0)
         axis.set_title(title, loc="left", fontsize=7)
-        axis.set(xlabel=along, ylabel="training loss" if quantity == "loss" else table.metrics[headline].label)
+        axis.set(xlabel=along, ylabel=label)
         axis.legend(fontsize=6, frameon=False)
     return figure
 
