@@ -12,23 +12,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normlab.api import convert, create_norm_layer, norms, ratios, receptive_fields, weights
+    from normlab.api import (
+        convert,
+        create_lstm_cell,
+        create_norm_layer,
+        norms,
+        ratios,
+        receptive_fields,
+        weights,
+    )
     from normlab.engine.batch_average import batch_average
     from normlab.errors import UserError
     from normlab.exchange.folding import fold
     from normlab.norm.convert import Conversion, NothingReplacedWarning
     from normlab.norm.layer import Normalizer
+    from normlab.norm.lstm import NormLSTMCell
     from normlab.replicas import RunningStatistics, set_replicas
 
 __version__ = "0.1.0"
 __all__ = [
     "Conversion",
+    "NormLSTMCell",
     "Normalizer",
     "NothingReplacedWarning",
     "RunningStatistics",
     "UserError",
     "batch_average",
     "convert",
+    "create_lstm_cell",
     "create_norm_layer",
     "fold",
     "norms",
@@ -40,6 +51,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Conversion": "normlab.norm.convert",
+    "NormLSTMCell": "normlab.norm.lstm",
     "Normalizer": "normlab.norm.layer",
     "NothingReplacedWarning": "normlab.norm.convert",
     "RunningStatistics": "normlab.replicas",

@@ -13,6 +13,7 @@ from normlab.errors import UserError, unknown
 from normlab.norm import convert as conversions
 from normlab.norm.convert import Conversion
 from normlab.norm.layer import Normalizer
+from normlab.norm.lstm import NormLSTMCell
 from normlab.norm.weight import Convolution
 from normlab.schema import bind, check_target
 
@@ -51,6 +52,24 @@ def create_norm_layer(norm: str, num_channels: int, **settings: Any) -> nn.Modul
     """
     build = _by_name("norm", norm, settings)
     return nn.Identity() if build is None else build(num_channels)
+
+
+def create_lstm_cell(
+    norm: str, input_size: int, hidden_size: int, bias: bool = True, **settings: Any
+) -> NormLSTMCell:
+    """An LSTM cell with norms on its gates and its state, called as torch's nn.LSTMCell: cell(x, (h, c)) -> (h, c).
+
+    >>> normlab.create_lstm_cell("sn_ln_gn", 10, 64, groups=8)      # what the SN papers have in a controller
+
+    Args:
+        norm: a name of `norms()` whose scopes are ln and gn; "none" gives what torch's own cell gives.
+        input_size, hidden_size, bias: as torch's; parameters have the same names, so that its state dict can be loaded.
+        settings: in place of those in conf/norm/NAME.yaml; `Normalizer` explains them.
+
+    Raises:
+        UserError: an unknown name or setting, or a norm with a scope that channels alone do not have: in, bn, en.
+    """
+    return NormLSTMCell(input_size, hidden_size, bias, norm=_by_name("norm", norm, settings))
 
 
 def convert(

@@ -61,6 +61,7 @@ def cosine_restarts(
     length = _updates(first, unit, total, per_epoch)
     while done >= length:
         done, length = done - length, length * times
+
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * done / length))
 
 

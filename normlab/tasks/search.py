@@ -42,6 +42,7 @@ class Predicted(NamedTuple):
 
     drawn_N: Tensor
     random_N: Tensor
+    entropy_A: Tensor
     found: list[Found]
 
 
@@ -65,7 +66,8 @@ class Search(Task):
 
     metrics: ClassVar = {
         "accuracy": {"words": "accuracy of drawn architectures"},
-        "random_accuracy": {"words": "accuracy of random architectures"},
+        "random_accuracy": {"words": "accuracy of random architectures", "curve": True},
+        "entropy": {"words": "entropy of drawn architectures", "unit": "nats", "curve": True},
     }
     takes: ClassVar = {"model": ["search"], "data": ["images"]}
     parts: ClassVar = {"child": "child", "controller": "controller"}
@@ -205,20 +207,22 @@ class Search(Task):
         network: SearchNetwork = getattr(model, "module", model)
         generator = torch.Generator().manual_seed(mix_seed(self.seed, int(numbers_N[0])))
         uniform_AD = self._uniform(self.evaluated, images_NCHW.device, generator)
-        drawn = network.controller(uniform_AD).architectures.tolist()
+        drawn = network.controller(uniform_AD)
+        chosen = drawn.architectures.tolist()
         others = uniform_architectures(uniform_AD.cpu(), self._nodes).tolist()
         with own_statistics(network.child):
             drawn_AN, random_AN = (
                 torch.stack([_correct(network.child(images_NCHW, one)[0], labels_N) for one in architectures])
-                for architectures in (drawn, others)
+                for architectures in (chosen, others)
             )
         right = [round(correct_N.sum().item() / 100) for correct_N in drawn_AN]
-        found = [Found(one, number, len(labels_N)) for one, number in zip(drawn, right, strict=True)]
-        return Predicted(drawn_AN.mean(0), random_AN.mean(0), found)
+        found = [Found(one, number, len(labels_N)) for one, number in zip(chosen, right, strict=True)]
+        return Predicted(drawn_AN.mean(0), random_AN.mean(0), drawn.entropy, found)
 
     def update(self, metric: Metric, predictions: Predicted, batch: Batch, indices: Sequence[int]) -> None:
         metric["accuracy"].update(predictions.drawn_N)
         metric["random_accuracy"].update(predictions.random_N)
+        metric["entropy"].update(predictions.entropy_A)
 
     def write(self, predicted: Iterable[tuple[Predicted, Sequence[int]]], split: str, folder: Path) -> int:
         """architectures.jsonl: those that were drawn, the best first, with their accuracy on the samples of a pass."""
