@@ -36,8 +36,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Any
+from functools import cache, cached_property, partial
+from typing import Any, TypeVar
 
 from normlab.dynamics.ratios import (
     RF_RANGES,
@@ -54,6 +54,7 @@ from normlab.report.records import Key, Record, key_of, scores
 from normlab.report.table import Table
 from normlab.tasks.metrics import MetricInfo
 
+T = TypeVar("T")
 Layers = Sequence[dict[str, Any]]
 Quantities = Mapping[str, Mapping[Key, float]]  # quantity -> of each run
 
@@ -76,11 +77,8 @@ class Measured:
 
     def _by_cell(self, quantity: str) -> dict[tuple[str, ...], dict[int, float]]:
         if quantity not in self._cells:
-            found: dict[tuple[str, ...], dict[int, float]] = {}
             known = self.at_once if quantity in self.at_once else self.others()
-            for (row, column, seed), value in known.get(quantity, {}).items():
-                found.setdefault((row, column), {})[seed] = value
-            self._cells[quantity] = found
+            self._cells[quantity] = _by_cell(known.get(quantity, {}))
         return self._cells[quantity]
 
     def all_diverged(self, cell: Sequence[str]) -> bool:
@@ -90,15 +88,28 @@ class Measured:
 
     def are_same_runs(self, cell: Sequence[str], other: Sequence[str]) -> bool:
         """Whether two (row, column) are read off the same runs, seed by seed."""
-        by_seed = [
-            {seed: run for (row, column, seed), run in self.runs.items() if (row, column) == tuple(one)}
-            for one in (cell, other)
-        ]
-        return bool(by_seed[0]) and by_seed[0] == by_seed[1]
+        own = self._runs_by_cell.get(tuple(cell))
+        return own is not None and own == self._runs_by_cell.get(tuple(other))
+
+    @cached_property
+    def _runs_by_cell(self) -> dict[tuple[str, ...], dict[int, str]]:
+        return _by_cell(self.runs)
 
     def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
         self.asked.add(tuple(cell))
-        return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
+        return self._layers_by_cell.get(tuple(cell), {})
+
+    @cached_property
+    def _layers_by_cell(self) -> dict[tuple[str, ...], dict[int, Layers]]:
+        return _by_cell(self.layers)
+
+
+def _by_cell(by_key: Mapping[Key, T]) -> dict[tuple[str, ...], dict[int, T]]:
+    """(row, column) -> seed -> what is known of it."""
+    found: dict[tuple[str, ...], dict[int, T]] = {}
+    for (row, column, seed), value in by_key.items():
+        found.setdefault((row, column), {})[seed] = value
+    return found
 
 
 def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[str, float]) -> Measured:
