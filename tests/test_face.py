@@ -342,7 +342,7 @@ def test_faces_train_and_are_tested(tmp_path, capsys):
 
 
 def rank_1_of_files(folder: Path) -> float:
-    """By MegaFace's rule, from feature files alone: a probe beside each other picture of its identity and all others'."""
+    """By MegaFace's rule, from feature files alone: a probe, its identity's other pictures, all distractors."""
     read = {f: np.fromfile(f, "<f4", offset=16) for f in sorted(folder.rglob("*.bin"))}
     probes = {f: f.parent.name for f in read if f.relative_to(folder).parts[0] == "facescrub"}
     others = [feature for f, feature in read.items() if f not in probes]

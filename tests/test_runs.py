@@ -60,7 +60,7 @@ def test_cells_of_one_run_share_it(tmp_path):
 
 
 def test_tables_share_their_runs(tmp_path):
-    """The runs of seed 001's inference study are all of Table 2."""
+    """The runs of SN's inference study are all of Table 2."""
     table2 = plan(load_table("table2"), "digits", [0], [], tmp_path)
     inference = plan(load_table("sn_inference"), "digits", [0], [], tmp_path)
     assert set(inference.configs) < set(table2.configs)

@@ -45,7 +45,7 @@ def accuracy(
 ) -> Figure:
     """The metric by batch setting, ours beside the paper's, with standard deviations.
 
-    As seed 001, Fig. 1b, and, along rows, seed 004, Fig. 4.
+    As SN, Fig. 1b, and, along rows, HN, Fig. 4.
 
     Args:
         results: of a table.
@@ -82,7 +82,7 @@ def accuracy(
 def ratios(
     results: Results, *, row: str, columns: Sequence[str] = (), xlabel: str = "GPUs × samples per GPU"
 ) -> Figure:
-    """Ratios of a row's switchable layers by column, averaged over layers and seeds (seed 001, Fig. 4).
+    """Ratios of a row's switchable layers by column, averaged over layers and seeds (SN, Fig. 4).
 
     Args:
         results: of a table.
@@ -113,7 +113,7 @@ def ratios(
 
 @at_print_size
 def heat_map(results: Results) -> Figure:
-    """Every cell's metric as a colour, ours beside the paper's; redder is higher (seed 004, Figs. 2 and 3).
+    """Every cell's metric as a colour, ours beside the paper's; redder is higher (HN, Figs. 2 and 3).
 
     Cells on the diagonal, whose row and column have the same label but for the first word ("mean BN", "std BN"), have a
     frame. A cell far below the others takes the palest colour: the scale begins at Tukey's lower fence. A dash:
@@ -204,7 +204,7 @@ def learning(
     quantity: Literal["metric", "loss"] = "metric",
     along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """What runs are known by in validation, or their training loss, over training (seed 001, Fig. 5; seed 003, Fig. 6).
+    """What runs are known by in validation, or their training loss, over training (SN, Fig. 5; WS, Fig. 6).
 
     A line is the mean over seeds, of all evaluations that each of them has. A loss is a mean over the updates since the
     evaluation before.
@@ -242,7 +242,7 @@ def learning(
 
 @at_print_size
 def bars(results: Results, *, rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    """A bar for each row, beside each other for each column, ours and the paper's (seed 003, Fig. 1).
+    """A bar for each row, beside each other for each column, ours and the paper's (WS, Fig. 1).
 
     An axis begins below its lowest bar by as much as the bars differ, so that their differences are seen. What diverged
     or was not run has no bar, nor has what the paper does not print.

@@ -3,13 +3,13 @@
 metric                what the cell shows; a diverged run counts as guessing
 diverged              1 of a run that diverged, else 0
 ratio.mean.bn         the BN ratio of the mean, averaged over the layers; ratio.mean.bn.<49 over those of such a
-                      receptive field in pixels (seed 000, Fig. 4)
+                      receptive field in pixels (Distinct, Fig. 4)
 first.mean.bn         the same of the first layer alone
 depth.mean.bn         how much it rises from the first layer to the last, of a line fitted through the layers
-divergence            between mean and variance ratios, averaged over the layers (seed 000, Sec. 4.1.1);
+divergence            between mean and variance ratios, averaged over the layers (Distinct, Sec. 4.1.1);
                       divergence.<49 over those of such a receptive field
 differing             share of layers whose mean and variance choose different scopes, 0 to 1, at the end;
-                      differing@0.3 at 30% of the run (seed 000, Fig. 2)
+                      differing@0.3 at 30% of the run (Distinct, Fig. 2)
 changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
 learning              what runs are known by, in validation, averaged over the epochs: the faster a run learns, the
                       higher. Here and below it is that of moving averages, SN's too; its negative where lower is better
@@ -20,7 +20,7 @@ train.loss            loss in training, of the last epoch
 gap                   that in training minus that in validation, of the last epoch
 early_lead            that in validation minus that in training, averaged over the first tenth of the run
 fluctuation.bn_mean   how much the mean of BN varies over the last updates, averaged over the layers; also bn_std,
-                      en_mean, en_std; .first of the first layer, .later averaged over the others (seed 004, Fig. 6)
+                      en_mean, en_std; .first of the first layer, .later averaged over the others (HN, Fig. 6)
 apart.mean            distance of BN's mean from EN's, averaged over updates, layers and channels; also apart.std
 moved.mean            how far the ratios of the mean have gone, to and fro, over the run; also moved.var
 backbone.mean.bn      the BN ratio of the mean, averaged over the layers of the backbone at the end; also of decoder,
@@ -28,7 +28,7 @@ backbone.mean.bn      the BN ratio of the mean, averaged over the layers of the 
 start.moved.mean      the same, and start.backbone.mean.bn, of the run that this one began from; a classifier is all
                       backbone
 taken.division        share of the squared gradient that the division of Weight Standardization takes, averaged over
-                      layers and epochs; taken.centring: that removing the mean takes (seed 003, Fig. 4)
+                      layers and epochs; taken.centring: that removing the mean takes (WS, Fig. 4)
 """
 
 import itertools
@@ -184,7 +184,7 @@ def _rise(along: Sequence[float]) -> float:
 
 
 def divergence_between(some: Layers, others: Layers, moment: str) -> float:
-    """Of two runs of one network: D between the ratios of a layer, averaged over the layers (seed 000, Fig. 5)."""
+    """Of two runs of one network: D between the ratios of a layer, averaged over the layers (Distinct, Fig. 5)."""
     return statistics.fmean(divergence(a[moment], b[moment]) for a, b in zip(some, others, strict=True))
 
 

@@ -24,7 +24,7 @@ class Classification(Task):
         model, data: settings of the network and of the dataset.
         seed: of the augmentation.
         label_smoothing: share of the target spread over all classes.
-        dropout: probability before the last layer (seed 000, Sec. 5: 0.5).
+        dropout: probability before the last layer (Distinct, Sec. 5: 0.5).
         pooled_norm: a norm layer before the last layer, behind the pooling. The papers advise against it (Distinct,
             Table 4, practice 5): IN and LN of a 1x1 map are unstable.
         zero_init_residual: gammas of the last norm of each residual block start at 0 (SN, Sec. 4.1, footnote 2).
