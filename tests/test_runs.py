@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import Told
 from rich.console import Console
 
 from normlab.config import identity, load
@@ -373,7 +374,7 @@ def test_a_run_that_goes_on_under_another_version_says_both(tmp_path, monkeypatc
         if what == "training" and done == 3:
             signal.raise_signal(signal.SIGINT)
 
-    assert start(config, folder, interrupt) == "interrupted"
+    assert start(config, folder, Told(interrupt)) == "interrupted"
     monkeypatch.setattr("normlab.engine.provenance._code", lambda modules: "22222222")
     assert start(load(words), folder, lambda *_: None) == "finished"
     made_by = folder.summary()["made_by"]

@@ -35,6 +35,7 @@ class Classification(Task):
         "top5": {"words": "top-5 accuracy"},
         "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
         "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
+        "loss": {"words": "cross entropy", "unit": "", "better": "lower", "decimals": 4},
     }
     takes: ClassVar = {"model": ["classifier"], "data": ["images"]}
 
@@ -113,3 +114,4 @@ class Classification(Task):
         for k in (1, 5):
             best_NK = predictions.topk(min(k, self.num_classes)).indices
             metric[f"top{k}"].update((best_NK == labels_N[:, None]).any(1) * 100)
+        metric["loss"].update(nn.functional.cross_entropy(predictions.float(), labels_N, reduction="none"))
