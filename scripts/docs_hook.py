@@ -1,5 +1,6 @@
-"""What MkDocs calls to build the site of docs/: README is its first page, and files of the repository that pages link to
-come along, Markdown as pages, so that no link leads out of the site.
+"""What MkDocs calls to build the site of docs/: README is its first page, and files that pages link to come along.
+
+Markdown from elsewhere becomes pages too, so that no link leads out of the site.
 """
 
 import re

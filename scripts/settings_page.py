@@ -17,9 +17,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 _OPENING = """\
 # Settings
 
-`normlab train KEY=VALUE ...` sets any of these; `normlab train --cfg job` prints them all as a command would have them, and
-`normlab list GROUP` names the files of a group. A value out of its range, an unknown key or a wrong type is refused in a line
-before any work. This page is made from conf/, signatures and docstrings by `python scripts/settings_page.py`.
+`normlab train KEY=VALUE ...` sets any of these. `normlab train --cfg job` prints them all as a command would have them,
+and `normlab list GROUP` names the files of a group. A value out of its range, an unknown key or a wrong type is refused
+in a line before any work. This page is made from conf/, signatures and docstrings by `python scripts/settings_page.py`.
 
 ## A run
 
