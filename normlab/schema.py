@@ -42,6 +42,10 @@ class Parameter:
     hint: Any
     default: Any = _REQUIRED
 
+    @property
+    def is_required(self) -> bool:
+        return self.default is _REQUIRED
+
     @cached_property
     def coercion(self) -> Callable[[Any], Any]:
         """Kept here, since a type takes longer to look up than most values to check."""

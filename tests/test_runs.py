@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import Told
 from rich.console import Console
 
 from normlab.config import identity, load
 from normlab.engine import provenance
 from normlab.errors import UserError
 from normlab.launch.start import start
+from normlab.progress import silent
 from normlab.reading import read_jsonl
 from normlab.report import quantities
 from normlab.report.metrics import guessed, quantities_of
@@ -61,7 +63,7 @@ def test_cells_of_one_run_share_it(tmp_path):
 
 
 def test_tables_share_their_runs(tmp_path):
-    """The runs of seed 001's inference study are all of Table 2."""
+    """The runs of SN's inference study are all of Table 2."""
     table2 = plan(load_table("table2"), "digits", [0], [], tmp_path)
     inference = plan(load_table("sn_inference"), "digits", [0], [], tmp_path)
     assert set(inference.configs) < set(table2.configs)
@@ -410,9 +412,9 @@ def test_a_run_that_goes_on_under_another_version_says_both(tmp_path, monkeypatc
         if what == "training" and done == 3:
             signal.raise_signal(signal.SIGINT)
 
-    assert start(config, folder, interrupt) == "interrupted"
+    assert start(config, folder, Told(interrupt)) == "interrupted"
     monkeypatch.setattr("normlab.engine.provenance._code", lambda modules: "22222222")
-    assert start(load(words), folder, lambda *_: None) == "finished"
+    assert start(load(words), folder, silent) == "finished"
     made_by = folder.summary()["made_by"]
     assert len(made_by) == 2 and made_by[1].startswith("code 22222222")
     assert "goes on with code 22222222" in caplog.text
