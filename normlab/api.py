@@ -54,9 +54,7 @@ def create_norm_layer(norm: str, num_channels: int, **settings: Any) -> nn.Modul
     return nn.Identity() if build is None else build(num_channels)
 
 
-def create_lstm_cell(
-    norm: str, input_size: int, hidden_size: int, bias: bool = True, **settings: Any
-) -> NormLSTMCell:
+def create_lstm_cell(norm: str, input_size: int, hidden_size: int, bias: bool = True, **settings: Any) -> NormLSTMCell:
     """An LSTM cell with norms on its gates and its state, called as torch's nn.LSTMCell: cell(x, (h, c)) -> (h, c).
 
     >>> normlab.create_lstm_cell("sn_ln_gn", 10, 64, groups=8)      # what the SN papers have in a controller

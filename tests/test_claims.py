@@ -99,7 +99,7 @@ def test_what_is_named_exists():
 def test_the_command(capsys):
     assert cli.main(["claims", "sn_iclr.brn", "enas_better"]) == 0
     shown = capsys.readouterr().out
-    assert "brn (Sec. 4.1)" in shown and "sn_brn between" in shown and "needs neural architecture search" in shown
+    assert "brn (Sec. 4.1)" in shown and "sn_brn between" in shown and "sn_search sn_finds_better" in shown
     assert "3 claims, each table at its first scale" in shown and max(map(len, shown.splitlines())) <= 100
 
 

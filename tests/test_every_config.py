@@ -22,6 +22,7 @@ QUICK = {
     "detection": ("data.length=16", "data.val_length=4", "model.channels=8", "model.hidden=16"),
     "video": ("data.length=16", "data.val_length=4"),
     "points": ("data.length=16", "data.val_length=8", "data.points=16", "model.width=4", "model.k=4"),
+    "search": ("data.fraction=0.2", "norm=bn", "parts.controller=ln", "phases.controller.updates=1"),
     "face": ("data.length=64", "data.identities=8", "data.probes=2", "data.distractors=8", "model.width=4"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
 }
@@ -196,6 +197,14 @@ def test_every_dataset_of_clips(tmp_path, data):
         own += ["data.frames=4"]
     words = ("model=moves_tsm", "norm=sn", "batch=1x2", "iterations=1", "batch_average.samples=2")
     assert train(tmp_path / "runs", "task=video", f"data={data}", *words, *own)["updates"] == 1
+
+
+@pytest.mark.parametrize("model", [name for name in choices("model") if task_of("model", name) == "search"])
+def test_every_search_network(tmp_path, model):
+    few = ("batch=1x4", "iterations=2", "phases.child.updates=1", "phases.controller.updates=1", "task.architectures=2")
+    data = ("data=synthetic", "data.size=32", "data.length=24", "data.val_length=4", "task.held_out=0.3")
+    summary = train(tmp_path, "task=search", f"model={model}", "norm=bn", "parts.controller=sn_ln_gn", *data, *few)
+    assert summary["norm_layers"] > 3 and "random_accuracy" in summary["metrics"]["moving_average"]
 
 
 CLOUDS = (

@@ -10,11 +10,11 @@ from normlab.errors import UserError
 from normlab.norm.lstm import NormLSTMCell
 from normlab.schema import bind
 
-N, I, H = 5, 6, 8
+N, INPUTS, H = 5, 6, 8
 NORMS = ("none", "ln", "gn", "sn_ln_gn")
 
 
-def cell(norm: str, bias: bool = True, sizes: tuple[int, int] = (I, H), **settings: object) -> NormLSTMCell:
+def cell(norm: str, bias: bool = True, sizes: tuple[int, int] = (INPUTS, H), **settings: object) -> NormLSTMCell:
     torch.manual_seed(0)
     made = normlab.create_lstm_cell(norm, *sizes, bias, **settings).double()
     with torch.no_grad():
@@ -25,13 +25,13 @@ def cell(norm: str, bias: bool = True, sizes: tuple[int, int] = (I, H), **settin
 
 def inputs() -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     draw = torch.Generator().manual_seed(1)
-    x, h, c = (torch.randn(N, size, generator=draw, dtype=torch.float64) for size in (I, H, H))
+    x, h, c = (torch.randn(N, size, generator=draw, dtype=torch.float64) for size in (INPUTS, H, H))
     return x, (h, c)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_without_a_norm_it_is_torchs(bias):
-    own, torchs = cell("none", bias), nn.LSTMCell(I, H, bias, dtype=torch.float64)
+    own, torchs = cell("none", bias), nn.LSTMCell(INPUTS, H, bias, dtype=torch.float64)
     torchs.load_state_dict(own.state_dict())  # of the same names
     x, state = inputs()
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_a_sample_does_not_depend_on_the_others(norm):
 ])  # fmt: skip
 def test_scopes_that_an_lstm_has_not(norm, scope, reason):
     with pytest.raises(UserError, match=rf"scope '{scope}\d*' cannot serve in an LSTM: .*{reason}.*; allowed: ln, gn"):
-        NormLSTMCell(I, H, norm=bind(node_of("norm", norm)))
+        NormLSTMCell(INPUTS, H, norm=bind(node_of("norm", norm)))
 
 
 def test_what_a_cell_looks_like():
@@ -114,4 +114,4 @@ def test_what_a_cell_looks_like():
         "weight_ih", "weight_hh", "bias_ih", "bias_hh"
     ]  # fmt: skip
     with pytest.raises(UserError, match="did you mean 'sn_ln_gn'"):
-        normlab.create_lstm_cell("sn_ln_gm", I, H)
+        normlab.create_lstm_cell("sn_ln_gm", INPUTS, H)

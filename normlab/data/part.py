@@ -96,7 +96,7 @@ class Minibatches(Dataset):
 
 
 def parted(whole: Any, share: float) -> tuple[Integers, Integers]:
-    """Indices of all samples but a fixed `share` of every class, and of that share; of unknown classes, the last ones."""
+    """Indices of all samples but a fixed `share` of every class, and of that share: the last, of unknown classes."""
     labels_N = getattr(whole, "labels_N", None)
     if labels_N is None:
         kept, every = round(len(whole) * (1 - share)), np.arange(len(whole))

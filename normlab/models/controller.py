@@ -64,6 +64,8 @@ class Controller(nn.Module):
         UserError: the norm has a scope that an LSTM has not.
     """
 
+    favour: Tensor
+
     def __init__(
         self,
         nodes: int,
@@ -96,7 +98,8 @@ class Controller(nn.Module):
         for favour in (self.favour, 0.0):
             state = self._draw_cell(choices, state, favour)
         drawn = torch.stack(choices.made, 1).view(A, len(CELLS), self.nodes, 4)
-        return Drawn(drawn[..., [0, 2, 1, 3]], sum(choices.log_probability), sum(choices.entropy).detach())
+        log_probability_A, entropy_A = (torch.stack(of, 1).sum(1) for of in (choices.log_probability, choices.entropy))
+        return Drawn(drawn[..., [0, 2, 1, 3]], log_probability_A, entropy_A.detach())
 
     def _draw_cell(self, choices: "_Choices", state: State, favour: Tensor | float) -> State:
         """Both inputs of each node, then both operations."""

@@ -7,7 +7,7 @@ Shapes: N images, C and O channels.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -96,7 +96,8 @@ class SearchedCell(nn.Module):
 
     def forward(self, before: Tensor, last: Tensor, cell: Cell) -> Tensor:
         tensors = [self.first(before), self.second(last)]
-        for (left, right), (a, on_a, b, on_b) in zip(self.nodes, cell, strict=True):  # type: ignore[misc]
+        for branches, (a, on_a, b, on_b) in zip(self.nodes, cell, strict=True):
+            left, right = cast(nn.ModuleList, branches)
             tensors.append(left(tensors, a, on_a) + right(tensors, b, on_b))
         taken = {node[place] for node in cell for place in (0, 2)}
         return self.norm(sum(self.joined[k](t.relu()) for k, t in enumerate(tensors) if k not in taken))
@@ -228,7 +229,5 @@ def enas_micro(
     """
     if filters % 2:
         raise UserError(f"model.filters={filters}: expected an even number, whose halves two convolutions give")
-    child = Child(
-        shape, num_classes, layers=layers, filters=filters, nodes=nodes, dropout=dropout, auxiliary=auxiliary
-    )
+    child = Child(shape, num_classes, layers=layers, filters=filters, nodes=nodes, dropout=dropout, auxiliary=auxiliary)
     return SearchNetwork(child, Controller(nodes, norm, hidden=hidden, tanh=tanh, operation_tanh=operation_tanh))

@@ -8,7 +8,7 @@ SN, Sec. 4.4, and SN-TPAMI, Sec. 4.7, put norms into the controller's LSTM.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class Search(Task):
     }
     takes: ClassVar = {"model": ["search"], "data": ["images"]}
     parts: ClassVar = {"child": "child", "controller": "controller"}
-    splits: ClassVar = {
+    splits: Mapping[str, str] = {
         "train": "training",
         "reward": "minibatches for rewards",
         "valid": "validation",
@@ -99,7 +99,6 @@ class Search(Task):
         self._own: dict[str, Dataset] = {}
         self._nodes = 0
         self._followed: set[str] = set()
-
 
     # ---- network and data ----------------------------------------------------------------------------------------
 
@@ -180,7 +179,7 @@ class Search(Task):
         The baseline is that of all updates before, and no function of what is drawn: gradients have no bias.
         """
         images_NACHW, labels_NA = batch
-        network: SearchNetwork = getattr(model, "module", model)  # of DDP
+        network = _network(model)
         drawn = model(None, self._uniform(self.architectures, images_NACHW.device))
         with torch.no_grad(), own_statistics(network.child):
             accuracies = [
@@ -204,7 +203,7 @@ class Search(Task):
     def predict(self, model: nn.Module, batch: Batch) -> Predicted:
         """Under architectures that the controller draws, and under as many that nobody chose."""
         images_NCHW, labels_N, numbers_N = batch
-        network: SearchNetwork = getattr(model, "module", model)
+        network = _network(model)
         generator = torch.Generator().manual_seed(mix_seed(self.seed, int(numbers_N[0])))
         uniform_AD = self._uniform(self.evaluated, images_NCHW.device, generator)
         drawn = network.controller(uniform_AD)
@@ -233,6 +232,11 @@ class Search(Task):
 
     def exported(self, batch: Batch) -> Traced:
         raise UserError("an architecture search has no single network: what it finds is `normlab predict`'s to write")
+
+
+def _network(model: nn.Module) -> SearchNetwork:
+    """Inside DDP's wrapper, where there is one."""
+    return cast(SearchNetwork, getattr(model, "module", model))
 
 
 def reinforce(log_probability_A: Tensor, reward_A: Tensor, baseline: Tensor | float) -> Tensor:
