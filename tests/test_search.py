@@ -23,6 +23,7 @@ from normlab.norm.layer import Normalizer
 from normlab.norm.lstm import NormLSTMCell
 from normlab.reading import read_jsonl
 from normlab.replicas import MovingAverage, RunningStatistics, normalizers, own_statistics
+from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
 from normlab.tasks.search import reinforce
 
@@ -392,10 +393,36 @@ def test_what_a_run_records_and_finds(tmp_path, capsys):
     assert correct == pytest.approx(tested["accuracy"], abs=0.02)
     assert {op for row in found for node in row["normal"] for op in node[1::2]} <= {*OPERATIONS}
     assert main(["export", str(folder.path)]) == 2
-    assert "an architecture search has no single network" in capsys.readouterr().err
+    assert "export cannot give a search" in capsys.readouterr().err
 
     session = open_session(folder)  # at each evaluation the same numbers, however large its batches' neighbours
     assert evaluate(session, "valid") == evaluate(session, "valid")
+
+
+def drawn_and_random(folder: RunFolder, count: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    """Accuracy on the held-out part, in percent, of so many architectures of the controller, and of nobody's."""
+    session = open_session(folder)
+    task, model = session.experiment.task, session.experiment.model
+    model.load_state_dict(load_tensors(folder.weights))
+    data, nodes = task.dataset("valid"), model.controller.nodes
+    images, labels, _ = task.prepare(task.collate([data[None, k] for k in range(len(data))], "valid"), "valid")
+    numbers = uniform(count, nodes, seed=1)
+    found = []
+    with torch.no_grad(), own_statistics(model.child):
+        for architectures in (model.controller(numbers).architectures, uniform_architectures(numbers, nodes)):
+            right = [(model.child(images, one)[0].argmax(1) == labels).double().mean() for one in architectures.tolist()]
+            found.append(100 * torch.stack(right))
+    return found[0], found[1]
+
+
+@pytest.mark.long
+def test_what_it_finds_is_better_than_chance(tmp_path):
+    """The digits protocol with LN: 50 drawn architectures are ahead of 50 random ones by three standard errors."""
+    given = ["scale=digits_enas", "task=search", "norm=bn", "parts.controller=ln", "tracker=none", f"out={tmp_path}"]
+    assert main(["train", *given]) == 0
+    drawn, others = drawn_and_random(RunFolder.of(load(given)))
+    error = math.sqrt((drawn.var() + others.var()).item() / len(drawn))
+    assert (drawn.mean() - others.mean()).item() > 3 * error
 
 
 # ---- optimizers and schedules that it needs ------------------------------------------------------------------------

@@ -231,7 +231,7 @@ class Search(Task):
         return 1
 
     def exported(self, batch: Batch) -> Traced:
-        raise UserError("an architecture search has no single network: what it finds is `normlab predict`'s to write")
+        raise UserError("export cannot give a search, whose network is another under each architecture; `normlab predict` writes them")
 
 
 def _network(model: nn.Module) -> SearchNetwork:
