@@ -19,10 +19,11 @@ from normlab.engine.schedule import cosine_restarts
 from normlab.engine.session import open_session
 from normlab.models.controller import OPERATIONS, Controller, number_of_choices, uniform_architectures
 from normlab.models.enas import Child, Halved, SearchedCell
+from normlab.norm.average import MovingAverage
 from normlab.norm.layer import Normalizer
 from normlab.norm.lstm import NormLSTMCell
 from normlab.reading import read_jsonl
-from normlab.replicas import MovingAverage, RunningStatistics, normalizers, own_statistics
+from normlab.replicas import RunningStatistics, normalizers, own_statistics
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
 from normlab.tasks.search import reinforce
@@ -410,7 +411,9 @@ def drawn_and_random(folder: RunFolder, count: int = 50) -> tuple[torch.Tensor, 
     found = []
     with torch.no_grad(), own_statistics(model.child):
         for architectures in (model.controller(numbers).architectures, uniform_architectures(numbers, nodes)):
-            right = [(model.child(images, one)[0].argmax(1) == labels).double().mean() for one in architectures.tolist()]
+            right = [
+                (model.child(images, one)[0].argmax(1) == labels).double().mean() for one in architectures.tolist()
+            ]
             found.append(100 * torch.stack(right))
     return found[0], found[1]
 

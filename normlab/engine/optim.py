@@ -29,7 +29,7 @@ def _without_compiler(optimizer: Any) -> Any:
 _TorchSGD, _RMSprop, _Adam = map(_without_compiler, (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adam))
 
 
-class _SGD(_TorchSGD):  # type: ignore[valid-type,misc]
+class SGD(_TorchSGD):  # type: ignore[valid-type,misc]
     """torch's fused one fails where some parameters have a momentum and others have their first gradient (2.15)."""
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ def sgd(
     """SGD with momentum (SN, Sec. 4.1); the learning rate is lr * update_samples / lr_batch (Distinct)."""
     groups = _groups(model, weight_decay, decay)
     scaled = _scaled(lr, lr_batch, update_samples)
-    return _SGD(groups, scaled, momentum=momentum, nesterov=nesterov, fused=True)
+    return SGD(groups, scaled, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def rmsprop(

@@ -55,7 +55,15 @@ def cosine_restarts(
 ) -> float:
     """Half a cosine from 1 to `least`, over and over: the first of length `first`, each of `times` the one before.
 
-    SGDR (Loshchilov and Hutter 2017). The rate moves at `each` update, or once an epoch as in ENAS's code.
+    SGDR (Loshchilov and Hutter 2017).
+
+    Args:
+        update, total, per_epoch: as above.
+        first: length of the first cosine, in `unit`.
+        times: by which each is longer than the one before.
+        least: the smallest factor of the rate, that each ends in.
+        each: when the rate moves: at each update, or once an epoch, as in ENAS's code.
+        unit: of `first`.
     """
     done: float = update if each == "update" else update // per_epoch * per_epoch
     length = _updates(first, unit, total, per_epoch)

@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from normlab.errors import UserError
 from normlab.models.controller import OPERATIONS, Controller, Drawn
-from normlab.replicas import MovingAverage
+from normlab.norm.average import MovingAverage
 
 Cell = Sequence[Sequence[int]]  # of each node: input, operation, input, operation
 _KERNELS = (3, 5)  # of the first operations

@@ -231,7 +231,9 @@ class Search(Task):
         return 1
 
     def exported(self, batch: Batch) -> Traced:
-        raise UserError("export cannot give a search, whose network is another under each architecture; `normlab predict` writes them")
+        raise UserError(
+            "export cannot give a search, whose network is another under each architecture; `normlab predict` writes them"
+        )
 
 
 def _network(model: nn.Module) -> SearchNetwork:
