@@ -232,7 +232,7 @@ class Search(Task):
 
     def exported(self, batch: Batch) -> Traced:
         raise UserError(
-            "export cannot give a search, whose network is another under each architecture; `normlab predict` writes them"
+            "export cannot give a search, which is a network for each architecture; `normlab predict` writes those"
         )
 
 
