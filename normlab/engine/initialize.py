@@ -43,14 +43,16 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
     unused: list[str] = []
     for init, names in by_init.items():
         path = _weights(init, config)
-        state = task.initial(_unwrapped(load_tensors(path), own), model)
+        given = _unwrapped(load_tensors(path), own)
+        state = task.initial(given, model)
+        has_helped = len(state) < len(given)
         if Initial.parse(init).only_ratios:
             state = {name: t for name, t in state.items() if name.rpartition(".")[2] in LOGITS}
         by_part = [part for part, settings in config.parts.items() if settings.get("init") == init]
         sources = _sources(own, names, state, parts, _prefixes_of(init, config, by_part))
         fitting = {name: state[source] for name, source in sources.items()}
-        if not fitting:
-            raise UserError(f"init={init}: none of its {len(state)} tensors fits the model")
+        if not fitting and not has_helped:
+            raise UserError(f"init={init}: none of its {len(given)} tensors fits the model")
         _check_hard(model, init, set(names), fitting)
         check_values(path, ((sources[name], tensor, own[name]) for name, tensor in fitting.items()))
         model.load_state_dict(fitting, strict=False)
