@@ -31,8 +31,8 @@ class Photographs(Generated[None]):
     """Crops of two photographs; `dataset[epoch, index]` is (image, None).
 
     The left three fifths of a photograph are for training, the next for pilots, the right one for validation. A
-    training crop is a function of (seed, epoch, index), with epoch None of the index alone, and half of them are mirrored; those
-    for validation are fixed.
+    training crop is a function of (seed, epoch, index), with epoch None of the index alone, and half of them are
+    mirrored; those for validation are fixed.
 
     Args:
         split: "train" or "val".
@@ -80,16 +80,19 @@ class Photographs(Generated[None]):
 
     def take_all(self, keys: Sequence[Key]) -> list[tuple[Tensor, None]]:
         """The crops of many keys, each as `take` gives it. Raises IndexError."""
-        index_B, bits_B = self.bits(keys)
-        place_B3 = uniforms(bits_B, 0, 3)
+        _, bits_B = self.bits(keys)
+        place_B4 = uniforms(bits_B, 0, 4)
         number, height, width, _ = self.photographs_2HW3.shape
         side = self.shape[1] * self.shrink
-        tops_B = (place_B3[:, 0] * (height - side + 1)).astype(int)
-        lefts_B = (place_B3[:, 1] * (width - side + 1)).astype(int)
-        mirrors_B = place_B3[:, 2] < 0.5 if self.source == "train" else np.zeros(len(keys), bool)
+        tops_B = (place_B4[:, 0] * (height - side + 1)).astype(int)
+        lefts_B = (place_B4[:, 1] * (width - side + 1)).astype(int)
+        numbers_B = (place_B4[:, 3] * number).astype(int)
+        mirrors_B = place_B4[:, 2] < 0.5 if self.source == "train" else np.zeros(len(keys), bool)
         return [
-            (self._crop(int(index) % number, top, left, side, bool(mirrors)), None)
-            for index, top, left, mirrors in zip(index_B, tops_B, lefts_B, mirrors_B, strict=True)
+            (self._crop(which, top, left, side, mirrors), None)
+            for which, top, left, mirrors in zip(
+                *(drawn_B.tolist() for drawn_B in (numbers_B, tops_B, lefts_B, mirrors_B)), strict=True
+            )
         ]
 
     def _crop(self, number: int, top: int, left: int, side: int, mirrors: bool) -> Tensor:

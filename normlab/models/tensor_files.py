@@ -17,7 +17,7 @@ _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """By their names, of a safetensors file or of what torch.save wrote: a state dict, or one in `state_dict` or `model`.
+    """By their names, of a safetensors file or of what torch.save wrote: tensors, or those in `state_dict` or `model`.
 
     Raises UserError on a file that is not there, is damaged, holds more than tensors and plain values, or would take
     more memory than its own bytes. Nothing in it is executed.

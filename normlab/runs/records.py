@@ -55,7 +55,7 @@ class Run:
 
     Attributes:
         folder: of the run.
-        settings: norm, weight, model and data by name, batch as 8x2, seed.
+        settings: norm, weight, model, data and task by name, batch as 8x2, seed.
         metrics: what its task measures; nothing where the task cannot be found.
     """
 
@@ -69,7 +69,8 @@ class Run:
         config = folder.run()["config"]
         chosen = coerce(config.get("choices", {}), dict[str, str], f"{folder.run_file}: choices")
         words = chosen | {key: str(config.get(key, "")) for key in ("batch", "seed")}
-        return cls(folder.path, {key: words.get(key, "") for key in _IN_LABELS}, metrics_of_run(folder))
+        settings = {key: words.get(key, "") for key in (*_IN_LABELS, "task")}
+        return cls(folder.path, settings, metrics_of_run(folder))
 
     @property
     def name(self) -> str:
