@@ -151,7 +151,7 @@ def test_what_blocks_take_is_what_the_start_adds():
 
 @pytest.mark.parametrize(("more", "message"), [
     (["data.size=30"], "have 30 pixels a side; expected a multiple of 4"),
-    (["data.size=16"], "16 pixels are reflected at each side of an image, and these have 16"),
+    (["data.size=16", "model.code=johnson"], "16 pixels are reflected at each side of an image, and these have 16"),
     (["data.size=80"], "a crop takes 160 pixels of a photograph"),
     (["task.network=vgg16"], "task.network=vgg16: it has no weights; task.loss_weights=FILE names them"),
     (["task.network=vgg19"], "task.network=vgg19"),
@@ -161,7 +161,7 @@ def test_what_blocks_take_is_what_the_start_adds():
     (["task.style_weight=-1"], "task.style_weight=-1: expected"),
 ])  # fmt: skip
 def test_what_cannot_work_is_said_before_any_work(tmp_path, capsys, more, message):
-    groups = [word for word in more if not word.startswith(("data.", "task."))]
+    groups = [word for word in more if word.startswith(("data=", "model="))]
     given = [w for w in words(tmp_path) if not any(w.startswith(f"{g.partition('=')[0]}.") for g in groups)]
     assert main(["plan", *given, *more]) == 2
     error = capsys.readouterr().err
