@@ -61,7 +61,7 @@ KINDS: Mapping[str, Kind] = {
     # torchvision's weights, and the losses of the PyTorch examples
     "vgg16": Kind(*_IMAGENET, 64, Terms("relu2_2", 1e5, 1e10, 0.0)),
     # A classifier of coloured scenes (model=scenes_vgg), whose pixels have a mean of 0.41 and a std of 0.2
-    "scenes_vgg": Kind((104.55,) * 3, (51.0,) * 3, 16, Terms("relu2_2", 1.0, 200.0, 1e-7)),
+    "scenes_vgg": Kind((104.55,) * 3, (51.0,) * 3, 16, Terms("relu2_2", 1.0, 400.0, 1e-7)),
 }
 
 
