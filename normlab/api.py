@@ -30,7 +30,7 @@ def weights() -> dict[str, str]:
     """The names of reparametrized weights that `convert` knows, and what each is.
 
     >>> normlab.weights()["ws"]
-    'Weight Standardization: filters of zero mean and unit standard deviation (seed 003, Eq. 2-4).'
+    'Weight Standardization: filters of zero mean and unit standard deviation (WS, Eq. 2-4).'
     """
     return choices("weight")
 

@@ -47,6 +47,10 @@ class Parameter:
         """Whether it says where something lies that is read; null: nowhere."""
         return self.hint is Path or Path in typing.get_args(self.hint)
 
+    @property
+    def is_required(self) -> bool:
+        return self.default is _REQUIRED
+
     @cached_property
     def coercion(self) -> Callable[[Any], Any]:
         """Kept here, since a type takes longer to look up than most values to check."""

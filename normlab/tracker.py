@@ -26,7 +26,10 @@ _ATTEMPT_FOLDER = re.compile(r"(?P<offline>offline-)?run-[0-9_]+-(?P<id>.+)")
 
 
 class Tracker(Protocol):
-    """What the engine calls, on the first rank only."""
+    """What the engine calls, on the first rank only.
+
+    It may say where it keeps a run, in words, as `place`.
+    """
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Metrics by key, such as "train/loss", at a training step. Steps never decrease."""
@@ -40,6 +43,8 @@ class Tracker(Protocol):
 
 class NoTracker:
     """Keeps nothing."""
+
+    place = "none"
 
     def __init__(self, run: Path, run_id: str, name: str, config: dict[str, Any]) -> None:
         pass
@@ -115,6 +120,12 @@ class WandB:
             self._run = start(usable_mode(mode))
         except Exception as error:
             self._go_offline("W&B could not start", error)
+
+    @property
+    def place(self) -> str:
+        if self._run is None:
+            return "none"
+        return "W&B, offline" if self._run.offline else f"W&B, {self._run.url}"
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._try(lambda run: run.log(values, step=step))

@@ -14,7 +14,7 @@ Statistics = tuple[Tensor, Tensor]  # mean and biased variance, (N, C, 1) each
 
 
 def pixel_set_statistics(x_NCL: Tensor, scope: str) -> Statistics:
-    """Of the set each pixel belongs to, among the samples of one replica (seed 001, Eq. 2; seed 004, Table 1)."""
+    """Of the set each pixel belongs to, among the samples of one replica (SN, Eq. 2; HN, Table 1)."""
     N, C, _ = x_NCL.shape
     kind, number = re.fullmatch(r"([a-z]+)(\d*)", scope).groups()
     groups = {"in": C, "bn": C, "ln": 1}.get(kind, int(number or 1))
@@ -57,9 +57,9 @@ def normalize(
     stored: Mapping[str, Statistics] | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """SN over any two lists of scopes (seed 001, Eq. 3), replica by replica; with one scope each, seed 004's Eq. 1-2.
+    """SN over any two lists of scopes (SN, Eq. 3), replica by replica; with one scope each, HN's Eq. 1-2.
 
-    `mix="std"` mixes standard deviations (seed 000, Eq. 1). `stored` (scope -> mean, variance) replaces the statistics
+    `mix="std"` mixes standard deviations (Distinct, Eq. 1). `stored` (scope -> mean, variance) replaces the statistics
     of these scopes, as in evaluation. Tied ratios: the same logits twice.
     """
     normalized = []

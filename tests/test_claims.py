@@ -141,7 +141,7 @@ def test_it_does_without_torch():
 
 
 def test_mean_removal_lowers_the_hessian():
-    """Seed 003, Eq. 16-19: by at least (sum of all entries)^2 / I^2; the rows and columns of the new one sum to 0."""
+    """WS, Eq. 16-19: by at least (sum of all entries)^2 / I^2; the rows and columns of the new one sum to 0."""
     generator = torch.Generator().manual_seed(0)
     fan_in = 12
     matrix = torch.randn(fan_in, fan_in, generator=generator, dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_mean_removal_lowers_the_hessian():
 
 
 def test_bn_cancels_the_division():
-    """Seed 003, Sec. 2.2: with BN behind, dividing the filters changes neither outputs nor gradients at the inputs."""
+    """WS, Sec. 2.2: with BN behind, dividing the filters changes neither outputs nor gradients at the inputs."""
     torch.manual_seed(0)
     x_NCHW = torch.randn(4, 3, 6, 6, dtype=torch.float64)
     outcomes = []

@@ -338,6 +338,21 @@ def test_faces_train_and_are_tested(tmp_path, capsys):
     assert len(files) == 10 and files[0] == "facescrub/Ann_Lee/Ann_Lee_0.png.bin"
     header = struct.unpack("<4i", (tmp_path / "features" / files[0]).read_bytes()[:16])
     assert header == (8, 1, 4, 5)
+    assert found["rank1"] == pytest.approx(rank_1_of_files(tmp_path / "features"))
+
+
+def rank_1_of_files(folder: Path) -> float:
+    """By MegaFace's rule, from feature files alone: a probe, its identity's other pictures, all distractors."""
+    read = {f: np.fromfile(f, "<f4", offset=16) for f in sorted(folder.rglob("*.bin"))}
+    probes = {f: f.parent.name for f in read if f.relative_to(folder).parts[0] == "facescrub"}
+    others = [feature for f, feature in read.items() if f not in probes]
+    hits = [
+        all(read[f] @ read[mate] > read[f] @ other for other in others)
+        for f in probes
+        for mate in probes
+        if f != mate and probes[f] == probes[mate]
+    ]
+    return 100 * sum(hits) / len(hits)
 
 
 def test_a_damaged_picture_of_a_pair_is_left_out(tmp_path):

@@ -21,7 +21,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-# ---- statistics of BN and EN (seed 004, Sec. 4.6) --------------------------------------------------------------------
+# ---- statistics of BN and EN (HN, Sec. 4.6) --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 3, 5)])
@@ -64,7 +64,7 @@ def test_rows_of_a_training_pass():
     assert rows == []
 
 
-# ---- gradients of standardized weights (seed 003, Eqs. 11 to 15) -----------------------------------------------------
+# ---- gradients of standardized weights (WS, Eqs. 11 to 15) -----------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 3, 3), (4, 7), (5, 2, 3)])

@@ -34,7 +34,7 @@ def cell(printed: float | None, *values: float, diverged: int = 0, missing: int 
 
 @pytest.fixture
 def grid() -> Results:
-    """The shape of seed 004, Fig. 2: rows are sources of the std, columns of the mean."""
+    """The shape of HN, Fig. 2: rows are sources of the std, columns of the mean."""
     random = np.random.default_rng(0)
     rows, columns = ({f"{what}_{s}": f"{what} {s}" for s in SOURCES} for what in ("std", "mean"))
     entries = {(r, c): cell(random.uniform(90, 95), *random.uniform(80, 99, 2)) for r in rows for c in columns}
@@ -139,7 +139,7 @@ def test_heat_maps_are_panels_of_rows():
 
 
 def test_accuracy_along_rows():
-    """As seed 004, Fig. 4: batch sizes go along the axis, normalizers are lines."""
+    """As HN, Fig. 4: batch sizes go along the axis, normalizers are lines."""
     sizes, norms = {"b4": "4", "b8": "8", "b16": "16"}, {"sn": "SN", "hn": "HN"}
     entries = {(b, n): cell(90 + i + j, 80 + i, 82 + i) for i, b in enumerate(sizes) for j, n in enumerate(norms)}
     figure = accuracy(results(sizes, norms, entries), along="rows", xlabel="batch size")

@@ -95,7 +95,7 @@ def test_every_pair_of_the_grids_of_seed_004(mean, var):
 @pytest.mark.parametrize(
     ("mean", "var", "options"),
     [
-        (["ln", "gn3"], ["ln", "gn3"], {}),  # SN in an LSTM (seed 002)
+        (["ln", "gn3"], ["ln", "gn3"], {}),  # SN in an LSTM (SN-TPAMI)
         (["in", "ln", "gn3", "bn", "en"], ["en3", "bn"], {"mix": "std"}),
         (["bn"], THREE, {"ratio_groups": 3}),
         (THREE, THREE, {"ratio_groups": 6, "tied": True, "mix": "std"}),

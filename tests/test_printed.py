@@ -58,7 +58,7 @@ def test_numbers_of_claims():
 
 
 def test_papers_that_disagree():
-    """Seed 000 prints 77.1 where 001 and 002 print 76.9: the first that the table names counts."""
+    """Distinct prints 77.1 where SN and SN-TPAMI print 76.9: the first that the table names counts."""
     table = load_table("distinct_table1")
     found = printed(table)
     assert found.values["sn", "8x32"] == 77.1

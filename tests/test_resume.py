@@ -7,7 +7,7 @@ from pathlib import Path
 
 import killing
 import pytest
-from killing import WRITE, Moment, attempt, differences, outcome
+from killing import WRITE, Moment, Told, attempt, differences, outcome
 
 from normlab.config import Config
 from normlab.launch.start import start
@@ -103,7 +103,7 @@ def test_a_killed_run_repeats_no_more_than_an_interval(tmp_path):
     settings = config(tmp_path)
     attempt(settings, ("training", 13))
     done: list[int] = []
-    start(settings, RunFolder.of(settings), lambda what, n, total: done.append(n) if what == "training" else None)
+    start(settings, RunFolder.of(settings), Told(lambda what, n, total: done.append(n) if what == "training" else None))
     assert done[0] == 13  # 12 were saved
 
 

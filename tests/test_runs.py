@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import Told
 from rich.console import Console
 
 from normlab.config import identity, load
@@ -61,7 +62,7 @@ def test_cells_of_one_run_share_it(tmp_path):
 
 
 def test_tables_share_their_runs(tmp_path):
-    """The runs of seed 001's inference study are all of Table 2."""
+    """The runs of SN's inference study are all of Table 2."""
     table2 = plan(load_table("table2"), "digits", [0], [], tmp_path)
     inference = plan(load_table("sn_inference"), "digits", [0], [], tmp_path)
     assert set(inference.configs) < set(table2.configs)
@@ -410,7 +411,7 @@ def test_a_run_that_goes_on_under_another_version_says_both(tmp_path, monkeypatc
         if what == "training" and done == 3:
             signal.raise_signal(signal.SIGINT)
 
-    assert start(config, folder, interrupt) == "interrupted"
+    assert start(config, folder, Told(interrupt)) == "interrupted"
     monkeypatch.setattr("normlab.engine.provenance._code", lambda modules: "22222222")
     assert start(load(words), folder, lambda *_: None) == "finished"
     made_by = folder.summary()["made_by"]

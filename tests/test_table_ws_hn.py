@@ -1,4 +1,4 @@
-"""The tables of seeds 003 and 004: cells, protocols and claims, against results/paper and the papers' own numbers."""
+"""The tables of WS and HN: cells, protocols and claims, against results/paper and the papers' own numbers."""
 
 import io
 import math
@@ -131,7 +131,7 @@ def test_protocols_are_those_of_the_papers(scale):
 
 
 def test_bn_has_the_batch_of_the_paper(tmp_path):
-    """Seed 003, Sec. 3.1 and Table 1: BN with 4x64 on ResNet-50, 4x32 on ResNet-101; the other norms with 1."""
+    """WS, Sec. 3.1 and Table 1: BN with 4x64 on ResNet-50, 4x32 on ResNet-101; the other norms with 1."""
     found = plan_of("ws_table1", "imagenet", tmp_path)
     batches = {(c.row, c.column): found.config_of(c) for c in found.cells}
     for (row, column), config in batches.items():

@@ -21,7 +21,7 @@ VARIANTS = {"ws": {}, "ws_mean": {"divide": False}, "ws_div": {"center": False},
 
 
 def formula(weight: torch.Tensor, center: bool = True, divide: bool = True, eps: float = 1e-5) -> torch.Tensor:
-    """Seed 003, Eq. 2-6, filter by filter, weight by weight."""
+    """WS, Eq. 2-6, filter by filter, weight by weight."""
     result = torch.empty_like(weight)
     for channel, values in enumerate(weight.flatten(1).tolist()):
         fan_in = len(values)

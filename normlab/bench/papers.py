@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class PaperSN(nn.Module):
     """Switchable Normalization in training, (N, C, H, W) -> the same.
 
-    Statistics of LN and BN come from those of IN, as in seed 001, Eq. 5; the ratios are softmaxes, Eq. 4.
+    Statistics of LN and BN come from those of IN, as in SN, Eq. 5; the ratios are softmaxes, Eq. 4.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:

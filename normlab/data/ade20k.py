@@ -22,7 +22,7 @@ _MOST_SIDE = 1000  # pixels, as in the released code
 class ADE20K(MapFiles):
     """ADE20K: 20,210 training and 2,000 validation images; what is none of the 150 classes (0 in a map) is void.
 
-    Seeds 000 and 002 train on 450x450. The released code's shorter sides are 300 to 575, as here;
+    Distinct and SN-TPAMI train on 450x450. The released code's shorter sides are 300 to 575, as here;
     `short_side=[450,450]` is one size alone.
 
     Args:

@@ -37,7 +37,7 @@ def sample_rng(seed: int, epoch: int, index: int) -> Iterator[None]:
 
 
 def pad_crop_flip(padding: int, size: int) -> torch.nn.Module:
-    """Zero padding on each side, a random size x size crop of the result, a random flip (seed 004, Sec. 4.1)."""
+    """Zero padding on each side, a random size x size crop of the result, a random flip (HN, Sec. 4.1)."""
     v2 = _transforms()
     return v2.Compose([v2.RandomCrop(size, padding=padding), v2.RandomHorizontalFlip()])
 
@@ -45,7 +45,7 @@ def pad_crop_flip(padding: int, size: int) -> torch.nn.Module:
 def resized_crop_flip(size: int) -> torch.nn.Module:
     """The ResNet recipe for training: a random part of the image, resized to size x size, and a random flip.
 
-    It is what seeds 000 to 003 refer to and seed 004, Sec. 4.4 spells out.
+    It is what the SN papers and WS refer to and HN, Sec. 4.4 spells out.
     """
     v2 = _transforms()
     crop = v2.RandomResizedCrop(size, scale=CROP_AREA, ratio=CROP_RATIO, antialias=True)

@@ -17,13 +17,13 @@ from normlab.data.stored import first_existing
 from normlab.errors import UserError
 
 _FOLDER, _CLUTTER = "256_ObjectCategories", "257.clutter"
-_CLASSES, _COUNT = 256, 29_780  # seed 004 says 30,607 images: that is with the 827 of the clutter folder
+_CLASSES, _COUNT = 256, 29_780  # HN says 30,607 images: that is with the 827 of the clutter folder
 
 
 class Caltech256(ImageFiles):
     """Caltech-256 without clutter, a fixed fifth of every class held out.
 
-    Seed 004, Sec. 4.3 states 224x224 images, 80% for training, one channel copied to three, and otherwise CIFAR's
+    HN, Sec. 4.3 states 224x224 images, 80% for training, one channel copied to three, and otherwise CIFAR's
     settings. How it resizes, splits and pads is not stated. Here: both sides are resized, then 2 zeros go on each
     side before the random crop, and a flip; the channels are normalised by ImageNet's mean and std.
 

@@ -22,7 +22,7 @@ class CIFAR(StoredArrays):
     """What both sets share; the subclasses name the keys of their configuration and their constants.
 
     Training images are zero-padded on each side, cropped at random to 32x32 and flipped at random, then normalised
-    per channel by the mean and std of the training split (seed 004, Sec. 4.1). Resizing comes after the crop.
+    per channel by the mean and std of the training split (HN, Sec. 4.1). Resizing comes after the crop.
     """
 
     label_key: ClassVar[str]
@@ -110,7 +110,7 @@ class CIFAR10(CIFAR):
         seed: of the augmentation.
         root: folder with cifar-10-batches-py, or with the batches themselves.
         size: side in pixels, resized bilinearly.
-        padding: zeros on each side before the random crop; 2 gives the 36x36 of seed 004.
+        padding: zeros on each side before the random crop; 2 gives the 36x36 of HN.
         augment: False trains on the evaluation transform.
         fraction: of the training split, in (0, 1].
         on_error: a wrong label stops the run, or skip does without its sample.

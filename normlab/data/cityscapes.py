@@ -22,8 +22,8 @@ _EVALUATED = sorted(
 class Cityscapes(MapFiles):
     """Cityscapes: 2,975 training and 500 validation images of 2048x1024 pixels, 19 classes, all else void.
 
-    Its split "test", 1,525 images whose labels are withheld, has void maps. Seeds 000 and 002 crop 713x713; sizes by
-    factors of 0.5 to 2 are those of the PSPNet recipe that they refer to.
+    Its split "test", 1,525 images whose labels are withheld, has void maps. Distinct and SN-TPAMI crop 713x713; sizes
+    by factors of 0.5 to 2 are those of the PSPNet recipe that they refer to.
 
     Args:
         split: "train", "val" or "test".

@@ -34,7 +34,7 @@ _ARCHIVES = "ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC20
 class ImageNet(ImageFiles):
     """ImageNet with the ResNet recipe, or any two folders of the same classes in this layout, or in Tiny ImageNet's.
 
-    Seed 000, Sec. 4.1.1 (and 002) reduces images from 224x224 to 64x64: `size=64`, which applies the whole recipe,
+    Distinct, Sec. 4.1.1 (and SN-TPAMI) reduces images from 224x224 to 64x64: `size=64`, which applies the whole recipe,
     crops and the 256/224 of evaluation included, at that size. Its half of the training images is `fraction=0.5`;
     how the paper draws it is not stated, here it is a fixed half of every class.
 

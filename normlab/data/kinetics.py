@@ -25,7 +25,7 @@ _CLASSES = 400
 class Kinetics(StoredClips):
     """Kinetics: MP4 files in a folder for each class, of train and of val. Items as of Clips.
 
-    A clip has frames at a regular interval (seed 002, Table 10); in training it begins anywhere, in the test several
+    A clip has frames at a regular interval (SN-TPAMI, Table 10); in training it begins anywhere, in the test several
     begin at regular distances (Sec. 4.5). Of a video that is too short the last frame stays.
 
     Args:

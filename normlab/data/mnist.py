@@ -28,7 +28,7 @@ _MEAN, _STD = (0.1307,), (0.3081,)  # of the training split's pixels, scaled to 
 
 
 class MNIST(StoredArrays):
-    """Grey 28x28 digits, without augmentation (seed 004, Sec. 4.6 states none).
+    """Grey 28x28 digits, without augmentation (HN, Sec. 4.6 states none).
 
     Args:
         split: "train" or "val", MNIST's test set.

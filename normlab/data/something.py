@@ -28,7 +28,7 @@ _FRAME = "{:05d}.jpg"
 
 
 class Something(StoredClips):
-    """Something-Something v1: 86,017 training and 11,522 validation videos, 174 classes (seed 003, Sec. 3.3).
+    """Something-Something v1: 86,017 training and 11,522 validation videos, 174 classes (WS, Sec. 3.3).
 
     A clip has a frame of each of as many segments of the video: any in training, the middle ones in the test (Wang et
     al. 2016). Nothing is flipped: to push from left to right is a class. Items as of Clips.

@@ -24,7 +24,7 @@ _CLASSES = (
 class VOC(MapFiles):
     """VOC: 10,582 training images (`trainaug`) and 1,449 for validation, 20 classes and background; 255 is void.
 
-    Seed 003, Sec. 3.5 crops 513x513; sizes by factors of 0.5 to 2 are those of the DeepLab recipe that it refers to.
+    WS, Sec. 3.5 crops 513x513; sizes by factors of 0.5 to 2 are those of the DeepLab recipe that it refers to.
 
     Args:
         split: "train" or "val".

@@ -1,4 +1,4 @@
-"""How much the statistics of BN and of EN vary from step to step, and how far apart they lie (seed 004, Sec. 4.6).
+"""How much the statistics of BN and of EN vary from step to step, and how far apart they lie (HN, Sec. 4.6).
 
 Rows are those of one layer in statistics.jsonl, a row a step (normlab.dynamics.statistics); no torch here.
 """

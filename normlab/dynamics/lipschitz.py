@@ -1,6 +1,6 @@
 """How much Weight Standardization takes from the gradients of its weights: what is written to gradients.jsonl.
 
-With W a stored filter of I weights, S its standardized form and g the gradient of S, seed 003 (Eqs. 11 to 15) splits
+With W a stored filter of I weights, S its standardized form and g the gradient of S, WS (Eqs. 11 to 15) splits
 
     ||g||^2 = sigma_W^2 ||grad_W||^2  +  <S, g>^2 / I  +  <1, g>^2 / I
               remaining                  division        centring

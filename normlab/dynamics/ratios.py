@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 MOMENTS = ("mean", "var")
 
-# Seed 000, Figs. 4 and 7. "<49" excludes 49 and ">299" excludes 299, so both bounds belong to the middle ranges; 99 and
+# Distinct, Figs. 4 and 7. "<49" excludes 49 and ">299" excludes 299, so both bounds belong to the middle ranges; 99 and
 # 199, on which no layer of ResNet50 falls, go to the lower one.
 _MIDDLE_RANGES = {"49-99": 99, "99-199": 199, "199-299": 299}
 RF_RANGES = ("<49", *_MIDDLE_RANGES, ">299", "all")
@@ -37,7 +37,7 @@ def snapshot(
 
     A row has: layer (module name), index (from 1, as the papers count), part (of the model, by `part_of` the name),
     kernel_size, shortcut, receptive_field (or None), and mean and var, each {scope: ratio} summing to 1. With group SN
-    (seed 002, Sec. 3.2), where ratios are (ratio_groups, S), these are averages over the groups, and mean_groups and
+    (SN-TPAMI, Sec. 3.2), where ratios are (ratio_groups, S), these are averages over the groups, and mean_groups and
     var_groups hold {scope: [ratio, ...]}.
     Sites whose module has no `ratios()`, such as torch's own layers, are left out; the others keep their index.
     """
@@ -95,7 +95,7 @@ def average(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def mean_by_range(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """The average of the layers in each range of receptive fields (seed 000, Fig. 4), and of "all".
+    """The average of the layers in each range of receptive fields (Distinct, Fig. 4), and of "all".
 
     Returns {range: {"mean": {scope: ratio}, "var": {scope: ratio}}}; ranges without a layer are left out. A layer
     without a receptive field counts in "all" alone.
@@ -146,7 +146,7 @@ def mean_by_part(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def mean_by_block(rows: Iterable[Row], depth: int) -> dict[str, dict[str, dict[str, float]]]:
-    """The average of the layers in each block (seed 001, Fig. 3): {block: {"mean": {scope: ratio}, "var": ...}}.
+    """The average of the layers in each block (SN, Fig. 3): {block: {"mean": {scope: ratio}, "var": ...}}.
 
     A block is the first `depth` words of a layer's name, as torchvision gives them: layer1 of layer1.0.bn1 at 1, its
     residual block layer1.0 at 2.
@@ -163,7 +163,7 @@ def choice(ratio: Mapping[str, float]) -> str:
 
 
 def num_disagreeing(rows: Iterable[Row]) -> int:
-    """Layers whose mean and variance choose different scopes (seed 000, Fig. 2)."""
+    """Layers whose mean and variance choose different scopes (Distinct, Fig. 2)."""
     return sum(choice(row["mean"]) != choice(row["var"]) for row in rows)
 
 
@@ -188,7 +188,7 @@ def flatten(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def divergence(p: Mapping[str, float], q: Mapping[str, float]) -> float:
-    """D(p||q) = KL(p||q) + KL(q||p) in nats, of two {scope: ratio} (seed 000, Sec. 4.1.1).
+    """D(p||q) = KL(p||q) + KL(q||p) in nats, of two {scope: ratio} (Distinct, Sec. 4.1.1).
 
     Infinite where one gives a scope no weight and the other does, as hard ratios do.
     """
@@ -201,7 +201,7 @@ def divergence(p: Mapping[str, float], q: Mapping[str, float]) -> float:
 
 
 def divergence_by_range(pairs: Iterable[tuple[int | None, float]]) -> dict[str, float]:
-    """The average divergence of the layers in each range of receptive fields, and of "all" (seed 000, Figs. 3c and 5).
+    """The average divergence of the layers in each range of receptive fields, and of "all" (Distinct, Figs. 3c and 5).
 
     pairs are (receptive field or None, divergence) of each layer; ranges without a layer are left out.
     """

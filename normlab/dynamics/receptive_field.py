@@ -51,7 +51,7 @@ def trace(model: nn.Module, shape: Sequence[int], is_norm: Callable[[nn.Module],
 
     Convolutions and local pooling enlarge the receptive field, a linear layer on a flattened image makes it the whole
     image. Global statistics do not count, neither those of normalizers nor of gates such as squeeze-and-excitation,
-    as in seed 000, where the 53 layers of ResNet50 span 7 to 427 pixels.
+    as in Distinct, where the 53 layers of ResNet50 span 7 to 427 pixels.
 
     Args:
         model: left as it is; a copy runs.

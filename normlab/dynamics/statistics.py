@@ -1,7 +1,7 @@
 """Statistics of BN and EN at the input of every normalizing layer: what is written to statistics.jsonl each step.
 
 A record is {"step": 300, "epoch": 3.0, "layers": [row, ...]}; a row has layer (module name), index (from 1), bn_mean
-and bn_std, a number for each channel, and en_mean and en_std, one for all channels together (seed 004, Sec. 4.6).
+and bn_std, a number for each channel, and en_mean and en_std, one for all channels together (HN, Sec. 4.6).
 """
 
 from collections.abc import Iterable, Iterator

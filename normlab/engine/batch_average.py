@@ -1,4 +1,4 @@
-"""Batch average: the statistics that batch scopes use in evaluation, measured after training (seed 001, Sec. 2.1).
+"""Batch average: the statistics that batch scopes use in evaluation, measured after training (SN, Sec. 2.1).
 
 All parameters frozen, training minibatches of the per-replica size pass through the network in training mode; the
 batch means and variances of all calls of a layer are averaged. G replicas at a time, as in training, so that

@@ -40,7 +40,7 @@ def sgd(
     weight_decay: Annotated[float, Ge(0)] = 1e-4,
     decay: Literal["all", "not_norm"] = "all",
 ) -> torch.optim.Optimizer:
-    """SGD with momentum (seed 001, Sec. 4.1); the learning rate is lr * update_samples / lr_batch (seed 000)."""
+    """SGD with momentum (SN, Sec. 4.1); the learning rate is lr * update_samples / lr_batch (Distinct)."""
     groups = _groups(model, weight_decay, decay)
     scaled = _scaled(lr, lr_batch, update_samples)
     return _SGD(groups, scaled, momentum=momentum, nesterov=nesterov, fused=True)
@@ -58,7 +58,7 @@ def rmsprop(
     weight_decay: Annotated[float, Ge(0)] = 1e-4,
     decay: Literal["all", "not_norm"] = "all",
 ) -> torch.optim.Optimizer:
-    """RMSProp (seed 000, Sec. 4.1); alpha is the kept fraction of the squared gradient's average."""
+    """RMSProp (Distinct, Sec. 4.1); alpha is the kept fraction of the squared gradient's average."""
     groups = _groups(model, weight_decay, decay)
     return _RMSprop(groups, _scaled(lr, lr_batch, update_samples), alpha=alpha, eps=eps, momentum=momentum)
 

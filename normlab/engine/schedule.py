@@ -51,7 +51,7 @@ def poly(
     unit: Literal["fraction", "epochs", "iterations"] = "fraction",
     warmup: Annotated[float, Ge(0)] = 0.0,
 ) -> float:
-    """(1 - done)^power; seed 003 leaves the power open, 0.9 is DeepLab's."""
+    """(1 - done)^power; WS leaves the power open, 0.9 is DeepLab's."""
     return _warmup(update, _updates(warmup, unit, total, per_epoch)) * (1 - update / total) ** power
 
 

@@ -37,7 +37,7 @@ def _estimator(session: Session) -> str:
     """The statistics of what a run is known by."""
     if session.config.estimator != "paper":
         return session.config.estimator
-    # seed 001, Sec. 2.1 for SN; the others keep the moving average of their papers
+    # SN, Sec. 2.1 for SN; the others keep the moving average of their papers
     layers = normalizers(session.experiment.model)
     mixes_batches = any(layer.is_switchable and layer.tracks_statistics for layer in layers)
     return "batch_average" if mixes_batches else "moving_average"

@@ -72,7 +72,7 @@ def _small_panels(moment: str, lines: Sequence[Sequence[str]]) -> list[list[str]
 
 @at_print_size
 def layers(runs: Sequence[Run], *, epoch: Annotated[float, Ge(0)] | None = None) -> Figure:
-    """Ratios of mean and variance in every layer at one moment (seed 000, Figs. 9 to 11 and 13; seed 002, Fig. 5).
+    """Ratios of mean and variance in every layer at one moment (Distinct, Figs. 9 to 11 and 13; SN-TPAMI, Fig. 5).
 
     Args:
         runs: one or more, each with a panel for the mean and one for the variance.
@@ -97,7 +97,7 @@ def layers(runs: Sequence[Run], *, epoch: Annotated[float, Ge(0)] | None = None)
 
 @at_print_size
 def hard_ratios(runs: Sequence[Run], *, epochs: Sequence[Annotated[float, Ge(0)]] = ()) -> Figure:
-    """The scope of the largest ratio of mean and variance in every layer, at some epochs (seed 000, Fig. 2; seed 002,
+    """The scope of the largest ratio of mean and variance in every layer, at some epochs (Distinct, Fig. 2; SN-TPAMI,
     Fig. 8), and the share of layers in which mean and variance choose differently.
 
     Args:
@@ -138,11 +138,11 @@ def averages(
     by: Literal["run", "norm", "model", "data", "batch", "task", "block", "part"] = "run",
     block_depth: Annotated[int, Ge(1)] = 1,
 ) -> Figure:
-    """Ratios at the end of training, averaged over layers: by batch setting, task or block (seed 001, Figs. 1c, 3, 4).
+    """Ratios at the end of training, averaged over layers: by batch setting, task or block (SN, Figs. 1c, 3, 4).
 
     Args:
         runs: one or more. Runs that agree in `by`, such as those of several seeds, are averaged.
-        by: what tells the bars apart. task: and where a model has several parts, each of them (seed 001, Fig. 1c).
+        by: what tells the bars apart. task: and where a model has several parts, each of them (SN, Fig. 1c).
             block: stages of the network, in network order. part: the model's parts, where it has several, and all
             layers.
         block_depth: words of a layer's name that make its block: layer1 at 1, layer1.0 at 2.

@@ -56,8 +56,8 @@ ONE_PART = "all its layers are of one part of the model"
 def ratio_curves(
     runs: Sequence[Run], *, show: Sequence[Literal["mean", "var", "divergence"]] = ("mean", "var")
 ) -> Figure:
-    """Every layer's ratios over training, a small panel each, and their averages by receptive field (seed 000, Fig. 3;
-    seed 002, Fig. 7), or by part where no layer has a receptive field.
+    """Every layer's ratios over training, a small panel each, and their averages by receptive field (Distinct, Fig. 3;
+    SN-TPAMI, Fig. 7), or by part where no layer has a receptive field.
 
     A panel's number is the receptive field in pixels, or the layer's own where none has one; bold behind a 3x3
     convolution, with a square on a shortcut.
@@ -121,7 +121,7 @@ def ratio_curves(
 
 @at_print_size
 def ratio_ranges(runs: Sequence[Run]) -> Figure:
-    """Ratios over training averaged over the layers of each range of receptive fields (seed 000, Figs. 4, 7, 8 and 12).
+    """Ratios over training averaged over the layers of each range of receptive fields (Distinct, Figs. 4, 7, 8 and 12).
 
     Where no layer has a receptive field, the parts of the model are in the place of the ranges.
 
@@ -138,7 +138,7 @@ def ratio_parts(runs: Sequence[Run]) -> Figure:
 
     Args:
         runs: one or more, one at least of a model with several parts, as of a detector and of the classifier that it
-            begins from (seed 000, Fig. 8); rows as in ratio_ranges.
+            begins from (Distinct, Fig. 8); rows as in ratio_ranges.
     """
     expect(runs, 1)
     if not any(mean_by_part(run.ratios[-1]["layers"]) for run in runs):
@@ -150,7 +150,7 @@ def ratio_parts(runs: Sequence[Run]) -> Figure:
 def run_divergence(runs: Sequence[Run]) -> Figure:
     """How far the ratios of the first run are from those of each other run, by receptive field, over training.
 
-    Symmetric KL divergence of each layer, in nats, averaged over the layers of a range (seed 000, Fig. 5), or of a part
+    Symmetric KL divergence of each layer, in nats, averaged over the layers of a range (Distinct, Fig. 5), or of a part
     where no layer has a receptive field.
 
     Args:

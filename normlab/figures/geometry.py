@@ -1,4 +1,4 @@
-"""The geometric view of normalizers (seed 000, Fig. 1; seed 002, Fig. 2), computed from filters."""
+"""The geometric view of normalizers (Distinct, Fig. 1; SN-TPAMI, Fig. 2), computed from filters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def geometry(
 def lengths(
     weight_CI: np.ndarray, gamma: float, ratio: Mapping[str, float], batch_values: int
 ) -> dict[str, np.ndarray]:
-    """The length that each normalizer gives the filters, (C,) each, for white input (seed 000, Sec. 2).
+    """The length that each normalizer gives the filters, (C,) each, for white input (Distinct, Sec. 2).
 
     WN and IN divide a filter by its own length, LN all of them by their root mean square. BN divides by its length as
     well, but its statistics come from n values that include the filter's own response. The linear filter nearest to it

@@ -1,4 +1,4 @@
-"""What Weight Standardization takes from the gradients of its weights (seed 003, Fig. 4, right)."""
+"""What Weight Standardization takes from the gradients of its weights (WS, Fig. 4, right)."""
 
 import math
 import statistics

@@ -119,7 +119,7 @@ def predictions(runs: Sequence[Run]) -> Figure:
 
 @at_print_size
 def stylized(runs: Sequence[Run]) -> Figure:
-    """Images in the style of another: content, style and what each run makes of them (seed 001, Fig. 9).
+    """Images in the style of another: content, style and what each run makes of them (SN, Fig. 9).
 
     Args:
         runs: one or more of the same data and style, with a column each.

@@ -1,4 +1,4 @@
-"""How the statistics of BN and of EN move and fluctuate from step to step (seed 004, Figs. 6 and 7)."""
+"""How the statistics of BN and of EN move and fluctuate from step to step (HN, Figs. 6 and 7)."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def evolution(
     layers: Sequence[Annotated[int, Ge(1)]] = (),
     last: Annotated[int, Ge(1)] = 200,
 ) -> Figure:
-    """Mean and standard deviation of BN and of EN in some layers, step by step (seed 004, Fig. 7).
+    """Mean and standard deviation of BN and of EN in some layers, step by step (HN, Fig. 7).
 
     Args:
         runs: one or more, such as two batch sizes: a column each; a row is a layer.
@@ -68,7 +68,7 @@ def evolution(
 
 @at_print_size
 def fluctuation(runs: Sequence[Run], *, neuron: Annotated[int, Ge(0)] = 0, last: Annotated[int, Ge(2)] = 200) -> Figure:
-    """Standard deviation over the last steps of the statistics of BN and of EN, by layer (seed 004, Fig. 6).
+    """Standard deviation over the last steps of the statistics of BN and of EN, by layer (HN, Fig. 6).
 
     Args:
         runs: one or more, such as two batch sizes: a panel each.

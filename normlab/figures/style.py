@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from normlab.errors import UserError
 from normlab.writing import write_bytes
 
-# Okabe and Ito's palette, told apart by colour-blind readers; BN green, IN blue, LN red as in seed 000, Fig. 2.
+# Okabe and Ito's palette, told apart by colour-blind readers; BN green, IN blue, LN red as in Distinct, Fig. 2.
 COLOURS = {"bn": "#009E73", "in": "#0072B2", "ln": "#D55E00", "gn": "#CC79A7", "en": "#E69F00"}
 NORM_COLOURS = COLOURS | {"sn": "#000000", "hn": "#56B4E9"}
 SPARE_COLOURS = ("#000000", "#56B4E9", "#999999", "#F0E442")

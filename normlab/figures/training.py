@@ -24,7 +24,7 @@ def learning_curves(
     splits: Sequence[Literal["train", "val"]] = ("train", "val"),
     along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """Loss and accuracy over training, a colour a run (seed 001, Figs. 2, 5; seed 003, Figs. 4-6; seed 004, Fig. 5).
+    """Loss and accuracy over training, a colour a run (SN, Figs. 2, 5; WS, Figs. 4-6; HN, Fig. 5).
 
     In training a value is the mean over the updates since the evaluation before, which is that of the last epoch unless
     evaluate_every says otherwise. A loss that is not finite leaves a gap.
@@ -63,7 +63,7 @@ def learning_curves(
 
 @at_print_size
 def estimators(runs: Sequence[Run], *, quantity: str | None = None) -> Figure:
-    """Validation over epochs under the moving and the batch average, from one set of weights (seed 001, Fig. 8).
+    """Validation over epochs under the moving and the batch average, from one set of weights (SN, Fig. 8).
 
     Args:
         runs: one or more, of which one has measured both; the others, such as BN, have their moving average drawn.

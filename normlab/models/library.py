@@ -31,7 +31,7 @@ def timm_model(shape: tuple[int, int, int], num_classes: int, *, name: str, pret
     """A timm classifier for images of shape (C, H, W). Untrained, all its gammas are 1.
 
     Some of timm's networks would start the last gamma of each block at 0: a trick that the papers train without
-    (seed 000, Sec. 3; seed 001, Sec. 4.1).
+    (Distinct, Sec. 3; SN, Sec. 4.1).
 
     Raises UserError if timm has no such name, the network cannot take the shape, or weights cannot be fetched.
     """

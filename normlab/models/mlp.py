@@ -14,7 +14,7 @@ def mlp(
     depth: Annotated[int, Ge(1), Le(2**12)] = 4,
     width: Annotated[int, Ge(1), Le(2**16)] = 128,
 ) -> nn.Module:
-    """`depth` hidden layers of `width` neurons, each followed by batch norm and ReLU (seed 004, Sec. 4.6, on MNIST).
+    """`depth` hidden layers of `width` neurons, each followed by batch norm and ReLU (HN, Sec. 4.6, on MNIST).
 
     (N, C, H, W) -> logits (N, num_classes); shape is (C, H, W) of an image, which is flattened.
     """

@@ -1,4 +1,4 @@
-"""The networks of seed 004, Table 3, for images of 32x32 pixels: they halve the resolution three times, not five.
+"""The networks of HN, Table 3, for images of 32x32 pixels: they halve the resolution three times, not five.
 
 The paper trains them on CIFAR-10 and prints no change of strides. These are the changes that CIFAR variants usually
 have: the stem keeps the resolution, and what would halve it next does not, so that the last maps are 4x4, as those of

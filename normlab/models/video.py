@@ -33,7 +33,7 @@ def i3d(
     """An inflated ResNet (Carreira and Zisserman 2017), as the non-local networks have it (Wang et al. 2018, Table 1).
 
     The first convolution of some blocks sees three frames: of all blocks of the first stage, of every second one from
-    the first on in the next two, and from the second on in the last. Norms are over (T, H, W) (seed 002, Sec. 4.5).
+    the first on in the next two, and from the second on in the last. Norms are over (T, H, W) (SN-TPAMI, Sec. 4.5).
 
     Args:
         shape: (C, T, H, W) of a clip.

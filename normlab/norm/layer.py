@@ -1,8 +1,8 @@
 """The one layer: a normalizer declared by the scopes of its mean and of its variance, and how several are mixed.
 
     Normalizer(64, mean=["bn"], var=["bn"])                           BN
-    Normalizer(64, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])   SN, seed 001 Eq. 3
-    Normalizer(64, mean=["bn"], var=["en"], groups=1)                 HN, seed 004 Eq. 5
+    Normalizer(64, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])   SN, SN Eq. 3
+    Normalizer(64, mean=["bn"], var=["en"], groups=1)                 HN, HN Eq. 5
 
     y = weight * (x - sum_k ratio_k mean_k) / sqrt(sum_k ratio'_k var_k + eps) + bias
 
@@ -78,10 +78,10 @@ class Normalizer(nn.Module):
         groups: groups of a bare gn or en (fitted to C, see scopes.fit_groups).
         group_channels: channels in each group of a bare gn or en, in the place of `groups`, where a network's layers
             differ in their groups and not in their size (SN-TPAMI, Sec. 4.3.2: 32).
-        tied: one set of ratios for mean and variance (SNtied, seed 000); needs the same scopes in both.
-        mix: mix variances (seed 001, Eq. 3) or standard deviations (seed 000, Eq. 1).
-        ratio_groups: channel groups that have ratios of their own (group SN, seed 002, Sec. 3.2).
-        hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, seed 002).
+        tied: one set of ratios for mean and variance (SNtied, Distinct); needs the same scopes in both.
+        mix: mix variances (SN, Eq. 3) or standard deviations (Distinct, Eq. 1).
+        ratio_groups: channel groups that have ratios of their own (group SN, SN-TPAMI, Sec. 3.2).
+        hard: use the scope of the largest ratio alone; the ratios are then constants (sparse SN, SN-TPAMI).
         start: ratio of each scope at the start, {in: 0.6, ln: 0.2, bn: 0.2}, for mean and variance; None: all equal, as
             the papers advise (Distinct, Table 4, practice 1).
         sync: batch scopes pool over all replicas and ranks (SyncBN, SyncSN).
@@ -192,7 +192,7 @@ class Normalizer(nn.Module):
             self.register_parameter(name, nn.Parameter(start, requires_grad=learned))
 
     def _new_logits(self, scopes: list[str], start: Mapping[str, float] | None) -> Tensor | None:
-        """Logits of 1, so all ratios start at 1/S (seed 001, Sec. 4.1); (S,), or (ratio_groups, S) for group SN."""
+        """Logits of 1, so all ratios start at 1/S (SN, Sec. 4.1); (S,), or (ratio_groups, S) for group SN."""
         S = len(scopes)
         if S == 1:
             return None

@@ -1,7 +1,7 @@
 """Switchable Normalization as its released code computes it (norm.profile=official); the papers' own is the default.
 
 The code divides the variance of a map by its positions less one where the papers divide by their number, and derives
-those of LN and BN from it (seed 001, Eq. 2 and 5, against the code). What else differs is in docs/deviations.md.
+those of LN and BN from it (SN, Eq. 2 and 5, against the code). What else differs is in docs/deviations.md.
 Torch's autograd differentiates them, with `plain` of normalize.py behind them: no kernel knows these moments.
 """
 

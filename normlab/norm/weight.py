@@ -18,7 +18,7 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class WeightStandardization(nn.Module):
-    """Each output channel's filter with zero mean and unit standard deviation over its fan-in I (seed 003, Eq. 2-6).
+    """Each output channel's filter with zero mean and unit standard deviation over its fan-in I (WS, Eq. 2-6).
 
         centred_OI = weight_OI - mean_I(weight_OI)                       Eq. 5, unless center=False
         result_OI  = centred_OI / (sqrt(mean_I(centred_OI^2)) + eps)     Eq. 6, unless divide=False
@@ -91,7 +91,7 @@ def weight_standardization(
 
 
 def weight_normalization(conv: Convolution) -> None:
-    """Write the weight of `conv` as a length times a direction per output channel (seed 003's baseline WN), in place.
+    """Write the weight of `conv` as a length times a direction per output channel (WS's baseline WN), in place.
 
     torch's own: `original0` (O, 1, ...) is the length, `original1` the direction; the weight itself does not change.
     """

@@ -46,7 +46,7 @@ def accuracy(
 ) -> Figure:
     """The metric by batch setting, ours beside the paper's, with standard deviations.
 
-    As seed 001, Fig. 1b, and, along rows, seed 004, Fig. 4.
+    As SN, Fig. 1b, and, along rows, HN, Fig. 4.
 
     Args:
         results: of a table.
@@ -80,24 +80,33 @@ def accuracy(
 
 
 @at_print_size
-def ratios(results: Results, *, row: str) -> Figure:
-    """Ratios of a row's switchable layers by column, averaged over layers and seeds (seed 001, Fig. 4).
+def ratios(
+    results: Results, *, row: str, columns: Sequence[str] = (), xlabel: str = "GPUs × samples per GPU"
+) -> Figure:
+    """Ratios of a row's switchable layers by column, averaged over layers and seeds (SN, Fig. 4).
 
     Args:
         results: of a table.
         row: whose ratios.
+        columns: those that have a bar; none named: all.
+        xlabel: of the horizontal axis.
     """
-    if row not in results.table.rows:
-        raise unknown(f"{results.table.name}: row", row, results.table.rows)
-    columns = [line.label for line in results.table.columns.values()]
-    averages = {moment: _average_ratios(results, row, moment) for moment in MOMENTS}
+    table = results.table
+    if row not in table.rows:
+        raise unknown(f"{table.name}: row", row, table.rows)
+    for column in columns:
+        if column not in table.columns:
+            raise unknown(f"{table.name}: column", column, table.columns)
+    columns = columns or list(table.columns)
+    labels = [table.columns[column].label for column in columns]
+    averages = {moment: _average_ratios(results, row, columns, moment) for moment in MOMENTS}
     colours = scope_colours(dict.fromkeys(scope for of_moment in averages.values() for scope in of_moment))
     figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
     for axis, moment in zip(figure.subplots(1, 2), MOMENTS, strict=True):
-        stacked(axis, columns, averages[moment], colours)
-        title = f"{MOMENT_NAMES[moment]} of {results.table.rows[row].label}: {results.subject}"
+        stacked(axis, labels, averages[moment], colours)
+        title = f"{MOMENT_NAMES[moment]} of {table.rows[row].label}: {results.subject}"
         axis.set_title(title, loc="left", fontsize=7)
-        axis.set(ylabel="ratio, average of all layers", xlabel="GPUs × samples per GPU")
+        axis.set(ylabel="ratio, average of all layers", xlabel=xlabel)
     if colours:
         legend_above(figure, [Patch(color=colour, label=scope.upper()) for scope, colour in colours.items()])
     return figure
@@ -105,7 +114,7 @@ def ratios(results: Results, *, row: str) -> Figure:
 
 @at_print_size
 def heat_map(results: Results) -> Figure:
-    """Every cell's metric as a colour, ours beside the paper's; redder is higher (seed 004, Figs. 2 and 3).
+    """Every cell's metric as a colour, ours beside the paper's; redder is higher (HN, Figs. 2 and 3).
 
     Cells on the diagonal, whose row and column have the same label but for the first word ("mean BN", "std BN"), have a
     frame. A cell far below the others takes the palest colour: the scale begins at Tukey's lower fence. A dash:
@@ -196,7 +205,7 @@ def learning(
     quantity: str = "metric",
     along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """A metric in validation, or the training loss, over training (seed 001, Figs. 5 and 6; seed 003, Fig. 6).
+    """A metric in validation, or the training loss, over training (SN, Figs. 5 and 6; WS, Fig. 6).
 
     A line is the mean over seeds, of all evaluations that each of them has, and a band their standard deviation to
     either side. A loss in training is a mean over the updates since the evaluation before.
@@ -242,7 +251,7 @@ def learning(
 
 @at_print_size
 def bars(results: Results, *, rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    """A bar for each row, beside each other for each column, ours and the paper's (seed 003, Fig. 1).
+    """A bar for each row, beside each other for each column, ours and the paper's (WS, Fig. 1).
 
     An axis begins below its lowest bar by as much as the bars differ, so that their differences are seen. What diverged
     or was not run has no bar, nor has what the paper does not print.
@@ -323,12 +332,12 @@ def _positions(groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
     return {place: i + room for i, (place, room) in enumerate(places)}
 
 
-def _average_ratios(results: Results, row: str, moment: str) -> dict[str, list[float]]:
+def _average_ratios(results: Results, row: str, columns: Sequence[str], moment: str) -> dict[str, list[float]]:
     """Scope -> its ratio at each column, averaged over layers and seeds; 0 where no run has it."""
     averages = {}
     for quantity in results.measured.at_once:
         if quantity.startswith(f"ratio.{moment}.") and quantity.count(".") == 2:
-            cells = [results.measured.of(quantity, (row, column)) for column in results.table.columns]
+            cells = [results.measured.of(quantity, (row, column)) for column in columns]
             averages[quantity.rpartition(".")[2]] = [statistics.fmean(c.values()) if c else 0.0 for c in cells]
     return averages
 

@@ -15,12 +15,12 @@ from normlab.reading import naming, read_yaml
 from normlab.report.table import Table
 from normlab.values import coerce
 
-_PAPERS = {  # key in results/paper -> number, and how the names of its tables begin (conf/table)
-    "sn_distinct": ("000", "distinct_"),
-    "sn_iclr": ("001", "sn_"),
-    "sn_tpami": ("002", "sn_"),
-    "ws": ("003", "ws_"),
-    "hn": ("004", "hn_"),
+_PAPERS = {  # key in results/paper -> its name here, and how the names of its tables begin (conf/table)
+    "sn_distinct": ("Distinct", "distinct_"),
+    "sn_iclr": ("SN", "sn_"),
+    "sn_tpami": ("SN-TPAMI", "sn_"),
+    "ws": ("WS", "ws_"),
+    "hn": ("HN", "hn_"),
 }
 _TITLES = {
     "code": "Papers and released code",

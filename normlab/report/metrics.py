@@ -8,7 +8,7 @@ from normlab.errors import UserError
 from normlab.norm.scopes import KINDS
 from normlab.tasks.metrics import MetricInfo, curves_of, value_of
 
-CHOICES_AT = (0.3, 0.6, 0.9)  # moments of a run at which choices are recorded: seed 000, Fig. 2
+CHOICES_AT = (0.3, 0.6, 0.9)  # moments of a run at which choices are recorded: Distinct, Fig. 2
 _RANGES = RF_RANGES[:-1]
 _LAYERS = ("", ".first", ".later")
 _PARTS = ("backbone", "decoder", "fpn", "box", "mask")  # of models, as tasks call them

@@ -3,13 +3,13 @@
 metric                what the cell shows; a diverged run counts as guessing
 diverged              1 of a run that diverged, else 0
 ratio.mean.bn         the BN ratio of the mean, averaged over the layers; ratio.mean.bn.<49 over those of such a
-                      receptive field in pixels (seed 000, Fig. 4)
+                      receptive field in pixels (Distinct, Fig. 4)
 first.mean.bn         the same of the first layer alone
 depth.mean.bn         how much it rises from the first layer to the last, of a line fitted through the layers
-divergence            between mean and variance ratios, averaged over the layers (seed 000, Sec. 4.1.1);
+divergence            between mean and variance ratios, averaged over the layers (Distinct, Sec. 4.1.1);
                       divergence.<49 over those of such a receptive field
 differing             share of layers whose mean and variance choose different scopes, 0 to 1, at the end;
-                      differing@0.3 at 30% of the run (seed 000, Fig. 2)
+                      differing@0.3 at 30% of the run (Distinct, Fig. 2)
 changed@0.3@0.6       share of layers that change a choice between 30% and 60% of the run
 learning              what runs are known by, in validation, averaged over the epochs: the faster a run learns, the
                       higher. Here and below it is that of moving averages, SN's too; its negative where lower is better
@@ -23,7 +23,7 @@ train.loss            loss in training, of the last epoch
 gap                   that in training minus that in validation, of the last epoch
 early_lead            that in validation minus that in training, averaged over the first tenth of the run
 fluctuation.bn_mean   how much the mean of BN varies over the last updates, averaged over the layers; also bn_std,
-                      en_mean, en_std; .first of the first layer, .later averaged over the others (seed 004, Fig. 6)
+                      en_mean, en_std; .first of the first layer, .later averaged over the others (HN, Fig. 6)
 apart.mean            distance of BN's mean from EN's, averaged over updates, layers and channels; also apart.std
 moved.mean            how far the ratios of the mean have gone, to and fro, over the run; also moved.var
 backbone.mean.bn      the BN ratio of the mean, averaged over the layers of the backbone at the end; also of decoder,
@@ -31,7 +31,7 @@ backbone.mean.bn      the BN ratio of the mean, averaged over the layers of the 
 start.moved.mean      the same, and start.backbone.mean.bn, of the run that this one began from; a classifier is all
                       backbone
 taken.division        share of the squared gradient that the division of Weight Standardization takes, averaged over
-                      layers and epochs; taken.centring: that removing the mean takes (seed 003, Fig. 4)
+                      layers and epochs; taken.centring: that removing the mean takes (WS, Fig. 4)
 """
 
 import itertools
@@ -39,8 +39,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Any
+from functools import cache, cached_property, partial
+from typing import Any, TypeVar
 
 from normlab.dynamics.ratios import (
     RF_RANGES,
@@ -57,6 +57,7 @@ from normlab.report.records import Key, Record, key_of, scores
 from normlab.report.table import Table
 from normlab.tasks.metrics import MetricInfo, curves_of
 
+T = TypeVar("T")
 Layers = Sequence[dict[str, Any]]
 Quantities = Mapping[str, Mapping[Key, float]]  # quantity -> of each run
 
@@ -79,11 +80,8 @@ class Measured:
 
     def _by_cell(self, quantity: str) -> dict[tuple[str, ...], dict[int, float]]:
         if quantity not in self._cells:
-            found: dict[tuple[str, ...], dict[int, float]] = {}
             known = self.at_once if quantity in self.at_once else self.others()
-            for (row, column, seed), value in known.get(quantity, {}).items():
-                found.setdefault((row, column), {})[seed] = value
-            self._cells[quantity] = found
+            self._cells[quantity] = _by_cell(known.get(quantity, {}))
         return self._cells[quantity]
 
     def all_diverged(self, cell: Sequence[str]) -> bool:
@@ -93,15 +91,28 @@ class Measured:
 
     def are_same_runs(self, cell: Sequence[str], other: Sequence[str]) -> bool:
         """Whether two (row, column) are read off the same runs, seed by seed."""
-        by_seed = [
-            {seed: run for (row, column, seed), run in self.runs.items() if (row, column) == tuple(one)}
-            for one in (cell, other)
-        ]
-        return bool(by_seed[0]) and by_seed[0] == by_seed[1]
+        own = self._runs_by_cell.get(tuple(cell))
+        return own is not None and own == self._runs_by_cell.get(tuple(other))
+
+    @cached_property
+    def _runs_by_cell(self) -> dict[tuple[str, ...], dict[int, str]]:
+        return _by_cell(self.runs)
 
     def layers_of(self, cell: Sequence[str]) -> dict[int, Layers]:
         self.asked.add(tuple(cell))
-        return {seed: found for (row, column, seed), found in self.layers.items() if (row, column) == tuple(cell)}
+        return self._layers_by_cell.get(tuple(cell), {})
+
+    @cached_property
+    def _layers_by_cell(self) -> dict[tuple[str, ...], dict[int, Layers]]:
+        return _by_cell(self.layers)
+
+
+def _by_cell(by_key: Mapping[Key, T]) -> dict[tuple[str, ...], dict[int, T]]:
+    """(row, column) -> seed -> what is known of it."""
+    found: dict[tuple[str, ...], dict[int, T]] = {}
+    for (row, column, seed), value in by_key.items():
+        found.setdefault((row, column), {})[seed] = value
+    return found
 
 
 def measured(records: Iterable[Record], table: Table, guessing: float | Mapping[str, float]) -> Measured:
@@ -176,7 +187,7 @@ def _rise(along: Sequence[float]) -> float:
 
 
 def divergence_between(some: Layers, others: Layers, moment: str) -> float:
-    """Of two runs of one network: D between the ratios of a layer, averaged over the layers (seed 000, Fig. 5)."""
+    """Of two runs of one network: D between the ratios of a layer, averaged over the layers (Distinct, Fig. 5)."""
     return statistics.fmean(divergence(a[moment], b[moment]) for a, b in zip(some, others, strict=True))
 
 

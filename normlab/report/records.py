@@ -226,7 +226,7 @@ def _epochs(run: RunFolder, table: Table) -> dict[str, list[float]]:
 
 
 def _fluctuations(run: RunFolder) -> dict[str, list[float]]:
-    """Statistic of BN or EN -> how much it varies in each layer; distance of BN's from EN's (seed 004, Sec. 4.6)."""
+    """Statistic of BN or EN -> how much it varies in each layer; distance of BN's from EN's (HN, Sec. 4.6)."""
     if not run.statistics.is_file():
         return {}
     steps = Run.load(run).statistics
@@ -236,7 +236,7 @@ def _fluctuations(run: RunFolder) -> dict[str, list[float]]:
 
 
 def _taken(run: RunFolder) -> dict[str, float]:
-    """Shares that Weight Standardization takes from gradients, averaged over layers and updates (seed 003, Fig. 4)."""
+    """Shares that Weight Standardization takes from gradients, averaged over layers and updates (WS, Fig. 4)."""
     if not run.gradients.is_file():
         return {}
     rows = [layer for step in Run.load(run).gradients for layer in step["layers"]]

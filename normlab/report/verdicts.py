@@ -157,7 +157,7 @@ def departs(
 ) -> Evidence:
     """The ratios of one (row, column) are farther from the reference's than another's are.
 
-    Distances are divergences of the ratios at the end, averaged over the layers (seed 000, Fig. 5), between runs of one
+    Distances are divergences of the ratios at the end, averaged over the layers (Distinct, Fig. 5), between runs of one
     seed; where `than` is the reference itself, its own is between each seed and the next, the last and the first.
     Student's t-test, one-sided, of their differences.
     """

@@ -24,7 +24,7 @@ class Classification(Task):
         model, data: settings of the network and of the dataset.
         seed: of the augmentation.
         label_smoothing: share of the target spread over all classes.
-        dropout: probability before the last layer (seed 000, Sec. 5: 0.5).
+        dropout: probability before the last layer (Distinct, Sec. 5: 0.5).
         pooled_norm: a norm layer before the last layer, behind the pooling. The papers advise against it (Distinct,
             Table 4, practice 5): IN and LN of a 1x1 map are unstable.
         zero_init_residual: gammas of the last norm of each residual block start at 0 (SN, Sec. 4.1, footnote 2).
@@ -35,6 +35,7 @@ class Classification(Task):
         "top5": {"words": "top-5 accuracy"},
         "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
         "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
+        "loss": {"words": "cross entropy", "unit": "", "better": "lower", "decimals": 4},
     }
     takes: ClassVar = {"model": ["classifier"], "data": ["images"]}
 
@@ -113,3 +114,4 @@ class Classification(Task):
         for k in (1, 5):
             best_NK = predictions.topk(min(k, self.num_classes)).indices
             metric[f"top{k}"].update((best_NK == labels_N[:, None]).any(1) * 100)
+        metric["loss"].update(nn.functional.cross_entropy(predictions.float(), labels_N, reduction="none"))
