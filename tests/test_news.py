@@ -1,8 +1,10 @@
 """What a run and a sweep say: at the start, at each evaluation, at the end."""
 
 import csv
+import os
 import re
 import statistics
+import subprocess
 
 import pytest
 from killing import Told
@@ -14,6 +16,7 @@ from normlab.launch.start import start
 from normlab.progress import Progress
 from normlab.reading import read_jsonl
 from normlab.runs.folder import RunFolder
+from normlab.runs.lock import locked
 from normlab.sweeps.outcome import Outcome, outcomes, table
 
 SMALL = ("batch=4x4", "epochs=2", "model.width=4", "data.fraction=0.1", "tracker=none", "threads=1", "figures=summary")
@@ -129,3 +132,22 @@ def test_what_differs_between_cells_is_what_was_swept(tmp_path):
     assert [dict(cell.swept) for cell in outcomes(words)] == [
         {"norm": norm, "optim.lr": lr} for norm in ("bn", "gn") for lr in ("0.1", "0.2")
     ]
+
+
+def test_status_tells_a_killed_run_from_one_at_work(tmp_path, capsys):
+    settings = load([*SMALL, f"out={tmp_path}"])
+    folder = RunFolder.of(settings)
+    folder.create(settings)
+    folder.set_status("running", updates=16)
+    with locked(folder.path):
+        assert main(["status", f"out={tmp_path}"]) == 0
+        assert "1 running" in capsys.readouterr().out
+        left = (folder.path / "lock").read_bytes()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (folder.path / "lock").write_bytes(left.replace(str(os.getpid()).encode(), str(ended.pid).encode()))
+    assert main(["status", f"out={tmp_path}"]) == 0
+    assert "1 killed" in capsys.readouterr().out
+    (folder.path / "lock").write_bytes(left.replace(b'"host": "', b'"host": "another-'))
+    assert main(["status", f"out={tmp_path}"]) == 0
+    assert "1 running" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from killing import WRITE, Moment, Told, attempt, differences, outcome
 
 from normlab.config import Config
 from normlab.launch.start import start
+from normlab.progress import silent
 from normlab.reading import read_jsonl
 from normlab.runs.folder import RunFolder
 from normlab.writing import append_jsonl
@@ -145,7 +146,7 @@ def test_rows_that_are_damaged_cost_the_checkpoints_behind_them(tmp_path, whole,
     data = bytearray(file.read_bytes())
     data[data.index(b'"step": ' if name == "ratios.jsonl" else b'"step": 3') + 8] ^= 1
     file.write_bytes(data)
-    start(settings, RunFolder.of(settings), lambda *_: None)
+    start(settings, RunFolder.of(settings), silent)
     assert f"{file}: rows up to update 6 are missing or damaged; going back" in caplog.text
     assert differences(outcome(settings), whole) == []
 

@@ -18,6 +18,7 @@ from normlab.config import identity, load
 from normlab.engine import provenance
 from normlab.errors import UserError
 from normlab.launch.start import start
+from normlab.progress import silent
 from normlab.reading import read_jsonl
 from normlab.report import quantities
 from normlab.report.metrics import guessed, quantities_of
@@ -413,7 +414,7 @@ def test_a_run_that_goes_on_under_another_version_says_both(tmp_path, monkeypatc
 
     assert start(config, folder, Told(interrupt)) == "interrupted"
     monkeypatch.setattr("normlab.engine.provenance._code", lambda modules: "22222222")
-    assert start(load(words), folder, lambda *_: None) == "finished"
+    assert start(load(words), folder, silent) == "finished"
     made_by = folder.summary()["made_by"]
     assert len(made_by) == 2 and made_by[1].startswith("code 22222222")
     assert "goes on with code 22222222" in caplog.text

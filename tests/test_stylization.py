@@ -504,7 +504,7 @@ def test_squared_errors_are_means_of_an_image():
 
 @pytest.mark.parametrize("scale", ["photographs", "papers"])
 def test_the_table_of_stylization(tmp_path, monkeypatch, scale):
-    """Three runs of a seed; on photographs all seeds begin from one loss network, by the papers' protocol from a file."""
+    """Three runs of a seed; on photographs all begin from one loss network, by the papers' protocol from a file."""
     (tmp_path / "coco").mkdir()
     monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
     found = plan(load_table("sn_style"), scale, [3, 4], [f"out={tmp_path / 'runs'}"], tmp_path)
