@@ -54,7 +54,7 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
         sources = _sources(own, names, state, parts, _prefixes_of(init, config, by_part))
         fitting = {name: state[source] for name, source in sources.items()}
         if not fitting and not has_helped:
-            raise UserError(f"init={init}: none of its {len(given)} tensors fits the model")
+            raise UserError(f"init={init}: none of its {len(state)} tensors fits the model")
         _check_hard(model, init, set(names), fitting)
         check_values(path, ((sources[name], tensor, own[name]) for name, tensor in fitting.items()))
         model.load_state_dict(fitting, strict=False)
