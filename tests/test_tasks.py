@@ -57,6 +57,7 @@ OWN = {  # tasks of conf/, small; classification has tests of its own
         "data.val_length=8",
         "model.width=4",
         "model.blocks=2",
+        "model.code=johnson",
         "optim.lr=1e-4",
         "task.tv_weight=1e-9",
     ),
