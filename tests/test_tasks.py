@@ -58,7 +58,7 @@ OWN = {  # tasks of conf/, small; classification has tests of its own
         "model.width=4",
         "model.blocks=2",
         "model.code=johnson",
-        "optim.lr=1e-4",
+        "optim.lr=1e-5",
         "task.tv_weight=1e-9",
     ),
     "face": (
