@@ -36,7 +36,7 @@ def check_names(table: Table) -> None:
         ("scale", [name for claim in table.claims.values() for name in claim.scales], table.scales),
         ("scale", [name for line in _lines(table) for name in line.protocols], table.scales),
         ("pretraining", [start.run for start in starts if start.run], first.runs if first else {}),
-        ("pretraining", list(first.by_scale) if first else [], first.runs if first else {}),
+        ("pretraining", [*first.by_scale, *first.shared] if first else [], first.runs if first else {}),
         ("scale", [scale for own in first.by_scale.values() for scale in own] if first else [], table.scales),
         ("pretraining's scale", list(table.scales) if first else [], first.scales if first else {}),
     ):
