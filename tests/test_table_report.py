@@ -14,11 +14,12 @@ from rich.console import Console
 
 from normlab.errors import UserError
 from normlab.report.claims import chosen
-from normlab.report.render import comma_separated, evidence_text, latex, markdown, report
+from normlab.report.render import comma_separated, latex, markdown, report
 from normlab.report.results import load_results, results_of
 from normlab.report.table import Difference, cells
 from normlab.report.tables import load_table
 from normlab.report.verdicts import Evidence
+from normlab.report.wording import evidence_text
 
 TABLE = load_table("sn_table2")
 SCORES = {"bn": 98.0, "gn": 97.0, "sn": 99.0}
