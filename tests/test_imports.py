@@ -14,7 +14,7 @@ LEVELS = (
     {"cli", "api"},
     {"exchange", "doctor"},
     {"bench"},
-    {"sweeps"},
+    {"sweeps", "site"},
     {"report", "launch"},
     {"figures"},
     {"engine"},

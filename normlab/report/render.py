@@ -173,7 +173,7 @@ def print_results(results: Results, console: Console) -> None:
     for names in (list(table.rows), list(table.differences)):
         for first in range(0, len(names), across):
             console.print(_terminal_table(results, names[first : first + across]))
-    for note in [*notes(results), *mixture(results, str)]:
+    for note in [*notes(results), *mixture(results)]:
         console.print(note, highlight=False, markup=False)
     for judged in results.judged.values():
         _print_judged(judged, console)

@@ -24,7 +24,7 @@ def measured_text(entry: Entry, decimals: int) -> str:
     """98.9 ± 0.2 (1 of 3 missing); a dash where all runs diverged; missing where there is none."""
     if entry.missing == entry.runs:
         return "missing"
-    text = DASH if entry.mean is None else _number(entry.mean, decimals)
+    text = DASH if entry.mean is None else number(entry.mean, decimals)
     if entry.std is not None:
         text += f" ± {entry.std:.{decimals}f}"
     counts = {"diverged": entry.diverged, "missing": entry.missing}
@@ -33,21 +33,21 @@ def measured_text(entry: Entry, decimals: int) -> str:
 
 
 def printed_text(entry: Entry, decimals: int) -> str:
-    return DASH if entry.printed is None else _number(entry.printed, decimals)
+    return DASH if entry.printed is None else number(entry.printed, decimals)
 
 
 def difference_text(entry: Entry, decimals: int) -> str:
-    return DASH if entry.difference is None else _number(entry.difference, decimals, sign="+")
+    return DASH if entry.difference is None else number(entry.difference, decimals, sign="+")
 
 
 def evidence_text(evidence: Evidence, papers: float) -> str:
     """bn 8x32 − bn 8x2: 3.6, needs > 1 (p = 0.003, n = 3; paper 11.1)"""
-    paper = "" if math.isnan(papers) else f"; paper {_significant(papers)}"
+    paper = "" if math.isnan(papers) else f"; paper {significant(papers)}"
     if math.isnan(evidence.effect):
         return f"{evidence.what}: missing{paper and f' ({paper[2:]})'}"
     p = "" if math.isnan(evidence.p) else f"p = {evidence.p:.2g}, " + "paired, " * evidence.is_paired
-    threshold = _significant(evidence.threshold)
-    return f"{evidence.what}: {_significant(evidence.effect)}, needs > {threshold} ({p}n = {evidence.seeds}{paper})"
+    threshold = significant(evidence.threshold)
+    return f"{evidence.what}: {significant(evidence.effect)}, needs > {threshold} ({p}n = {evidence.seeds}{paper})"
 
 
 def verdict_text(judged: Judged) -> str:
@@ -66,12 +66,13 @@ def reasons_text(judged: Judged) -> str:
     return "; ".join(parts)
 
 
-def _number(value: float, decimals: int, sign: str = "") -> str:
+def number(value: float, decimals: int, sign: str = "") -> str:
+    """With a true minus, and none before a zero."""
     rounded = round(value, decimals) + 0.0  # no minus before a zero
     return f"{rounded:{sign}.{decimals}f}".replace("-", MINUS)
 
 
-def _significant(value: float) -> str:
+def significant(value: float) -> str:
     return f"{round(value, 5) + 0.0:.3g}".replace("-", MINUS)  # what is less is rounding, of equal accuracies
 
 
@@ -104,7 +105,7 @@ def notes(results: Results) -> list[str]:
     return [*of_scale, *dict.fromkeys(exceptions + table.notes), *results.disagreements]
 
 
-def mixture(results: Results, escaped: Callable[[str], str]) -> list[str]:
+def mixture(results: Results, escaped: Callable[[str], str] = str) -> list[str]:
     """What makes cells hard to compare, and what to do, as Markdown; nothing where one version made them all."""
     by_maker = cells_by_maker(results.made)
     if len(by_maker) < 2:
