@@ -13,7 +13,7 @@ files reads no other kind; names in them are escaped by charts.py. A page says n
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any

@@ -124,7 +124,7 @@ def _curve(run: ShownRun, quantity: str) -> Chart:
             data.append(_line(points, name, colour, markers=len(points) <= 40))
     info = info_of(quantity, run.known)
     label = info.label if info else {"lr": "learning rate"}.get(quantity, quantity)
-    figure = _figure(data, xaxis={"title": "epoch"}, yaxis={"title": _text(label)})
+    figure = _figure(data, xaxis={"title": "epoch"}, yaxis={"title": _text(label)}, hovermode="x unified")
     if quantity in ("loss", "lr"):
         figure.update_layout(updatemenus=[_scales()])
     return Chart(f"curve-{quantity}", label[:1].upper() + label[1:], figure, note=note)
@@ -165,7 +165,8 @@ def _averages(moments: Sequence[Mapping[str, Any]]) -> list[Chart]:
                 )
                 data.append(trace.update(visible=name == "all"))
                 owners.append(name)
-        figure = _figure(data, xaxis={"title": "epoch"}, yaxis={"title": "ratio", "range": [-0.02, 1.02]})
+        axes = {"xaxis": {"title": "epoch"}, "yaxis": {"title": "ratio", "range": [-0.02, 1.02]}}
+        figure = _figure(data, **axes, hovermode="x unified")
         if len(names) > 1:
             figure.update_layout(updatemenus=[_menu({_group(n): [owner == n for owner in owners] for n in names})])
         title = f"Ratios of the {MOMENT_NAMES[which]}, averaged over layers"

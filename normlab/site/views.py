@@ -174,7 +174,7 @@ class TableView:
         for row, label in table.row_labels.items():
             entries = {column: self.results.entries[row, column] for column in table.column_labels}
             is_printed = self.results.is_printed(row)
-            lines = []
+            lines: list[tuple[str, list[tuple[str, list[CellRun]]]]] = []
             if is_printed:
                 lines.append(("paper", [(wording.printed_text(e, decimals), []) for e in entries.values()]))
             if self.is_measured:
