@@ -20,7 +20,7 @@ LEVELS = (
     {"engine"},
     {"processes"},
     {"runs", "datasets"},
-    {"config", "tracker"},
+    {"config", "trackers"},
     {"tasks"},
     {"data", "models", "dynamics", "replicas"},
     {"norm"},

@@ -7,7 +7,7 @@ const normlab = { runs: {} };
 const LOOK = {
   font: { family: 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', size: 12, color: "#1b1f24" },
   margin: { l: 56, r: 12, t: 40, b: 48 },
-  legend: { orientation: "h", y: -0.2, yanchor: "top", traceorder: "normal" },
+  legend: { orientation: "h", y: -0.26, yanchor: "top", traceorder: "normal" },
   hovermode: "closest",
   height: 380,
   paper_bgcolor: "#fff",
