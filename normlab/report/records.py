@@ -216,7 +216,8 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
 def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
     """Of each evaluation on the way the update, the loss, and what the run is known by, where training measures it."""
     rows = read_metrics(run.whole(run.metrics), holding='"train/loss"')
-    wanted = ("step", "train/loss", f"train/{headline}", f"val/{headline}", f"val_batch_average/{headline}")
+    measures = ("train/loss", "val/loss", f"train/{headline}", f"val/{headline}", f"val_batch_average/{headline}")
+    wanted = ("step", *measures)
     return {
         metric: [round(row[metric], 4) for row in rows]
         for metric in wanted

@@ -1,5 +1,6 @@
 """Image classification."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,7 +19,7 @@ Images = tuple[Tensor, Tensor]  # images (rows, C, H, W) and labels (rows,)
 
 
 class Classification(Task):
-    """Cross entropy; top-1 and top-5 accuracy in percent on single crops.
+    """Cross entropy, in training and in tests; top-1 and top-5 accuracy in percent on single crops.
 
     Args:
         model, data: settings of the network and of the dataset.
@@ -35,6 +36,7 @@ class Classification(Task):
         "top5": {"words": "top-5 accuracy"},
         "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
         "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
+        "loss": {"words": "cross entropy", "unit": "nats", "better": "lower", "decimals": 3, "partial": True},
     }
     takes: ClassVar = {"model": ["classifier"], "data": ["images"]}
 
@@ -92,7 +94,7 @@ class Classification(Task):
     def losses(self, model: nn.Module, batch: Images, replicas: int) -> Outcome:
         images, labels = batch
         logits = model(images)
-        loss = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        loss = self._cross_entropy(logits, labels)
         correct = (logits.argmax(1) == labels).to(loss.dtype) * 100
         return Outcome({"loss": by_replica(loss, replicas)}, {"top1": by_replica(correct, replicas)})
 
@@ -113,3 +115,18 @@ class Classification(Task):
         for k in (1, 5):
             best_NK = predictions.topk(min(k, self.num_classes)).indices
             metric[f"top{k}"].update((best_NK == labels_N[:, None]).any(1) * 100)
+        if "loss" in metric:  # tasks that are made of this one may measure other things
+            metric["loss"].update(self.loss_of(predictions, labels_N))
+
+    def loss_of(self, predictions: Tensor, labels_N: Tensor) -> Tensor:
+        """Of each sample of a test, (N,), as training counts it."""
+        return self._cross_entropy(predictions.float(), labels_N)
+
+    def results(self, metric: Metric) -> dict[str, float]:
+        """A network whose logits are not finite has accuracies and no loss."""
+        return {
+            name: value for name, value in super().results(metric).items() if math.isfinite(value) or name != "loss"
+        }
+
+    def _cross_entropy(self, logits: Tensor, labels_N: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels_N, reduction="none", label_smoothing=self.label_smoothing)
