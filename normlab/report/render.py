@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,8 @@ from rich.table import Table as RichTable
 from normlab.console import PlainConsole
 from normlab.figures.style import save
 from normlab.report.deviations import concerning, page_from
-from normlab.report.markup import in_latex, in_markdown
+from normlab.report.latex import latex
+from normlab.report.markup import in_markdown
 from normlab.report.records import table_folder
 from normlab.report.results import Judged, Results, load_results
 from normlab.report.table import Table
@@ -22,6 +23,7 @@ from normlab.report.wording import (
     footer,
     guessing,
     heading,
+    lines_of,
     measured_text,
     mixture,
     notes,
@@ -66,22 +68,6 @@ def report(table: Table, scale: str, results: Path, console: Console | None = No
 # ---- forms -----------------------------------------------------------------------------------------------------------
 
 
-def _lines(results: Results) -> Iterator[tuple[str, str, list[str]]]:
-    """A row's label (on its first line), whose numbers, and these along the columns.
-
-    Three lines for each row and each difference; one where the papers print nothing.
-    """
-    decimals = results.table.decimals
-    data = "/".join(sorted({record["data"] for record in results.records}))
-    texts = {"paper": printed_text, data: measured_text, "difference": difference_text}
-    for row, label in results.table.row_labels.items():
-        for whose, text in texts.items():
-            if whose == data or results.is_printed(row):
-                entries = [results.entries[row, column] for column in results.table.column_labels]
-                yield label, whose, [text(entry, decimals) for entry in entries]
-                label = ""
-
-
 def markdown(results: Results, ledger: str | None = None) -> str:
     """The table, the verdicts with the numbers behind them, and the figures.
 
@@ -90,7 +76,7 @@ def markdown(results: Results, ledger: str | None = None) -> str:
     header = ["", "", *map(in_markdown, results.table.column_labels)]
     rows = [
         [f"**{in_markdown(label)}**" if label else "", in_markdown(whose), *map(in_markdown, values)]
-        for label, whose, values in _lines(results)
+        for label, whose, values in lines_of(results)
     ]
     claims = [
         [
@@ -144,24 +130,6 @@ def comma_separated(results: Results) -> str:
         values = " ".join(f"{value:.6g}" for value in entry.values)
         writer.writerow([results.scale_name, row, column, *shown, *counts, values])
     return file.getvalue()
-
-
-def latex(results: Results) -> str:
-    """A table environment; it needs the package booktabs."""
-    columns = list(results.table.column_labels)
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        f"\\caption{{{in_latex(' '.join([heading(results) + '.', subtitle(results), *notes(results)]))}}}",
-        f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}",
-        "\\toprule",
-        f"& & {' & '.join(map(in_latex, columns))} \\\\",
-    ]
-    for label, whose, values in _lines(results):
-        lines += ["\\midrule"] * bool(label)
-        cells = [label, whose, *values]
-        lines.append(f"{' & '.join(map(in_latex, cells))} \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
 
 
 def print_results(results: Results, console: Console) -> None:

@@ -1,7 +1,7 @@
 """The words of a table's results, in whatever form: of a cell, of a verdict, and the sentences around them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from normlab.report.judging import ALPHA, POWER
 from normlab.report.makers import cells_by_maker, shown
@@ -134,3 +134,19 @@ def footer(results: Results) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def lines_of(results: Results) -> Iterator[tuple[str, str, list[str]]]:
+    """A row's label (on its first line), whose numbers, and these along the columns.
+
+    Three lines for each row and each difference; one where the papers print nothing.
+    """
+    decimals = results.table.decimals
+    data = "/".join(sorted({record["data"] for record in results.records}))
+    texts = {"paper": printed_text, data: measured_text, "difference": difference_text}
+    for row, label in results.table.row_labels.items():
+        for whose, text in texts.items():
+            if whose == data or results.is_printed(row):
+                entries = [results.entries[row, column] for column in results.table.column_labels]
+                yield label, whose, [text(entry, decimals) for entry in entries]
+                label = ""
