@@ -8,7 +8,7 @@ SCALE ?= scenes
 SEEDS ?=
 JOBS ?= 0
 
-.PHONY: help setup train test test-long check reproduce-table2 reproduce-digits scenes-pilots readme clean
+.PHONY: help setup train test test-long check reproduce-table2 reproduce-digits scenes-pilots readme docs clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
@@ -47,6 +47,11 @@ scenes-pilots: setup  ## the pilots that scale=scenes was chosen by (docs/protoc
 readme: setup  ## train what README shows, and put its results there
 	$(NORMLAB) train -m norm=bn,gn,sn,hn batch=8x2 seed=0,1,2 tracker=none
 	$(VENV)/bin/python scripts/readme_results.py
+
+docs: setup  ## the pages of docs/ as a site, in build/docs
+	$(VENV)/bin/python scripts/settings_page.py
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo build/docs/index.html
 
 clean:  ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -42,6 +42,15 @@ class Parameter:
     hint: Any
     default: Any = _REQUIRED
 
+    @property
+    def is_place(self) -> bool:
+        """Whether it says where something lies that is read; null: nowhere."""
+        return self.hint is Path or Path in typing.get_args(self.hint)
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is _REQUIRED
+
     @cached_property
     def coercion(self) -> Callable[[Any], Any]:
         """Kept here, since a type takes longer to look up than most values to check."""
@@ -265,7 +274,7 @@ def bind(node: Mapping[str, Any]) -> Any:
     """The target of a checked node, imported, with its settings bound: call it with the positional arguments."""
     known = signature(node["_target_"])
     settings = {
-        key: Path(value) if key in known and known[key].hint is Path else value
+        key: Path(value) if key in known and known[key].is_place and value is not None else value
         for key, value in node.items()
         if key != "_target_"
     }

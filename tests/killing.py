@@ -15,11 +15,24 @@ import torch
 
 from normlab.config import Config, load
 from normlab.launch.start import start
+from normlab.progress import Progress
 from normlab.runs import checkpoint
 from normlab.runs.folder import TIME_FIELDS, RunFolder, checkpoint_files
 
 SMALL = ("batch=4x4", "model.width=4", "data.fraction=0.1", "task.dropout=0.3", "tracker=none", "threads=1")
 SHORT = ("epochs=2", "checkpoint.every=0.25")  # 16 updates, a checkpoint every second of them
+
+
+class Told(Progress):
+    """Progress that goes to a function."""
+
+    def __init__(self, tell: Callable[[str, float, int], object]) -> None:
+        self._tell = tell
+
+    def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
+        self._tell(what, done, total)
+
+
 Moment = tuple[str, int]  # a piece of work, as the progress bar names it, or WRITE; and how much of it was done
 
 WRITE = "write"  # the n-th call that makes a file durable, or gives it its name
@@ -39,14 +52,14 @@ def attempt(config: Config, moment: Moment | None = None, number: int = signal.S
 
 
 def _run(config: Config, moment: Moment | None, number: int) -> None:
-    def report(what: str, done: int, total: int) -> None:
+    def report(what: str, done: float, total: int) -> None:
         if (what, done) == moment:
             os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if moment and moment[0] == WRITE:
         _signal_at_write(moment[1], number)
-    if start(config, RunFolder.of(config), report) == "interrupted":
+    if start(config, RunFolder.of(config), Told(report)) == "interrupted":
         os._exit(128 + number)
 
 

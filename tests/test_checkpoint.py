@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import SHORT, SMALL, attempt, config, differences, outcome, use_up
+from killing import SHORT, SMALL, Told, attempt, config, differences, outcome, use_up
 
 from normlab import writing
 from normlab.cli import main
 from normlab.config import Config
 from normlab.errors import BusyError, DiskFullError, UserError
 from normlab.launch.start import start
+from normlab.progress import silent
 from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder, checkpoint_files
 from normlab.runs.lock import locked
@@ -73,7 +74,7 @@ def test_rows_reach_the_disk_before_the_checkpoint_behind_them(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     settings = config(tmp_path, "iterations=4")
-    start(settings, RunFolder.of(settings), lambda what, done, total: None)
+    start(settings, RunFolder.of(settings), silent)
     saves = [i for i, name in enumerate(synced) if name.startswith(".0000")]
     assert len(saves) == 2
     for i in saves:
@@ -115,7 +116,7 @@ def test_a_run_goes_on_from_the_last_good_one(tmp_path, caplog, whole, damaged):
     for file in files:
         os.truncate(file, 1000)
     done: list[int] = []
-    start(settings, RunFolder.of(settings), lambda what, n, total: done.append(n) if what == "training" else None)
+    start(settings, RunFolder.of(settings), Told(lambda what, n, total: done.append(n) if what == "training" else None))
     for file in files:
         assert f"{file} is damaged" in caplog.text
     assert done[0] == (5 if damaged == 1 else 1)
@@ -171,12 +172,12 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_costs_nothing(small_di
     settings, filler = config(small_disk), small_disk / "filler"
     folder = RunFolder.of(settings)
 
-    def fill(what: str, done: int, total: int) -> None:
+    def fill(what: str, done: float, total: int) -> None:
         if (what, done) == when and not filler.exists():
             use_up(small_disk)
 
     with pytest.raises(DiskFullError) as error:
-        start(settings, folder, fill)
+        start(settings, folder, Told(fill))
     assert error.value.exit_status == 74
     assert str(error.value).startswith(str(folder.path)) and "the disk is full; it needs" in str(error.value)
     assert not list(folder.path.rglob(".*"))

@@ -107,7 +107,7 @@ def test_the_command(capsys):
     ("words", "message"),
     [
         (["--run"], "claims --run: expected a claim"),
-        (["--run", "style_converges_faster"], "there is nothing to run: sn_iclr.style_converges_faster: needs style"),
+        (["--run", "sn_iclr.enas_better"], "there is nothing to run: sn_iclr.enas_better: needs neural architecture"),
         (["--run", "brn", "scale=cifar10"], "there is nothing to run"),
         (["--run", "brn", "seeds=0"], "seeds=0: expected a whole number from 1"),
         (["brn", "sede=1"], "did you mean 'seeds'"),

@@ -16,6 +16,7 @@ from normlab.engine.evaluate import evaluate, statistics
 from normlab.engine.session import open_session
 from normlab.errors import UserError
 from normlab.launch.life import train
+from normlab.progress import silent
 from normlab.reading import read_jsonl
 from normlab.replicas import normalizers, permutation
 from normlab.runs.folder import RunFolder, checkpoint_files
@@ -28,7 +29,7 @@ def config(out: Path, *more: str) -> Config:
     return load(["batch=4x4", "epochs=2", *SMALL, f"out={out}", *more])
 
 
-def run(settings: Config, progress=lambda what, done, total: None) -> RunFolder:
+def run(settings: Config, progress=silent) -> RunFolder:
     folder = RunFolder.of(settings)
     folder.create(settings)
     train(folder, progress)

@@ -23,6 +23,7 @@ QUICK = {
     "video": ("data.length=16", "data.val_length=4"),
     "points": ("data.length=16", "data.val_length=8", "data.points=16", "model.width=4", "model.k=4"),
     "face": ("data.length=64", "data.identities=8", "data.probes=2", "data.distractors=8", "model.width=4"),
+    "stylization": ("data.length=16", "data.val_length=4", "data.size=32", "model.blocks=2", "model.width=4"),
     "synthetic": ("data=synthetic", "data.length=16", "data.val_length=8", "iterations=1", "batch=2x2"),
 }
 RUN_BY_OTHER_TESTS = {"norm", "weight", "model", "data", "tracker"}  # groups with a test of their own below
@@ -62,8 +63,9 @@ LONG_MODELS = {"resnet101", "resnext101_32x4d"}  # as those of 50 layers, and sl
 def test_every_model(tmp_path, model):
     size = 96 if model == "inception_v3" else 16 if model.startswith("digits") or model.endswith("_small") else 64
     settings = ("data.num_classes=4", f"data.size={size}") if model not in ("mlp", "resnet20") else ()
-    summary = train(tmp_path, f"model={model}", "norm=sn_ln_bn", *QUICK["synthetic"], *settings)
-    assert summary["norm_layers"] > 0
+    norm = "none" if model == "scenes_vgg" else "sn_ln_bn"  # VGG has no norm
+    summary = train(tmp_path, f"model={model}", f"norm={norm}", *QUICK["synthetic"], *settings)
+    assert (summary["norm_layers"] > 0) == (norm != "none")
 
 
 @pytest.mark.parametrize("data", [name for name in choices("data") if task_of("data", name) == "classification"])
@@ -223,6 +225,26 @@ def test_every_dataset_of_clouds(tmp_path, data):
         own = [f"data.root={tmp_path / 'data'}"]
     summary = train(tmp_path / "runs", *CLOUDS, f"data={data}", "model.width=4", *own)
     assert summary["updates"] == 1 and "accuracy" in summary["metrics"]["batch_average"]
+
+
+PICTURES = ("task=stylization", "norm=sn", "batch=1x4", "iterations=1", "batch_average.samples=4", "model.width=4")
+
+
+@pytest.mark.parametrize("model", [name for name in choices("model") if task_of("model", name) == "stylization"])
+def test_every_stylizer(tmp_path, model):
+    few = ("data.length=8", "data.val_length=4")
+    summary = train(tmp_path, *PICTURES, f"model={model}", *few)
+    assert summary["norm_layers"] == 15 and "style" in summary["metrics"]["moving_average"]
+
+
+@pytest.mark.parametrize("data", [name for name in choices("data") if "pictures" in kinds_of("data", name)])
+def test_every_dataset_of_pictures(tmp_path, data):
+    own = ["data.length=8", "data.val_length=4", "data.size=32"]
+    if data == "coco_images":
+        data_files.write_coco(tmp_path / "data")
+        own = [f"data.root={tmp_path / 'data'}", "data.size=32", "data.val_size=48"]
+    summary = train(tmp_path / "runs", *PICTURES, f"data={data}", "model.blocks=2", *own)
+    assert summary["updates"] == 1 and "content" in summary["metrics"]["batch_average"]
 
 
 def load_classes(words: list[str]) -> tuple[str, ...]:

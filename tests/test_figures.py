@@ -303,6 +303,24 @@ def test_averages_by_part(make):
         averages([*runs, make(ratios=moments(6))], by="part")
 
 
+def test_averages_by_task_have_the_parts_of_models_that_have_several(make):
+    """As SN, Fig. 1c: a classifier, the parts of a detector, and a stylizer of which two seeds are one bar."""
+    detector = in_parts(moments(6), backbone=4, box=2)
+    seeds = [moments(3, seed=seed) for seed in range(2)]
+    runs = [
+        make(task="classification", ratios=moments(5)),
+        make(task="detection", ratios=detector),
+        *(make(task="stylization", seed=str(k), ratios=rows) for k, rows in enumerate(seeds)),
+    ]
+    axis = averages(runs, by="task").axes[0]
+    assert ticks(axis) == ["classification", "detection, backbone", "detection, box", "stylization"]
+    own = [row["mean"]["in"] for row in detector[-1]["layers"]]
+    both = np.mean([row["mean"]["in"] for rows in seeds for row in rows[-1]["layers"]])
+    classifier = np.mean([row["mean"]["in"] for row in runs[0].ratios[-1]["layers"]])
+    expected = [classifier, np.mean(own[:4]), np.mean(own[4:]), both]
+    assert heights(axis)[COLOURS["in"]] == pytest.approx(expected)
+
+
 def test_scopes_of_one_family_differ_in_colour(make):
     scopes = ("bn", "en1", "en32", "gn8", "gn32")
     figure = overview([make(ratios=moments(1, scopes=scopes))])

@@ -74,6 +74,11 @@ def test_learning_curves_are_means_over_seeds():
     axis, _ = learning(found, panels={"first": ["a", "b"]}, along="iteration").axes  # b's record is older
     assert [line.get_xdata().tolist() for line in axis.get_lines()] == [[50, 100], []]
     assert axis.get_xlabel() == "iteration" and figure.axes[0].get_xlabel() == "epoch"
+    band = figure.axes[0].collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((2 - 2**0.5, 4 + 8**0.5))  # of 1 and 3, of 2 and 6
+    assert not figure.axes[1].collections  # one seed has no spread
+    with pytest.raises(UserError, match="quantity 'top5' does not exist"):
+        learning(found, panels={"first": ["a"]}, quantity="top5")
     with pytest.raises(UserError, match="row 'd' does not exist"):
         learning(found, panels={"first": ["d"]})
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from killing import SHORT, SMALL, config, differences, outcome
+from killing import SHORT, SMALL, Told, config, differences, outcome
 from test_scale import meeting_point
 
 from normlab.cli import main
@@ -20,6 +20,7 @@ from normlab.errors import RunError
 from normlab.figures import draw
 from normlab.launch import life
 from normlab.launch.start import start
+from normlab.progress import silent
 from normlab.runs import lock
 from normlab.runs.folder import RunFolder
 
@@ -160,7 +161,7 @@ def test_a_loader_worker_that_is_killed_is_named(tmp_path):
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     with pytest.raises(RunError, match=r"a loader worker( \(process [0-9]+\))? was killed.*workers=0"):
-        start(settings, folder, kill)
+        start(settings, folder, Told(kill))
     assert folder.status()["status"] == "failed" and "loader worker" in folder.status()["error"]
     assert re.search("RuntimeError: DataLoader worker|ConnectionResetError|EOFError", folder.traceback.read_text())
     assert main(["train", *SMALL, *SHORT, f"out={tmp_path}"]) == 0
@@ -175,7 +176,7 @@ def test_so_is_one_that_is_killed_while_it_sends(tmp_path, monkeypatch, error):
     monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", lost)
     settings = config(tmp_path, "workers=1")
     with pytest.raises(RunError, match=r"a loader worker was killed; .*workers=0"):
-        start(settings, RunFolder.of(settings), lambda *_: None)
+        start(settings, RunFolder.of(settings), silent)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import killing
 import pytest
-from killing import WRITE, Moment, attempt, differences, outcome
+from killing import WRITE, Moment, Told, attempt, differences, outcome
 
 from normlab.config import Config
 from normlab.launch.start import start
+from normlab.progress import silent
 from normlab.reading import read_jsonl
 from normlab.runs.folder import RunFolder
 from normlab.writing import append_jsonl
@@ -103,7 +104,7 @@ def test_a_killed_run_repeats_no_more_than_an_interval(tmp_path):
     settings = config(tmp_path)
     attempt(settings, ("training", 13))
     done: list[int] = []
-    start(settings, RunFolder.of(settings), lambda what, n, total: done.append(n) if what == "training" else None)
+    start(settings, RunFolder.of(settings), Told(lambda what, n, total: done.append(n) if what == "training" else None))
     assert done[0] == 13  # 12 were saved
 
 
@@ -145,7 +146,7 @@ def test_rows_that_are_damaged_cost_the_checkpoints_behind_them(tmp_path, whole,
     data = bytearray(file.read_bytes())
     data[data.index(b'"step": ' if name == "ratios.jsonl" else b'"step": 3') + 8] ^= 1
     file.write_bytes(data)
-    start(settings, RunFolder.of(settings), lambda *_: None)
+    start(settings, RunFolder.of(settings), silent)
     assert f"{file}: rows up to update 6 are missing or damaged; going back" in caplog.text
     assert differences(outcome(settings), whole) == []
 

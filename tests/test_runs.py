@@ -8,17 +8,20 @@ import signal
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from killing import Told
 from rich.console import Console
 
 from normlab.config import identity, load
 from normlab.engine import provenance
 from normlab.errors import UserError
 from normlab.launch.start import start
+from normlab.progress import silent
 from normlab.reading import read_jsonl
 from normlab.report import quantities
-from normlab.report.metrics import guessed
+from normlab.report.metrics import guessed, quantities_of
 from normlab.report.quantities import measured, of_layers
 from normlab.report.records import collect
 from normlab.report.results import load_results
@@ -342,6 +345,42 @@ def test_learning_is_higher_for_the_better_whatever_the_metric():
     assert found["gap"] == pytest.approx(-0.1) and found["early_lead"] == pytest.approx(-0.1)
 
 
+def test_the_area_under_a_curve_is_its_mean_height_between_evaluations():
+    """By numpy's trapezoids, also where evaluations are not evenly spaced; of headline and curves alone."""
+    metrics = {
+        "content": MetricInfo("content loss", unit="", better="lower"),
+        "style": MetricInfo("style loss", unit="", better="lower", curve=True),
+        "tv": MetricInfo("total variation", unit="", better="lower"),
+        "hits": MetricInfo("hits", curve=True),
+    }
+    steps, style, hits = [10, 20, 50], [9.0, 4.0, 1.0], [10.0, 30.0, 50.0]
+    epochs = {"step": steps, "train/loss": [1.0] * 3, "val/content": [3.0, 2.0, 2.5], "val/tv": [1.0] * 3}
+    epochs |= {"val/style": style, "val_batch_average/style": style[::-1], "val/hits": hits}
+    found = quantities._of_epochs({"headline": {"metric": "content"}, "epochs_of": epochs}, metrics)
+    areas = {name: value for name, value in found.items() if "area." in name}
+    assert areas == pytest.approx({
+        "area.content": -np.trapezoid([3, 2, 2.5], steps) / 40,
+        "area.style": -np.trapezoid(style, steps) / 40,
+        "batch_average.area.style": -np.trapezoid(style[::-1], steps) / 40,
+        "area.hits": np.trapezoid(hits, steps) / 40,
+    })  # fmt: skip
+    assert set(areas) < set(quantities_of(metrics)) and "area.tv" not in quantities_of(metrics)
+    older = {name: values for name, values in epochs.items() if name != "step"}
+    assert not [n for n in quantities._of_epochs({"headline": {"metric": "content"}, "epochs_of": older}, metrics)
+                if "area" in n]  # fmt: skip
+
+
+def test_a_run_that_learns_faster_has_the_larger_area():
+    """Of two curves with one start and one end."""
+    metrics = {"style": MetricInfo("style loss", unit="", better="lower")}
+
+    def area(curve):
+        epochs = {"step": [0, 1, 2], "train/loss": [0.0] * 3, "val/style": curve}
+        return quantities._of_epochs({"headline": {"metric": "style"}, "epochs_of": epochs}, metrics)["area.style"]
+
+    assert area([8.0, 2.0, 1.0]) > area([8.0, 6.0, 1.0])
+
+
 # ---- versions --------------------------------------------------------------------------------------------------------
 
 
@@ -373,9 +412,9 @@ def test_a_run_that_goes_on_under_another_version_says_both(tmp_path, monkeypatc
         if what == "training" and done == 3:
             signal.raise_signal(signal.SIGINT)
 
-    assert start(config, folder, interrupt) == "interrupted"
+    assert start(config, folder, Told(interrupt)) == "interrupted"
     monkeypatch.setattr("normlab.engine.provenance._code", lambda modules: "22222222")
-    assert start(load(words), folder, lambda *_: None) == "finished"
+    assert start(load(words), folder, silent) == "finished"
     made_by = folder.summary()["made_by"]
     assert len(made_by) == 2 and made_by[1].startswith("code 22222222")
     assert "goes on with code 22222222" in caplog.text

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from killing import Told
 from test_engine import config, records, run
 
 from normlab.cli import main
@@ -149,7 +150,7 @@ def test_the_signal_before_a_jobs_time_is_over_saves(tmp_path):
         if (what, done) == ("training", 5):
             os.kill(os.getpid(), signal.SIGUSR2)
 
-    folder = run(config(tmp_path / "stopped"), stop)
+    folder = run(config(tmp_path / "stopped"), Told(stop))
     assert folder.status() == {"status": "interrupted", "updates": 5, "signal": signal.SIGUSR2}
     assert train(folder) == "finished"
     assert records(folder) == records(run(config(tmp_path / "whole")))

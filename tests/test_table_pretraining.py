@@ -119,6 +119,23 @@ def test_from_one_command_to_the_report(own, tmp_path, capsys):
             check_records([own_run | {"start": own_run["start"] | wrong}], tmp_path, table.metrics)
 
 
+def test_one_run_may_be_that_of_all_seeds_and_a_scale_may_have_none(own, tmp_path):
+    first = TABLE["pretraining"] | {"shared": ["sn"]}
+    write(own, {"pretraining": first})
+    found = plan(load_table("mine"), "small", [0, 1], [f"out={tmp_path}"], tmp_path)
+    begun = {(cell.column, cell.seed): found.ids["pretraining", cell.column, cell.seed] for cell in found.pretraining}
+    assert begun["sn", 0] == begun["sn", 1] and begun["gn", 0] != begun["gn", 1]
+    assert found.configs[begun["sn", 1]].seed == 0
+    assert {found.config_of(cell).seed for cell in found.cells} == {0, 1}
+    write(own, {"pretraining": first | {"scales": {"small": None}}})
+    found = plan(load_table("mine"), "small", [0], [f"out={tmp_path}"], tmp_path)
+    assert not found.pretraining and {found.config_of(cell).init for cell in found.cells} == {"none"}
+    assert found.origins() == [None] * len(found.cells)
+    write(own, {"pretraining": first | {"shared": ["ns"]}})
+    with pytest.raises(UserError, match="pretraining 'ns' does not exist"):
+        load_table("mine")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -211,11 +211,11 @@ def identity(config: Config) -> str:
 
 
 def places(node: dict[str, Any] | None) -> list[str]:
-    """The settings of a group that say where something lies: `root`, and those whose type is a Path."""
+    """The settings of a group that say where something lies: `root`, and those which are a Path, or a Path or null."""
     if node is None:
         return []
     parameters = schema.signature(node["_target_"])
-    return [name for name in node if name == "root" or (name in parameters and parameters[name].hint is Path)]
+    return [name for name in node if name == "root" or (name in parameters and parameters[name].is_place)]
 
 
 def run_name(config: Config) -> str:

@@ -44,6 +44,8 @@ def absent(node: Mapping[str, Any], split: str) -> Any:
     number = counts[split]
     if split == "train":
         number = round(number * node.get("fraction", 1.0))
+    elif split == "val":
+        number = min(number, node.get("val_length") or number)
     described = type(f"Absent{kind.__name__}", (kind,), {"__len__": lambda self: number})
     dataset: Any = object.__new__(described)
     settings = {name: parameter.default for name, parameter in signature(node["_target_"]).items()} | dict(node)

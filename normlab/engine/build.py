@@ -77,6 +77,7 @@ def build(config: Config, *, weights_follow: bool = False) -> Experiment:
             layer.name = name
     seed_dropout(model)
     unused = initialize(model, task, parts, config)
+    task.helpers()  # says what they lack before any work
     for name, parameter in model.named_parameters():
         if parts.settings_of(name).get("frozen") or task.frozen(name):
             parameter.requires_grad_(False)

@@ -35,7 +35,7 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
     would choose then, nothing has learned.
     """
     own = model.state_dict()
-    by_init: dict[str, list[str]] = {}
+    by_init: dict[str, list[str]] = {} if config.init == "none" else {config.init: []}  # helpers may want it
     for name in own:
         init = parts.settings_of(name).get("init", config.init)
         if init != "none":
@@ -43,13 +43,17 @@ def initialize(model: nn.Module, task: Task, parts: Parts, config: Config) -> li
     unused: list[str] = []
     for init, names in by_init.items():
         path = _weights(init, config)
-        state = task.initial(_unwrapped(load_tensors(path), own), model)
+        given = _unwrapped(load_tensors(path), own)
+        state = task.initial(given, model)
+        has_helped = len(state) < len(given)
+        if not names and not has_helped:
+            continue  # each part has its own
         if Initial.parse(init).only_ratios:
             state = {name: t for name, t in state.items() if name.rpartition(".")[2] in LOGITS}
         by_part = [part for part, settings in config.parts.items() if settings.get("init") == init]
         sources = _sources(own, names, state, parts, _prefixes_of(init, config, by_part))
         fitting = {name: state[source] for name, source in sources.items()}
-        if not fitting:
+        if not fitting and not has_helped:
             raise UserError(f"init={init}: none of its {len(state)} tensors fits the model")
         _check_hard(model, init, set(names), fitting)
         check_values(path, ((sources[name], tensor, own[name]) for name, tensor in fitting.items()))

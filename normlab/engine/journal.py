@@ -70,12 +70,16 @@ class Journal:
         self._noted = []
         self._write(rows)
 
-    def evaluation(self, updates: int, values: dict[str, float]) -> None:
-        """A row with the means over the updates since the last one, and what was evaluated now, by its full name."""
+    def evaluation(self, updates: int, values: dict[str, float]) -> dict[str, float]:
+        """A row with the means over the updates since the last one, and what was evaluated now, by its full name.
+
+        Returns the means.
+        """
         means = {name: total / self._updates_of(name, updates) for name, total in self.sums.items()}
         self.sums, self.evaluated = {}, updates
         moment = {"step": updates, "epoch": self.length.epoch(updates)}
         self._write([moment | _prefixed("train", means) | values])
+        return means
 
     def ratios(self, updates: int) -> None:
         """The ratios of every layer now, if any layer chooses between scopes."""

@@ -12,6 +12,7 @@ from normlab.engine.build import build
 from normlab.engine.evaluate import check_splits, evaluate, statistics
 from normlab.engine.journal import Journal
 from normlab.engine.length import Length
+from normlab.engine.news import News
 from normlab.engine.observe import Observer
 from normlab.engine.phase import PhaseTraining
 from normlab.engine.provenance import made_by
@@ -40,6 +41,8 @@ class Loop:
             for number in range(len(task.phases))
         ]
         self.journal = Journal(session, tracker, self.length)
+        self.news = News(session, self.length)
+        self._mirror = getattr(tracker, "place", type(tracker).__name__)
         self.observer = Observer(session, self.length.per_epoch, self.length.total)
         self.updates = 0
         self.seconds = 0.0
@@ -53,6 +56,8 @@ class Loop:
     def run(self) -> str:
         """Raises Interrupted where nothing needs to be finished; what was done before is saved."""
         self._resume()
+        if self.session.is_first:
+            self.news.begin(self.updates, self._mirror)
         start = time.monotonic() - self.seconds
         if self.updates == 0:
             self.journal.ratios(0)
@@ -112,11 +117,15 @@ class Loop:
 
     def _evaluate(self) -> None:
         split = self.session.experiment.task.tested[0]  # whatever its name: in records it is val
+        self.news.pause(self.updates)
         with self.session.stop.patience(False):
-            values = _named("val", evaluate(self.session, split, self.config.record.validation))
+            tested = evaluate(self.session, split, self.config.record.validation)
+            values = _named("val", tested)
             if self.config.record.estimators:
                 values |= _named("val_batch_average", self._evaluate_batch_average(split))
-        self.journal.evaluation(self.updates, values)
+        trained = self.journal.evaluation(self.updates, values)
+        if self.session.is_first:
+            self.news.evaluated(self.updates, trained, tested)
 
     def _evaluate_batch_average(self, split: str) -> dict[str, float]:
         """Nothing where no layer stores statistics: there is one estimator then."""

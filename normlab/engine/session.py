@@ -37,11 +37,6 @@ def open_session(
     Raises UserError on what only building can tell.
     """
     stop = stop or Stop()
-
-    def report(what: str, done: int, total: int) -> None:
-        progress(what, done, total)
-        stop.check()
-
     config, device = folder.config(), devices.this_device()
     devices.prepare(config, device)
     experiment = build(config, weights_follow=weights_follow)
@@ -55,4 +50,18 @@ def open_session(
         torch.set_num_threads(number)
     for helper in experiment.task.helpers():
         devices.place(helper, config, device).eval().requires_grad_(False)
-    return Session(config, folder, experiment, device, share, report, stop)
+    return Session(config, folder, experiment, device, share, _Watched(progress, stop), stop)
+
+
+class _Watched(Progress):
+    """Progress of work that a signal may end."""
+
+    def __init__(self, progress: Progress, stop: Stop) -> None:
+        self._progress, self._stop = progress, stop
+
+    def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
+        self._progress(what, done, total, note)
+        self._stop.check()
+
+    def say(self, line: str) -> None:
+        self._progress.say(line)

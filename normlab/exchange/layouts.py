@@ -12,7 +12,6 @@ Only names and shapes are known of them; the classes that made them are not need
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,9 @@ from normlab.config import choices
 from normlab.errors import UserError
 from normlab.exchange import detectors
 from normlab.exchange.detectors import POOLS
-from normlab.runs.checkpoint import load_tensors
+from normlab.models.tensor_files import read_tensors
 
 Tensors = dict[str, Tensor]
-
-_ZIP = b"PK\x03\x04"  # how a file begins that torch.save wrote since 1.6
 
 _DEPTHS = {6: 50, 23: 101, 36: 152}  # blocks of the third stage -> layers, of networks with bottlenecks
 _BASIC_DEPTHS = {2: 18, 6: 34}
@@ -66,7 +63,7 @@ class Released:
 
 def read(path: Path) -> Released:
     """Raises UserError if the file cannot be read without executing something, or is none of the layouts."""
-    raw = _read_tensors(path)
+    raw = read_tensors(path)
     layout = _layout(raw)
     if layout is None:
         some = ", ".join(list(raw)[:3])
@@ -81,45 +78,6 @@ def read(path: Path) -> Released:
             raise UserError(f"{path}: {name} and {other} are both {here} here")
     tensors = {own: _reshaped(raw[name]) for own, name in names.items()}
     return Released(layout, tensors, names, _words(layout, tensors), len(raw) - len(of_backbone), len(undecided))
-
-
-def _read_tensors(path: Path) -> Tensors:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    found = load_tensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if isinstance(found, Mapping):
-        found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
-    tensors = {str(name): t for name, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
-    if not tensors:
-        raise UserError(f"{path}: there are no tensors with names in it")
-    size = path.stat().st_size
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
-            raise UserError(f"{path}: {name} is sparse, nested, quantized or without values; expected a plain tensor")
-        if tensor.numel() * tensor.element_size() > size:  # one number, repeated
-            needed = tensor.numel() * tensor.element_size()
-            raise UserError(f"{path}: {name} would take {needed:,} bytes, and the whole file has {size:,}")
-    return tensors
-
-
-def _read_pickle(path: Path) -> object:
-    """What torch.save wrote; torch's own reader executes nothing."""
-    damaged = UserError(
-        f"{path}: this is no checkpoint that holds tensors and plain values alone, or it is damaged; nothing in it "
-        "was executed"
-    )
-    with path.open("rb") as file:
-        size, is_zip = path.stat().st_size, file.read(len(_ZIP)) == _ZIP
-    try:
-        unpacked = sum(part.file_size for part in zipfile.ZipFile(path).infolist()) if is_zip else 0
-    except (zipfile.BadZipFile, ValueError, EOFError):
-        raise damaged from None
-    if unpacked > size:  # torch.save packs nothing
-        raise UserError(f"{path}: unpacked, it would take {unpacked:,} bytes, and the file has {size:,}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises whatever the bytes happen to provoke
-        raise damaged from None
 
 
 def _layout(names: Mapping[str, Tensor]) -> str | None:

@@ -139,15 +139,16 @@ def hard_ratios(runs: Sequence[Run], *, epochs: Sequence[Annotated[float, Ge(0)]
 def averages(
     runs: Sequence[Run],
     *,
-    by: Literal["run", "norm", "model", "data", "batch", "block", "part"] = "run",
+    by: Literal["run", "norm", "model", "data", "batch", "task", "block", "part"] = "run",
     block_depth: Annotated[int, Ge(1)] = 1,
 ) -> Figure:
     """Ratios at the end of training, averaged over layers: by batch setting, task or block (SN, Figs. 1c, 3, 4).
 
     Args:
         runs: one or more. Runs that agree in `by`, such as those of several seeds, are averaged.
-        by: what tells the bars apart. block: stages of the network, in network order. part: the model's parts, where it
-            has several, and all layers.
+        by: what tells the bars apart. task: and where a model has several parts, each of them (SN, Fig. 1c).
+            block: stages of the network, in network order. part: the model's parts, where it has several, and all
+            layers.
         block_depth: words of a layer's name that make its block: layer1 at 1, layer1.0 at 2.
     """
     expect(runs, 1)
@@ -161,6 +162,10 @@ def averages(
             if not found:
                 raise UserError(f"by=part: {run.name}: {ONE_PART}; expected several, or by=block")
             found["all layers"] = average(rows)
+        elif by == "task":
+            task = run.settings["task"]
+            parts = {f"{task}, {part}": found for part, found in mean_by_part(rows).items()}
+            found = parts or {task: average(rows)}
         else:
             found = {label if by == "run" else spelled(by, run.settings[by]): average(rows)}
         for name, ratios in found.items():

@@ -18,7 +18,7 @@ from normlab.config import settings_of
 from normlab.data.dataset import VOID
 from normlab.errors import UserError
 from normlab.figures.style import PAGE, at_print_size, fitting_size, name_of_file, save
-from normlab.runs.records import Run, expect, labels
+from normlab.runs.records import NoRecordsError, Run, expect, labels
 
 _ACROSS, _DOWN = 6, 4  # pictures
 _VOID = (1.0, 1.0, 1.0)  # no class has this colour
@@ -102,23 +102,10 @@ def predictions(runs: Sequence[Run]) -> Figure:
     Args:
         runs: one or more of the same data; their predictions stand side by side.
     """
-    expect(runs, 1)
-    first = runs[0].predictions
-    for run in runs[1:]:
-        pairs = zip(first, run.predictions, strict=False)
-        if len(first) != len(run.predictions) or not all(_same(a["truth"], b["truth"]) for a, b in pairs):
-            raise UserError(f"{run.name}: its samples are others than those of {runs[0].name}; expected the same data")
-    columns, side = 2 + len(runs), PAGE / 6
-    beside = max(1, 6 // columns)  # samples in a row
-    rows = math.ceil(len(first) / beside)
-    figure = Figure(figsize=(side * columns * beside, rows * (side + 0.05) + 0.2), layout="constrained")
-    axes = figure.subplots(rows, columns * beside, squeeze=False)
-    for axis in axes.ravel():
-        axis.axis("off")
+    first = _alike(runs, "truth")
     names = ["image", "truth", *(labels(runs) if len(runs) > 1 else ["predicted"])]
-    for k, sample in enumerate(first):
-        row, column = divmod(k, beside)
-        panels = axes[row, column * columns : (column + 1) * columns]
+    figure, panels_of = _panels(names, len(first))
+    for k, (sample, panels) in enumerate(zip(first, panels_of, strict=True)):
         picture_HW3 = _picture(sample["image"].astype(np.float32))
         panels[0].imshow(picture_HW3)
         truth = sample["truth"]
@@ -127,14 +114,57 @@ def predictions(runs: Sequence[Run]) -> Figure:
                 _draw_instances(axis, picture_HW3, shown, runs[0].classes)
             else:
                 axis.imshow(_with_classes(picture_HW3, np.where(truth == VOID, VOID, shown)))
-        for axis, name in zip(panels, names, strict=True):
-            if row == 0:
-                axis.set_title(name, pad=2, fontsize=fitting_size(name, side, 7))
     return figure
 
 
+@at_print_size
+def stylized(runs: Sequence[Run]) -> Figure:
+    """Images in the style of another: content, style and what each run makes of them (SN, Fig. 9).
+
+    Args:
+        runs: one or more of the same data and style, with a column each.
+    """
+    first = _alike(runs, "style")
+    figure, panels_of = _panels(["content", "style", *labels(runs)], len(first))
+    for k, panels in enumerate(panels_of):
+        shown = [first[k]["image"], first[k]["style"], *(run.predictions[k]["stylized"] for run in runs)]
+        for axis, image_CHW in zip(panels, shown, strict=True):
+            axis.imshow(_picture(image_CHW))
+    return figure
+
+
+def _alike(runs: Sequence[Run], shown: str) -> Sequence[Any]:
+    """The samples of the first run. Raises UserError unless all runs have them, with the same of what is shown."""
+    expect(runs, 1)
+    for run in runs:
+        if any(shown not in sample for sample in run.predictions):
+            raise NoRecordsError(f"{run.name}: its samples have no {shown}; another task's do")
+    first = runs[0].predictions
+    for run in runs[1:]:
+        pairs = zip(first, run.predictions, strict=False)
+        if len(first) != len(run.predictions) or not all(
+            _same(a[shown], b[shown]) and np.array_equal(a["image"], b["image"]) for a, b in pairs
+        ):
+            raise UserError(f"{run.name}: its samples are others than those of {runs[0].name}; expected the same data")
+    return first
+
+
+def _panels(names: Sequence[str], samples: int) -> tuple[Figure, list[Any]]:
+    """A figure with a panel of each name for each sample, several samples in a row; the names stand above."""
+    columns, side = len(names), PAGE / 6
+    beside = max(1, 6 // columns)  # samples in a row
+    rows = math.ceil(samples / beside)
+    figure = Figure(figsize=(side * columns * beside, rows * (side + 0.05) + 0.2), layout="constrained")
+    axes = figure.subplots(rows, columns * beside, squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for axis, name in zip(axes[0], list(names) * min(beside, samples), strict=False):
+        axis.set_title(name, pad=2, fontsize=fitting_size(name, side, 7))
+    return figure, [axes.reshape(-1, columns)[k] for k in range(samples)]
+
+
 def _same(a: Any, b: Any) -> bool:
-    """Whether two truths are: maps, or instances."""
+    """Whether two truths are: maps, instances, or images."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return np.array_equal(a["boxes"], b["boxes"]) and np.array_equal(a["labels"], b["labels"])
     return np.array_equal(a, b)
@@ -173,6 +203,8 @@ def _picture(image_CHW: NDArray[Any]) -> NDArray[np.floating]:
 
 def _draw_target(axis: Axes, picture_HW3: NDArray[np.floating], target: Any, names: Sequence[str] | None) -> str:
     """Returns the title: the class, or the classes that there are."""
+    if target is None:
+        return ""
     if isinstance(target, Mapping):
         _draw_instances(axis, picture_HW3, target, names)
         return ""

@@ -18,7 +18,7 @@ from normlab.schema import bind
 from normlab.trackers.tracker import NoTracker, Tracker
 from normlab.writing import write_json
 
-SUMMARY_FIGURES = ("learning_curves", "ratios", "predictions")  # drawn of every run
+SUMMARY_FIGURES = ("learning_curves", "ratios", "predictions", "stylized")  # drawn of every run
 
 _log = logging.getLogger(__name__)
 

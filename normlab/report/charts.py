@@ -28,6 +28,7 @@ from normlab.figures.style import (
 )
 from normlab.report.results import Results
 from normlab.report.table import Line
+from normlab.tasks.metrics import curves_of
 
 Cell = tuple[str, str]  # row, column
 Values = Mapping[Cell, tuple[float | None, float | None]]  # mean (None: diverged), std
@@ -215,27 +216,31 @@ def learning(
     results: Results,
     *,
     panels: Mapping[str, Sequence[str]],
-    quantity: Literal["metric", "loss"] = "metric",
+    quantity: str = "metric",
     along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """What runs are known by in validation, or their training loss, over training (SN, Fig. 5; WS, Fig. 6).
+    """A metric in validation, or the training loss, over training (SN, Figs. 5 and 6; WS, Fig. 6).
 
-    A line is the mean over seeds, of all evaluations that each of them has, with a band of a standard deviation; below,
-    the last third at a scale of its own. A loss is a mean over the updates since the
+    A line is the mean over seeds, of all evaluations that each of them has, and a band their standard deviation to
+    either side; below, the last third at a scale of its own. A loss in training is a mean over the updates since the
     evaluation before.
 
     Args:
         results: of a table.
         panels: title -> rows; of each, the first of its columns.
-        quantity: metric or loss.
+        quantity: loss, metric (what runs are known by), or a metric that has a curve.
         along: what the horizontal axis counts; iterations are updates.
     """
     table, headline = results.table, next(iter(results.table.metrics))
     for row in (row for rows in panels.values() for row in rows):
         if row not in table.rows:
             raise unknown(f"{table.name}: row", row, table.rows)
+    known = {"loss": "train/loss", "metric": f"val/{headline}"} | {m: f"val/{m}" for m in curves_of(table.metrics)}
+    if quantity not in known:
+        raise unknown(f"{table.name}: quantity", quantity, known)
+    key = known[quantity]
+    label = "training loss" if quantity == "loss" else table.metrics[key.partition("/")[2]].label
     figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
-    key = "train/loss" if quantity == "loss" else f"val/{headline}"
     of_row: dict[str, list[Mapping[str, Sequence[float]]]] = {}
     for record in results.records:
         needed = {key, "step"} if along == "iteration" else {key}  # older records do not say after which updates
@@ -250,7 +255,6 @@ def learning(
             for axis in (whole, end):
                 cut = [curve[:length] for curve in curves]
                 draw_mean(axis, list(places), cut, color=colour, label=table.rows[row].label)
-        label = "training loss" if quantity == "loss" else table.metrics[headline].label
         for axis in (whole, end):
             axis.set(xlabel=along, ylabel=label)
         show_end(end)

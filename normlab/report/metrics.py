@@ -6,16 +6,17 @@ from itertools import combinations, product
 from normlab.dynamics.ratios import MOMENTS, RF_RANGES
 from normlab.errors import UserError
 from normlab.norm.scopes import KINDS
-from normlab.tasks.metrics import MetricInfo, value_of
+from normlab.tasks.metrics import MetricInfo, curves_of, value_of
 
 CHOICES_AT = (0.3, 0.6, 0.9)  # moments of a run at which choices are recorded: Distinct, Fig. 2
 _RANGES = RF_RANGES[:-1]
 _LAYERS = ("", ".first", ".later")
 _PARTS = ("backbone", "decoder", "fpn", "box", "mask")  # of models, as tasks call them
 _RATIOS = list(product(MOMENTS, KINDS))
-QUANTITIES = (  # report/quantities.py says what they are
+_ESTIMATORS = ("", "batch_average.")
+_OF_ANY_RUN = (
     *("metric", "diverged", "train.loss", "gap", "early_lead", "divergence", "differing"),
-    *(f"{statistics}{what}" for statistics in ("", "batch_average.") for what in ("learning", "setbacks")),
+    *(f"{statistics}{what}" for statistics in _ESTIMATORS for what in ("learning", "setbacks")),
     *(f"{what}.{moment}.{scope}" for what in ("ratio", "first", "depth") for moment, scope in _RATIOS),
     *(f"ratio.{moment}.{scope}.{fields}" for (moment, scope), fields in product(_RATIOS, _RANGES)),
     *(f"divergence.{fields}" for fields in _RANGES),
@@ -27,6 +28,11 @@ QUANTITIES = (  # report/quantities.py says what they are
     *(f"{part}.{moment}.{scope}" for part in _PARTS for moment, scope in _RATIOS),
     *(f"start.backbone.{moment}.{scope}" for moment, scope in _RATIOS),
 )
+
+
+def quantities_of(metrics: Mapping[str, MetricInfo]) -> tuple[str, ...]:
+    """What claims can ask of the runs of a task with these metrics; report/quantities.py says what it is."""
+    return (*_OF_ANY_RUN, *(f"{statistics}area.{name}" for statistics in _ESTIMATORS for name in curves_of(metrics)))
 
 
 def guessed(metric: str, guessing: float | Mapping[str, float], metrics: Mapping[str, MetricInfo]) -> float:

@@ -14,8 +14,11 @@ changed@0.3@0.6       share of layers that change a choice between 30% and 60% o
 learning              what runs are known by, in validation, averaged over the epochs: the faster a run learns, the
                       higher. Here and below it is that of moving averages, SN's too; its negative where lower is better
 setbacks              by how much that fell from an epoch to the next, where it fell, summed over the run
-batch_average.learning  the two above under batch averages, of a run that measures them in each epoch
-                      (record.estimators); also batch_average.setbacks
+area.style            area under the curve of a metric in validation over the updates, divided by these: its mean height
+                      from the first evaluation to the last, by trapezoids. Its negative where lower is better: the
+                      faster a run learns, the higher. Of what runs are known by, and of what the task keeps a curve
+batch_average.learning  the three above under batch averages, of a run that measures them in each epoch
+                      (record.estimators); also batch_average.setbacks, batch_average.area.style
 train.loss            loss in training, of the last epoch
 gap                   that in training minus that in validation, of the last epoch
 early_lead            that in validation minus that in training, averaged over the first tenth of the run
@@ -52,7 +55,7 @@ from normlab.dynamics.ratios import (
 from normlab.report.metrics import guessed
 from normlab.report.records import Key, Record, key_of, scores
 from normlab.report.table import Table
-from normlab.tasks.metrics import MetricInfo
+from normlab.tasks.metrics import MetricInfo, curves_of
 
 T = TypeVar("T")
 Layers = Sequence[dict[str, Any]]
@@ -207,7 +210,7 @@ def _of_epochs(record: Record, metrics: Mapping[str, MetricInfo]) -> dict[str, f
     if not epochs:
         return {}
     headline = record["headline"]["metric"]
-    sign = -1 if headline in metrics and metrics[headline].better == "lower" else 1
+    sign = _sign(headline, metrics)
     train, val = ([sign * v for v in epochs.get(f"{split}/{headline}", ())] for split in ("train", "val"))
     found = {"train.loss": epochs["train/loss"][-1]}
     measured = [sign * v for v in epochs.get(f"val_batch_average/{headline}", ())]
@@ -219,7 +222,30 @@ def _of_epochs(record: Record, metrics: Mapping[str, MetricInfo]) -> dict[str, f
         first = max(1, len(val) // 10)
         found["gap"] = train[-1] - val[-1]
         found["early_lead"] = statistics.fmean(v - t for v, t in zip(val[:first], train[:first], strict=True))
-    return found
+    return found | _areas(epochs, metrics)
+
+
+def _areas(epochs: Mapping[str, Sequence[float]], metrics: Mapping[str, MetricInfo]) -> dict[str, float]:
+    """Of each curve: nothing where it has one evaluation, or a record of before says not after which updates."""
+    steps = epochs.get("step", ())
+    if len(steps) < 2:
+        return {}
+    return {
+        f"{prefix}area.{name}": _sign(name, metrics) * mean_height(steps, epochs[f"{split}/{name}"])
+        for prefix, split in (("", "val"), ("batch_average.", "val_batch_average"))
+        for name in curves_of(metrics)
+        if f"{split}/{name}" in epochs
+    }
+
+
+def mean_height(x: Sequence[float], y: Sequence[float]) -> float:
+    """The area under a curve by trapezoids, divided by its length along x."""
+    pairs = zip(itertools.pairwise(x), itertools.pairwise(y), strict=True)
+    return math.fsum((b - a) * (low + high) / 2 for (a, b), (low, high) in pairs) / (x[-1] - x[0])
+
+
+def _sign(metric: str, metrics: Mapping[str, MetricInfo]) -> int:
+    return -1 if metric in metrics and metrics[metric].better == "lower" else 1
 
 
 def _of_start(record: Record) -> dict[str, float]:

@@ -35,7 +35,7 @@ from normlab.report.table import Cell, Origin, Table
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
 from normlab.runs.records import Run
-from normlab.tasks.metrics import value_of
+from normlab.tasks.metrics import curves_of, value_of
 from normlab.writing import seal, write_text
 
 Record = dict[str, Any]
@@ -176,7 +176,7 @@ def _record(table: Table, cell: Cell, run: RunFolder, origin: RunFolder | None) 
         "moved": ratios.moved([row["layers"] for row in rows]) if rows else {},
         "start": None if origin is None else _start(origin, table.start_of(cell.row, cell.column)),
         "choices": _choices(rows, summary["updates"]),
-        "epochs_of": _epochs(run, summary["headline"]["metric"]),
+        "epochs_of": _epochs(run, table),
         "fluctuations": _fluctuations(run),
         "taken": _taken(run),
     }
@@ -213,11 +213,11 @@ def _choices(rows: Sequence[Mapping[str, Any]], updates: int) -> dict[str, list[
     return found
 
 
-def _epochs(run: RunFolder, headline: str) -> dict[str, list[float]]:
-    """Of each evaluation on the way the update, the loss, and what the run is known by, where training measures it."""
+def _epochs(run: RunFolder, table: Table) -> dict[str, list[float]]:
+    """Of each evaluation on the way the update, the loss, and each metric that has a curve, where it is measured."""
     rows = read_metrics(run.whole(run.metrics), holding='"train/loss"')
-    measures = ("train/loss", "val/loss", f"train/{headline}", f"val/{headline}", f"val_batch_average/{headline}")
-    wanted = ("step", *measures)
+    curves = curves_of(table.metrics)
+    wanted = ("step", "train/loss", *(f"{of}/{m}" for m in curves for of in ("train", "val", "val_batch_average")))
     return {
         metric: [round(row[metric], 4) for row in rows]
         for metric in wanted

@@ -12,7 +12,8 @@ from normlab.report.records import Ids, Key, recorded_seeds, table_folder
 from normlab.report.table import PRETRAINING, Cell, Origin, Table, cells, pretraining
 from normlab.runs.folder import RunFolder
 
-_EXECUTION = (*(f"{name}{sign}" for name in EXECUTION for sign in "=."), "data.root=", "data.on_error=")
+_PLACES = ("data.root=", "task.loss_weights=", "task.style=")  # of what no paper gives a place
+_EXECUTION = (*(f"{name}{sign}" for name in EXECUTION for sign in "=."), *_PLACES, "data.on_error=")
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Plan:
 
     def origin_of(self, cell: Cell) -> str | None:
         """Id of the run whose weights a cell begins from."""
-        origin = self.table.start_of(cell.row, cell.column)
+        origin = self.table.start_of(cell.row, cell.column, self.scale)
         return origin and self.ids[origin.row, origin.column, cell.seed]
 
     def origins(self) -> list[RunFolder | None]:
@@ -66,7 +67,7 @@ def plan(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[str], r
     def add(key: Key) -> str:
         if key not in ids:
             cell, config = by_key[key]
-            origin = table.start_of(cell.row, cell.column)
+            origin = table.start_of(cell.row, cell.column, scale)
             if origin is not None:
                 other = add((origin.row, origin.column, cell.seed))
                 _begin(config, origin, configs[other], other)

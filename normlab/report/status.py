@@ -7,6 +7,7 @@ from rich.table import Column, Table
 from normlab.console import PlainConsole
 from normlab.errors import UserError
 from normlab.runs.folder import RunFolder
+from normlab.runs.lock import is_abandoned
 from normlab.runs.records import metrics_of_run
 
 
@@ -29,6 +30,8 @@ def print_status(folders: Iterable[RunFolder]) -> None:
 def _of(folder: RunFolder) -> tuple[str, str, str]:
     """Status, updates done and outcome of a run. Raises UserError on records that cannot be read."""
     status = folder.status()
+    if status["status"] == "running" and is_abandoned(folder.path):
+        status = {"status": "killed", "error": "the same command goes on from the last checkpoint"}
     outcome = status.get("error", "")
     if folder.is_over and folder.summary_file.is_file():
         headline = folder.summary()["headline"]

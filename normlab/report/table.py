@@ -79,10 +79,13 @@ class ExceptionalCell:
 class Pretraining:
     """Runs that cells begin from and that no cell shows, as classifiers of the same pictures; of each cell's seed."""
 
-    scales: dict[str, str]  # scale of the table -> file of conf/scale: the protocol of these runs
+    scales: dict[
+        str, str | None
+    ]  # scale of the table -> file of conf/scale: the protocol of these runs; null: none there
     runs: dict[str, list[str]]  # name -> overrides
     by_scale: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # name -> scale -> more overrides
     task: str | None = None  # of conf/task; null: the default one
+    shared: list[str] = field(default_factory=list)  # of these runs there is one, of seed 0, for cells of any seed
 
 
 @dataclass
@@ -181,8 +184,8 @@ class Table:
         """Under which statistics; None: those of the run's headline."""
         return self.columns[column].estimator or self.rows[row].estimator
 
-    def start_of(self, row: str, column: str) -> "Origin | None":
-        """What a cell's runs begin from; None: from random weights."""
+    def start_of(self, row: str, column: str, scale: str | None = None) -> "Origin | None":
+        """What a cell's runs begin from; None: from random weights, or what the command names at this scale."""
         if row == PRETRAINING:
             return None
         said = [asdict(line.start) for line in (self.rows[row], self.columns[column]) if line.start]
@@ -190,6 +193,8 @@ class Table:
         if start.take == "nothing":
             return None
         if start.run is not None:
+            if scale is not None and self.pretraining.scales[scale] is None:
+                return None
             return Origin(PRETRAINING, start.run, 1.0, start.take or "weights", False)
         if start.at is None:
             return None
@@ -241,14 +246,17 @@ def pretraining(table: Table, scale: str, seeds: Sequence[int], extra: Sequence[
     """The runs that cells begin from and that the table does not show, as cells of a row of their own."""
     if table.pretraining is None:
         return []
-    first = table.pretraining
+    first, file = table.pretraining, table.pretraining.scales[scale]
+    if file is None:
+        return []
     task = [] if first.task is None else [f"task={first.task}"]
-    common = [*task, *table.protocol(first.scales[scale]).overrides]
+    common = [*task, *table.protocol(file).overrides]
     return [
-        Cell(PRETRAINING, name, seed, _last_of_each_key([*common, *own, *more, f"seed={seed}", *extra]))
+        Cell(PRETRAINING, name, seed, _last_of_each_key([*common, *own, *more, own_seed, *extra]))
         for name, own in first.runs.items()
         for more in [first.by_scale.get(name, {}).get(scale, [])]
         for seed in seeds
+        for own_seed in [f"seed={0 if name in first.shared else seed}"]
     ]
 
 

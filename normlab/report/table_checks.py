@@ -4,7 +4,7 @@ from itertools import product
 from typing import Any
 
 from normlab.errors import UserError, unknown
-from normlab.report.metrics import QUANTITIES
+from normlab.report.metrics import quantities_of
 from normlab.report.table import PRETRAINING, Line, Table
 from normlab.tasks.metrics import info_of
 
@@ -31,12 +31,12 @@ def check_names(table: Table) -> None:
         ("column", columns, table.columns),
         ("row", [name for source in table.paper for name in source.rows], table.row_labels),
         ("column", [name for source in table.paper for name in source.columns], table.column_labels),
-        ("quantity", quantities, QUANTITIES),
+        ("quantity", quantities, quantities_of(table.metrics)),
         ("scale", [name for part in (*_lines(table), *table.exceptions) for name in part.by_scale], table.scales),
         ("scale", [name for claim in table.claims.values() for name in claim.scales], table.scales),
         ("scale", [name for line in _lines(table) for name in line.protocols], table.scales),
         ("pretraining", [start.run for start in starts if start.run], first.runs if first else {}),
-        ("pretraining", list(first.by_scale) if first else [], first.runs if first else {}),
+        ("pretraining", [*first.by_scale, *first.shared] if first else [], first.runs if first else {}),
         ("scale", [scale for own in first.by_scale.values() for scale in own] if first else [], table.scales),
         ("pretraining's scale", list(table.scales) if first else [], first.scales if first else {}),
     ):

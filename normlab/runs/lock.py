@@ -43,6 +43,29 @@ def locked(folder: Path, shared_by: str | None = None, patience: float = 0) -> I
         os.close(file)
 
 
+def is_abandoned(folder: Path) -> bool:
+    """Whether the command that worked on a folder is gone, as far as this machine can tell. Nothing is locked."""
+    try:
+        file = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        holder = _holder(file)
+    finally:
+        os.close(file)
+    if holder.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except (OSError, ValueError):  # another user's
+        pass
+    return False
+
+
 def _open(folder: Path, shared_by: str | None, patience: float) -> int:
     """The descriptor of the lock file, locked."""
     give_up = time.monotonic() + max(patience, _SETTLING if shared_by else 0)

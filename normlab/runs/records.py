@@ -45,6 +45,7 @@ _GRADIENT_ROW: Fields = {name: Parameter(float) for name in ("remaining", "divis
 
 CLASSES = "classes"  # in the metadata of predictions: the names of the labels from 0 on, as JSON
 _SHOWN = ("truth", "predicted")  # of a sample, beside its image
+_PICTURES = ("style", "stylized")  # images, in their place
 _MAP, _INSTANCES = {"": 2}, {"boxes": 2, "labels": 1, "masks": 3}  # what each may be: name -> number of axes
 
 
@@ -54,7 +55,7 @@ class Run:
 
     Attributes:
         folder: of the run.
-        settings: norm, weight, model and data by name, batch as 8x2, seed.
+        settings: norm, weight, model, data and task by name, batch as 8x2, seed.
         metrics: what its task measures; nothing where the task cannot be found.
     """
 
@@ -68,7 +69,8 @@ class Run:
         config = folder.run()["config"]
         chosen = coerce(config.get("choices", {}), dict[str, str], f"{folder.run_file}: choices")
         words = chosen | {key: str(config.get(key, "")) for key in ("batch", "seed")}
-        return cls(folder.path, {key: words.get(key, "") for key in _IN_LABELS}, metrics_of_run(folder))
+        settings = {key: words.get(key, "") for key in (*_IN_LABELS, "task")}
+        return cls(folder.path, settings, metrics_of_run(folder))
 
     @property
     def name(self) -> str:
@@ -104,7 +106,8 @@ class Run:
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
         """Of a few samples (normlab.engine.pictures): the image (C, H, W), and as `truth` and `predicted` each a map of
-        classes (H, W), or instances: boxes (M, 4), labels (M,) and, where there are, masks (M, H, W).
+        classes (H, W), or instances: boxes (M, 4), labels (M,) and, where there are, masks (M, H, W); or as `style` and
+        `stylized` images (C, H, W).
 
         Raises NoRecordsError.
         """
@@ -119,7 +122,8 @@ class Run:
         for key, tensor in tensors.items():
             index, _, name = key.partition(".")
             of, _, what = name.partition(".")
-            axes = ({"": 3} if of == "image" else _MAP | _INSTANCES if of in _SHOWN else {}).get(what)
+            known = {"": 3} if of in ("image", *_PICTURES) else _MAP | _INSTANCES if of in _SHOWN else {}
+            axes = known.get(what)
             if not index.isdecimal() or tensor.ndim != axes:
                 raise UserError(f"{path}: {key} of shape {tensor.shape} is nothing that a run keeps")
             sample = samples.setdefault(int(index), {})
@@ -163,6 +167,8 @@ class Run:
 
 def _is_whole(sample: Record) -> bool:
     """Whether the parts of a sample fit together."""
+    if sample.keys() == {"image", *_PICTURES}:
+        return sample["image"].shape == sample["stylized"].shape
     if sample.keys() != {"image", *_SHOWN}:
         return False
     size, shown = sample["image"].shape[-2:], [sample[of] for of in _SHOWN]

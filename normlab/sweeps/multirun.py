@@ -59,7 +59,8 @@ def multirun(words: list[str]) -> int:
     check_hydra(for_hydra)
     settings = [_listed(word) for word in words if word not in for_hydra + options]
     overrides = [_for_hydra(word) for word in settings]
-    cells = [load(_fixed(settings))] if searches else expand(settings)
+    words_of = [_fixed(settings)] if searches else _expanded(settings)
+    cells = [load(own) for own in words_of]
 
     sweep_id = hashlib.sha256(" ".join(sorted(overrides)).encode()).hexdigest()[:8]
     # Beside the runs: the working folder may be one that nothing can be written to.
@@ -95,6 +96,10 @@ def multirun(words: list[str]) -> int:
     if failure is not None:
         plugin = f"hydra/sweeper={given['hydra/sweeper']}" if searches else f"hydra/launcher={given['hydra/launcher']}"
         print(f"normlab: {plugin}: {' '.join(str(failure).split()) or type(failure).__name__}", file=sys.stderr)
+    if not searches:
+        from normlab.sweeps.outcome import show
+
+        show(words_of, place)
     return status or int(failure is not None)
 
 
@@ -147,11 +152,16 @@ def _conclude(cells: list[Config]) -> int:
 def expand(words: list[str]) -> list[Config]:
     """The cells of a sweep, without running them. Raises UserError, in bounded time, on one that cannot work."""
     words = [_listed(word) for word in words if word.partition("=")[0] not in ("jobs", "on_failure")]
+    return [load(own) for own in _expanded(words)]
+
+
+def _expanded(words: list[str]) -> list[list[str]]:
+    """The words of each cell."""
     overrides = [parse(word, sweep=True) for word in words]
     number = math.prod({o.get_key_element(): _num_values(o) for o in overrides}.values())
     if number > MOST_CELLS:
         raise UserError(f"these words stand for {number} cells or more; a sweep has up to {MOST_CELLS}")
-    return [load(list(cell)) for batch in BasicSweeper.split_arguments(overrides, None) for cell in batch]
+    return [list(cell) for batch in BasicSweeper.split_arguments(overrides, None) for cell in batch]
 
 
 def _num_values(override: Override) -> int:

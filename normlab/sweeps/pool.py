@@ -23,7 +23,7 @@ from normlab.launch.elastic import num_devices
 from normlab.launch.start import start
 from normlab.processes.lifetimes import takes_signals
 from normlab.processes.threads import cores
-from normlab.progress import progress_bar
+from normlab.progress import Progress, progress_bar
 from normlab.runs.folder import RunFolder
 from normlab.runs.lock import locked
 from normlab.writing import open_own
@@ -147,7 +147,7 @@ class _Pool:
                     self._watch()
                     done = sum(cell.weight * cell.done for cell in self.cells)
                     over = len(self.cells) - len(self.waiting) - len(self.running)
-                    progress(f"{over} of {len(self.cells)} cells", round(1000 * done / total), 1000)
+                    progress("sweep", 100 * done / total, 100, f"{over} of {len(self.cells)} cells")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -211,6 +211,24 @@ def _news(pipe: Pipe) -> list[float]:
     return received
 
 
+class _ToSweep(Progress):
+    """How far a cell's training is goes into the pipe, and what it says into its log."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe, self._last = pipe, 0.0
+
+    def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
+        if what == "training" and (time.monotonic() - self._last > 0.5 or done == total):
+            self._last = time.monotonic()
+            try:
+                self._pipe.send(0.95 * done / total)
+            except OSError:  # the sweep was killed: save and end, as it would have asked
+                signal.raise_signal(signal.SIGTERM)
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+
 def _run_cell(config: Config, folder: RunFolder, gpus: list[int], cores: int | None, pipe: Pipe) -> None:
     """In the cell's process: its output goes to its log, its progress into the pipe."""
     if gpus:
@@ -226,19 +244,8 @@ def _run_cell(config: Config, folder: RunFolder, gpus: list[int], cores: int | N
         stream.flush()
     os.dup2(log, 1)
     os.dup2(log, 2)
-    last = 0.0
-
-    def report(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if what == "training" and (time.monotonic() - last > 0.5 or done == total):
-            last = time.monotonic()
-            try:
-                pipe.send(0.95 * done / total)
-            except OSError:  # the sweep was killed: save and end, as it would have asked
-                signal.raise_signal(signal.SIGTERM)
-
     try:
-        start(config, folder, report)
+        start(config, folder, _ToSweep(pipe))
     except BusyError as error:
         print(error, file=sys.stderr)
         sys.exit(BUSY)

@@ -103,7 +103,7 @@ def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
             config.rerun |= _all_of(kept, config.record) != kept
     for one in plans:
         for cell in one.cells:
-            origin = one.table.start_of(cell.row, cell.column)
+            origin = one.table.start_of(cell.row, cell.column, one.scale)
             if origin is None or RunFolder.of(one.config_of(cell)).is_over:
                 continue
             other = shared[one.ids[origin.row, origin.column, cell.seed]]

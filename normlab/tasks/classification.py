@@ -19,7 +19,7 @@ Images = tuple[Tensor, Tensor]  # images (rows, C, H, W) and labels (rows,)
 
 
 class Classification(Task):
-    """Cross entropy, in training and in tests; top-1 and top-5 accuracy in percent on single crops.
+    """Cross entropy; top-1 and top-5 accuracy in percent on single crops.
 
     Args:
         model, data: settings of the network and of the dataset.
@@ -36,7 +36,7 @@ class Classification(Task):
         "top5": {"words": "top-5 accuracy"},
         "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
         "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
-        "loss": {"words": "cross entropy", "unit": "nats", "better": "lower", "decimals": 3, "partial": True},
+        "loss": {"words": "cross entropy", "unit": "nats", "better": "lower", "decimals": 4, "partial": True},
     }
     takes: ClassVar = {"model": ["classifier"], "data": ["images"]}
 
@@ -94,7 +94,7 @@ class Classification(Task):
     def losses(self, model: nn.Module, batch: Images, replicas: int) -> Outcome:
         images, labels = batch
         logits = model(images)
-        loss = self._cross_entropy(logits, labels)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         correct = (logits.argmax(1) == labels).to(loss.dtype) * 100
         return Outcome({"loss": by_replica(loss, replicas)}, {"top1": by_replica(correct, replicas)})
 
@@ -119,14 +119,10 @@ class Classification(Task):
             metric["loss"].update(self.loss_of(predictions, labels_N))
 
     def loss_of(self, predictions: Tensor, labels_N: Tensor) -> Tensor:
-        """Of each sample of a test, (N,), as training counts it."""
-        return self._cross_entropy(predictions.float(), labels_N)
+        """Cross entropy of each sample of a test, (N,), without label smoothing."""
+        return nn.functional.cross_entropy(predictions.float(), labels_N, reduction="none")
 
     def results(self, metric: Metric) -> dict[str, float]:
         """A network whose logits are not finite has accuracies and no loss."""
-        return {
-            name: value for name, value in super().results(metric).items() if math.isfinite(value) or name != "loss"
-        }
-
-    def _cross_entropy(self, logits: Tensor, labels_N: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, labels_N, reduction="none", label_smoothing=self.label_smoothing)
+        found = super().results(metric)
+        return {name: value for name, value in found.items() if math.isfinite(value) or name != "loss"}

@@ -25,6 +25,8 @@ class MetricInfo:
         per_class: whether there is a value for each class beside it, called NAME.CLASS.
         bounds: its smallest and its largest value; None: 0 and 100 in percent, any number elsewhere.
         partial: whether data may have none of it, as no large objects: a table shows a dash then.
+        curve: whether records keep it of each evaluation on the way, as of what runs are known by: its curve is drawn,
+            and the area under it is tested.
     """
 
     words: str
@@ -35,6 +37,7 @@ class MetricInfo:
     per_class: bool = False
     bounds: tuple[float, float] | None = None
     partial: bool = False
+    curve: bool = False
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -70,6 +73,11 @@ def metrics_of(target: str) -> dict[str, MetricInfo]:
         if info.complement is not None and info.complement not in found:
             raise UserError(f"{target}.metrics.{name}.complement={info.complement}: there is no such metric")
     return found
+
+
+def curves_of(metrics: Mapping[str, MetricInfo]) -> list[str]:
+    """The metrics of which records keep each evaluation on the way; what runs are known by comes first."""
+    return [name for k, (name, info) in enumerate(metrics.items()) if k == 0 or info.curve]
 
 
 def value_of(measured: Mapping[str, float], metric: str, metrics: Mapping[str, MetricInfo]) -> float | None:

@@ -263,7 +263,10 @@ class Task(ABC):
         return False
 
     def initial(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
-        """What `init` names, made to fit the model (filters inflated to three dimensions); taken by name and shape."""
+        """What `init` names, made to fit the model (filters inflated to three dimensions); taken by name and shape.
+
+        Helpers take theirs here, which is left out of the rest.
+        """
         return state
 
     def exported(self, batch: Batch) -> Traced:

@@ -28,7 +28,7 @@ class Video(Classification):
         "top5": {"words": "top-5 accuracy"},
         "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
         "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
-        "loss": {"words": "cross entropy", "unit": "nats", "better": "lower", "decimals": 3, "partial": True},
+        "loss": {"words": "cross entropy", "unit": "nats", "better": "lower", "decimals": 4, "partial": True},
     }
     takes: ClassVar = {"model": ["video"], "data": ["clips"]}
 

@@ -16,7 +16,10 @@ SEVERAL = f"{__name__}.Several"
 
 
 class Tracker(Protocol):
-    """What the engine calls, on the first rank only."""
+    """What the engine calls, on the first rank only.
+
+    It may say where it keeps a run, in words, as `place`.
+    """
 
     @property
     def shows_images(self) -> bool:
@@ -38,6 +41,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Keeps nothing."""
 
+    place = "none"
     shows_images: ClassVar = False
 
     def __init__(self, run: Path, run_id: str, name: str, config: dict[str, Any]) -> None:
@@ -80,6 +84,10 @@ class Several:
     @property
     def shows_images(self) -> bool:
         return any(tracker.shows_images for tracker in self._trackers)
+
+    @property
+    def place(self) -> str:
+        return ", ".join(getattr(tracker, "place", type(tracker).__name__) for tracker in self._trackers)
 
     def log(self, values: dict[str, float], step: int) -> None:
         for tracker in self._trackers:

@@ -113,6 +113,12 @@ class WandB:
         except Exception as error:
             self._go_offline("W&B could not start", error)
 
+    @property
+    def place(self) -> str:
+        if self._run is None:
+            return "none"
+        return "W&B, offline" if self._run.offline else f"W&B, {self._run.url}"
+
     def log(self, values: dict[str, float], step: int) -> None:
         self._try(lambda run: run.log(values, step=step))
 
