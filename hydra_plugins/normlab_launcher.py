@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 
 from normlab.config import load
 from normlab.sweeps import multirun
+from normlab.trackers.tracker import in_sweep
 
 
 @dataclass
@@ -33,10 +35,12 @@ class NormlabLauncher(Launcher):
         self.jobs, self.on_failure = jobs, on_failure
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        pass
+        self.name = Path(str(config.hydra.sweep.dir)).name
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         configs = [load(list(overrides)) for overrides in job_overrides]
+        for config in configs:
+            config.tracker = in_sweep(config.tracker, self.name)
         # These import torch, which Hydra's search for plugins is not to wait for.
         from normlab.runs.folder import RunFolder
         from normlab.sweeps.pool import sweep

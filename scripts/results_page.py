@@ -17,9 +17,9 @@ from normlab.report.claims import standings
 from normlab.report.judging import Verdict
 from normlab.report.printed import papers
 from normlab.report.records import table_folder
-from normlab.report.render import verdict_text
 from normlab.report.results import Results, load_results
 from normlab.report.tables import all_tables
+from normlab.report.wording import verdict_text
 from normlab.writing import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"

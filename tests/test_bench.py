@@ -20,7 +20,7 @@ from normlab.config import load
 from normlab.engine.loop import Loop
 from normlab.errors import UserError
 from normlab.schema import bind, signature
-from normlab.tracker import NoTracker
+from normlab.trackers.tracker import NoTracker
 
 
 @pytest.fixture(autouse=True)

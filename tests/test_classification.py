@@ -93,3 +93,16 @@ def test_what_is_not_set_makes_no_other_experiment():
     ids = {identity(load(words)) for words in ([], ["norm.start=null"])}
     assert len(ids) == 1
     assert identity(load(["norm.start={in:0.2,ln:0.2,bn:0.6}"])) not in ids
+
+
+def test_the_loss_of_a_test():
+    """Over batches of different sizes, against the formula in float64; one that is not finite is left out."""
+    task = build(load(["tracker=none", "task.label_smoothing=0.1"])).task
+    logits_NK, labels_N = 5 * torch.randn(7, 10), torch.arange(7)
+    metric = task.metric("val")
+    for part in (slice(0, 5), slice(5, 7)):
+        task.update(metric, logits_NK[part], (torch.empty(0), labels_N[part]), range(7)[part])
+    log_NK = logits_NK.double() - logits_NK.double().logsumexp(1, keepdim=True)
+    assert task.results(metric)["loss"] == pytest.approx(-log_NK[range(7), labels_N].mean().item(), rel=1e-6)
+    task.update(metric, torch.full((1, 10), torch.nan), (torch.empty(0), labels_N[:1]), [0])
+    assert set(task.results(metric)) == {"top1", "top5"}

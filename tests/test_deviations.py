@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from normlab.config import conf_dir, load
-from normlab.report.deviations import Deviation, deviations, ledger, load_deviations
+from normlab.report.deviations import Deviation, concerning, ledger, load_deviations, page_from
 from normlab.report.printed import paper_dir
 from normlab.report.tables import load_table, tables
 
@@ -40,12 +40,19 @@ def test_the_document_is_what_the_ledger_says() -> None:
 
 
 def test_a_table_finds_what_concerns_it() -> None:
-    lines = deviations(load_table("sn_table2"))
-    assert any(line.startswith("**variance of a map**") and "`norm=sn norm.profile=official`" in line for line in lines)
-    assert not any("Weight Standardization" in line or "heat map" in line for line in lines)
-    assert all("\n" not in line for line in lines)
+    found = {deviation.topic: deviation for deviation in concerning(load_table("sn_table2"))}
+    assert found["variance of a map"].words == "norm=sn norm.profile=official"
+    assert not any("Weight Standardization" in topic or "heat map" in topic for topic in found)
+
+
+def test_reports_link_its_entries(tmp_path: Path) -> None:
+    """Each has an anchor of its own; a report elsewhere names the page alone, since no link leads there."""
+    anchors = re.findall(r'<a id="([^"]+)"></a>', DOCUMENT.read_text(encoding="utf-8"))
+    assert anchors and len(anchors) == len(set(anchors)) == len(load_deviations())
+    assert page_from(DOCUMENT.parents[1] / "results" / "sn_table2-digits") == "../../docs/deviations.md"
+    assert page_from(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", sorted(tables().keys() - {"light"}))  # which is of no paper
 def test_every_table_has_its_papers_deviations_and_not_all(name: str) -> None:
-    assert 0 < len(deviations(load_table(name))) < len(load_deviations())
+    assert 0 < len(concerning(load_table(name))) < len(load_deviations())

@@ -101,9 +101,9 @@ def test_processes_that_cannot_meet(monkeypatch):
 
 
 def test_wandb(monkeypatch):
-    monkeypatch.setattr("normlab.tracker.usable_mode", lambda mode: None)
+    monkeypatch.setattr("normlab.trackers.wandb.usable_mode", lambda mode: None)
     assert only(software.wandb).result == "online: there is a key"
-    monkeypatch.setattr("normlab.tracker.usable_mode", lambda mode: "offline")
+    monkeypatch.setattr("normlab.trackers.wandb.usable_mode", lambda mode: "offline")
     assert only(software.wandb).result.startswith("offline")
 
 

@@ -272,7 +272,9 @@ def test_every_tracker(tmp_path, tracker):
     command = [sys.executable, "-m", "normlab.cli", "train", *words]  # of its own: W&B keeps its state in the process
     subprocess.run(command, check=True, env=os.environ | {"WANDB_MODE": "offline"})
     assert RunFolder.of(load(words)).summary()["status"] == "finished"
-    assert any(tmp_path.glob("*/wandb/offline-run-*")) == (tracker != "none")
+    left = {path.parent.name for path in (*tmp_path.glob("*/wandb/offline-run-*"), *tmp_path.glob("*/*/*.csv"))}
+    left |= {path.parent.name for path in tmp_path.glob("*/tensorboard/events.*")}
+    assert left == {"none": set(), "several": {"wandb", "tensorboard", "csv"}}.get(tracker, {tracker})
 
 
 def test_two_devices_through_the_elastic_launcher(tmp_path, capfd):

@@ -15,13 +15,14 @@ from matplotlib.text import Text
 from safetensors.numpy import save_file
 from scipy.stats import entropy
 
+from normlab.config import choices
 from normlab.errors import UserError
 from normlab.figures.bars import averages, hard_ratios, layers, overview
 from normlab.figures.curves import ratio_curves, ratio_parts, ratio_ranges, run_divergence
 from normlab.figures.geometry import angles, expected_std, geometry, lengths
 from normlab.figures.gradients import reduction
 from normlab.figures.statistics import evolution, fluctuation
-from normlab.figures.style import at_print_size, save
+from normlab.figures.style import at_print_size, norm_colours, save
 from normlab.figures.training import estimators, learning_curves
 from normlab.runs.records import NoRecordsError, Run, labels
 from normlab.tasks.metrics import metrics_of
@@ -186,11 +187,26 @@ def test_hard_ratios(make):
     for axis, epoch in zip(figure.axes, (3, 6, 9), strict=True):
         rows = records[epoch]["layers"]
         chosen = [[max(SCOPES, key=row[moment].__getitem__) for row in rows] for moment in ("mean", "var")]
-        colours = [to_hex(bar.get_facecolor()) for bar in axis.patches]
+        colours = [to_hex(bar.get_facecolor()) for bar in axis.patches if bar.get_height() > 0]
         assert colours == [COLOURS[scope] for scope in chosen[0] + chosen[1]]
         differ = sum(a != b for a, b in zip(*chosen, strict=True))
         assert f"epoch {epoch}: µ and σ² choose differently in {differ} of 12 layers" in axis.get_title("left")
     assert len(hard_ratios([make(ratios=records)], epochs=[1, 10]).axes) == 2
+
+
+def test_hard_ratios_show_how_near_a_choice_was(make):
+    """The top of a bar is the second scope's share of both, in its colour, pale."""
+    records = moments(12, epochs=1)
+    (axis,) = hard_ratios([make(ratios=records)], epochs=[0]).axes
+    tops = [bar for bar in axis.patches if bar.get_height() < 0 and to_hex(bar.get_facecolor()) != "#ffffff"]
+    rows = [row[moment] for moment in ("mean", "var") for row in records[0]["layers"]]
+    ordered = [sorted(ratio, key=ratio.__getitem__, reverse=True) for ratio in rows]
+    assert [to_hex(bar.get_facecolor()) for bar in tops] == [COLOURS[second] for _, second, _ in ordered]
+    shares = [
+        ratio[second] / (ratio[first] + ratio[second]) for ratio, (first, second, _) in zip(rows, ordered, strict=True)
+    ]
+    assert [-bar.get_height() / 0.86 for bar in tops] == pytest.approx(shares)
+    assert all(bar.get_alpha() < 0.5 for bar in tops)
 
 
 def test_averages_by_batch_join_seeds(make):
@@ -355,14 +371,17 @@ def test_ratios_by_range(make):
     for record in runs[1].ratios:
         for row in record["layers"]:
             row["var"] = row["mean"]
-    axes = np.reshape(ratio_ranges(runs).axes, (3, 6))  # one row where mean and variance are tied
+    figure = ratio_ranges(runs)
+    axes = np.reshape(figure.axes, (3, 4))  # one row where mean and variance are tied; 20 layers reach 159 pixels
+    assert titles(axes[0]) == ["RF <49", "RF 49–99", "RF 99–199", "all layers"]
     for row, (run, moment) in zip(axes, [(runs[0], "mean"), (runs[0], "var"), (runs[1], "mean")], strict=True):
-        for i in (0, 1, 2, 5):  # 20 layers reach 159 pixels
+        for i, axis in zip((0, 1, 2, 5), row, strict=True):
             expected = [
                 [of_range(r["layers"], i, lambda row, m=moment, s=s: row[m][s]) for r in run.ratios] for s in SCOPES
             ]
-            np.testing.assert_allclose(ydata(row[i]), expected)
-        assert not row[4].lines
+            np.testing.assert_allclose(ydata(axis), expected)
+    assert all(axis.lines for axis in figure.axes)  # none is empty
+    assert axes[0, 0].get_ylabel() == "(8,2)\nratio of µ"
 
 
 def test_curves_without_receptive_fields(make):
@@ -455,8 +474,8 @@ def test_divergence_of_two_runs_by_part(make):
 def test_divergence_of_two_runs(make):
     a, b = (make(ratios=moments(20, epochs=epochs, seed=epochs), batch=f"8x{epochs}") for epochs in (3, 4))
     axes = run_divergence([a, b]).axes
-    for i in (0, 1, 2, 5):
-        for moment, drawn in zip(("mean", "var"), ydata(axes[i]), strict=True):
+    for i, axis in zip((0, 1, 2, 5), axes, strict=True):
+        for moment, drawn in zip(("mean", "var"), ydata(axis), strict=True):
             pairs = zip(a.ratios, b.ratios[:3], strict=True)
             both = [[x | {"other": y} for x, y in zip(p["layers"], q["layers"], strict=True)] for p, q in pairs]
             expected = [of_range(rows, i, lambda row, m=moment: apart(row[m], row["other"][m])) for rows in both]
@@ -479,17 +498,48 @@ EPOCHS = [
 def test_learning_curves(make):
     between = {"step": 15, "epoch": 1.5, "batch/loss": 3.0}
     runs = [make(norm=norm, metrics=[*EPOCHS[:1], between, *EPOCHS[1:]]) for norm in ("bn", "gn")]
-    loss, top1 = learning_curves(runs).axes
+    loss, top1, *ends = learning_curves(runs).axes
+    assert [ydata(end) for end in ends] == [ydata(loss), ydata(top1)]
+    assert ends[1].get_xlim() == pytest.approx((3 - 2 / 3, 3 + 0.02 * 2 / 3)) and ends[1].get_ylim() == pytest.approx(
+        (26.76, 30.24)
+    )
+    assert [axis.get_ylabel() for axis in (loss, top1)] == ["cross entropy (nats)", "top-1 accuracy (%)"]
     assert ydata(loss)[0] == pytest.approx([1, 1 / 2, 1 / 3]) and not ydata(loss)[1]
     assert ydata(top1) == 2 * [[10, 20, 30], [9, 18, 27]]
     assert [to_hex(line.get_color()) for line in top1.lines[::2]] == ["#009e73", "#cc79a7"]
-    (error,) = learning_curves(runs[:1], quantities=["error1"], splits=["val"]).axes
+    error, _ = learning_curves(runs[:1], quantities=["error1"], splits=["val"]).axes
     assert ydata(error) == [[91, 82, 73]]
-    _, top1 = learning_curves(runs[:1], along="iteration").axes
+    top1 = learning_curves(runs[:1], along="iteration").axes[1]
     assert ydata(top1) == [[10, 20, 30], [9, 18, 27]]
     assert [list(line.get_xdata()) for line in top1.lines] == 2 * [[10, 20, 30]] and top1.get_xlabel() == "iteration"
     with pytest.raises(UserError, match=r"quantities=top2: no run has measured it; did you mean 'top1'\?"):
         learning_curves(runs, quantities=["top2"])
+
+
+def test_runs_that_differ_in_their_seed_are_a_line_with_a_band(make):
+    """Mean and standard deviation where all have a value; another batch has a line of its own, paler."""
+    other = [row | {"val/top1": row["val/top1"] + 2} for row in EPOCHS[:2]]
+    runs = [make(seed="0", metrics=EPOCHS), make(seed="1", metrics=other), make(batch="8x32", metrics=EPOCHS)]
+    figure = learning_curves(runs, quantities=["top1"], splits=["val"])
+    axis = figure.axes[0]
+    assert ydata(axis) == [[10, 19], [9, 18, 27]]
+    (band,) = axis.collections
+    spread = 2**0.5
+    edges = band.get_paths()[0].vertices
+    assert {tuple(edge) for edge in edges.round(6)} >= {(1, round(10 - spread, 6)), (2, round(19 + spread, 6))}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["(8,2) (2 seeds)", "(8,32)", "val"]
+    own, paler = (to_hex(line.get_color()) for line in axis.lines)
+    assert own == "#000000" and paler not in (own, "#ffffff")
+
+
+def test_every_normalizer_has_a_colour_of_its_own():
+    """Everywhere the same, whatever else a figure shows."""
+    norms = [name for name in choices("norm") if name != "none"]
+    colours = norm_colours(norms)
+    assert len(set(colours)) == len(norms)
+    assert all(norm_colours([norm, "another"])[0] == colour for norm, colour in zip(norms, colours, strict=True))
+    assert len(set(norm_colours(["gn", "gn", "gn", "a", "b"]))) == 5
 
 
 @pytest.mark.parametrize("losses", [[1.0, math.inf, math.nan, None], [math.nan], [None]])

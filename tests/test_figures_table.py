@@ -24,7 +24,8 @@ def results(rows: dict[str, str], columns: dict[str, str], entries: dict[tuple[s
     table = copy.copy(load_table("table2"))
     table.rows, table.columns = ({n: Line(label, []) for n, label in t.items()} for t in (rows, columns))
     table.differences = {"x": Difference("a", "b")}
-    records = [{"model": "net", "data": "digits", "seed": 0}]
+    names = {"row": next(iter(rows)), "column": next(iter(columns)), "norm": next(iter(rows))}
+    records = [names | {"model": "net", "data": "digits", "seed": 0}]
     return Results(table, "digits", table.scale("digits"), records, entries, {}, [], {}, Measured({}))
 
 
@@ -62,14 +63,15 @@ def test_learning_curves_are_means_over_seeds():
         record("b", "y", 0, [0, 0], [0, 0]),
     ])  # fmt: skip
     figure = learning(found, panels={"first": ["a", "c"], "second": ["b"]})
-    first, second = ([line.get_ydata().tolist() for line in axis.get_lines()] for axis in figure.axes)
-    assert first == [[2, 4], []] and second == [[7, 8]]
+    first, second, *ends = ([line.get_ydata().tolist() for line in axis.get_lines()] for axis in figure.axes)
+    assert first == [[2, 4], []] and second == [[7, 8]] and ends == [first, second]
+    assert [len(axis.collections) for axis in figure.axes] == [1, 0, 1, 0]  # a band over two seeds
     assert figure.axes[0].get_lines()[0].get_color() == figure.axes[1].get_lines()[0].get_color()  # sn's, in both
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["first", "second"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["first", "second", *2 * ["the last third"]]
     losses = learning(found, panels={"first": ["a"]}, quantity="loss")
     assert losses.axes[0].get_lines()[0].get_ydata().tolist() == [7, 6]
     found.records[0]["epochs_of"]["step"], found.records[1]["epochs_of"]["step"] = [50, 100, 120], [50, 100]
-    (axis,) = learning(found, panels={"first": ["a", "b"]}, along="iteration").axes  # b's record is older
+    axis, _ = learning(found, panels={"first": ["a", "b"]}, along="iteration").axes  # b's record is older
     assert [line.get_xdata().tolist() for line in axis.get_lines()] == [[50, 100], []]
     assert axis.get_xlabel() == "iteration" and figure.axes[0].get_xlabel() == "epoch"
     band = figure.axes[0].collections[0].get_paths()[0].get_extents()
@@ -114,6 +116,10 @@ def test_heat_map(grid):
         assert len(axis.patches) == 6  # the diagonal is framed
     assert measured.texts[6].get_text() == ""  # was not run
     low = paper.images[0].norm.vmin
+    marked = [text.get_text() for axis in (measured, paper) for text in axis.texts if "↓" in text.get_text()]
+    assert marked and f"{min(e.printed for e in grid.entries.values() if e.printed is not None):.1f} ↓" in marked
+    bars = [axis.get_xlabel() for axis in figure.axes[2:]]
+    assert bars[1] == f"top-1 accuracy in percent; 1 cell below {low:.1f} marked ↓"
     finite = sorted(e.printed for e in grid.entries.values() if e.printed is not None)
     assert finite[0] < low <= finite[1]  # an outlier does not stretch the scale
 
@@ -150,6 +156,23 @@ def test_accuracy_along_rows():
     assert [tick.get_text() for tick in paper.get_xticklabels()] == list(sizes.values())
     with pytest.raises(UserError, match="groups: 'b5' does not exist"):
         accuracy(results(sizes, norms, entries), along="rows", groups={"": ["b5"]})
+
+
+def test_points_stand_near_their_place_and_settings_of_no_order_are_not_joined():
+    """However many lines there are; Table 2 has no line from (8,1) to (1,8)."""
+    rows = {f"r{i}": f"R{i}" for i in range(9)}
+    entries = {(r, c): cell(None, 90.0) for r in rows for c in ("a", "b")}
+    (measured, _) = accuracy(results(rows, {"a": "A", "b": "B"}, entries)).axes
+    places = [x for container in measured.containers for x in container.lines[0].get_xdata()]
+    assert all(abs(x - round(x)) < 0.2 for x in places) and len(set(places)) == 18
+    table = load_table("table2")
+    whole = {(r, c): cell(None, 90.0) for r in table.rows for c in table.columns}
+    found = dataclasses.replace(
+        results({n: r.label for n, r in table.rows.items()}, {n: c.label for n, c in table.columns.items()}, whole)
+    )
+    groups = table.figures["accuracy"]["groups"]
+    axis = accuracy(found, groups=groups).axes[0]
+    assert sorted(len(container.lines[0].get_xdata()) for container in axis.containers) == sorted([5, 2, 1, 1] * 3)
 
 
 def test_ratios_need_a_row_of_the_table():

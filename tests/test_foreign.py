@@ -203,7 +203,7 @@ def test_files_of_conf(data: bytes, message: str, tmp_path: Path, monkeypatch, c
 @pytest.mark.parametrize(("group", "target"), [
     ("norm", "normlab.cli.main"), ("norm", "normlab.launch.start._clear"), ("norm", "normlab./tmp/evil.f"),
     ("model", "normlab.writing.write_json"), ("data", "normlab.datasets.prepare"), ("norm", "normlab.errors.UserError"),
-    ("task", "normlab.tracker.NoTracker"), ("model", "normlab.norm.layer.Normalizer"),
+    ("task", "normlab.trackers.tracker.NoTracker"), ("model", "normlab.norm.layer.Normalizer"),
 ])  # fmt: skip
 def test_a_run_names_what_conf_names_in_its_group_alone(group: str, target: str, theirs: RunFolder, capsys) -> None:
     name_target(theirs, group, target)
@@ -215,9 +215,9 @@ def test_a_target_that_the_command_named_reaches_the_ranks(monkeypatch) -> None:
     """Of normlab too, where no file of conf/ has it; its name is trusted, and not all of normlab."""
     monkeypatch.setenv("NORMLAB_PACKAGES", "")
     config = load(["norm=sn", "tracker=none"])
-    settings = config.to_dict() | {"tracker": {"_target_": "normlab.tracker.NoTracker"}}
+    settings = config.to_dict() | {"tracker": {"_target_": "normlab.trackers.tracker.NoTracker"}}
     with pytest.raises(UserError, match="what conf/ names there only"):
         recorded(settings | {"model": {"_target_": "normlab.models.mlp.other"}})
-    schema.trust(["normlab.tracker.NoTracker", "my_models.net"])
+    schema.trust(["normlab.trackers.tracker.NoTracker", "my_models.net"])
     recorded(settings)
-    assert os.environ["NORMLAB_PACKAGES"] == "my_models.net,normlab.tracker.NoTracker"
+    assert os.environ["NORMLAB_PACKAGES"] == "my_models.net,normlab.trackers.tracker.NoTracker"

@@ -13,7 +13,7 @@ import pytest
 from normlab.errors import DiskFullError
 from normlab.runs import folder as folder_module
 from normlab.runs.folder import RunFolder
-from normlab.tracker import WandB
+from normlab.trackers.wandb import WandB
 
 WORDS = (
     "norm=bn batch=2x4 iterations=40 data.fraction=0.5 model.width=4 threads=1 batch_average.samples=64 "
@@ -53,7 +53,7 @@ def test_a_tracker_whose_disk_is_full_is_not_started_again(caplog):
     tracker = WandB.__new__(WandB)
     tracker._run, tracker._restarted = Full(), False
     tracker._start = lambda mode: pytest.fail("it was started again")
-    with caplog.at_level(logging.WARNING, logger="normlab.tracker"):
+    with caplog.at_level(logging.WARNING, logger="normlab.trackers.wandb"):
         for step in range(3):
             tracker.log({"loss": 1.0}, step)
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["W&B stopped, going on without"]

@@ -9,8 +9,9 @@ from markdown_it import MarkdownIt
 from test_fuzz import ORDINARY
 from test_table_report import TABLE, records
 
+from normlab.report.latex import latex
 from normlab.report.markup import in_latex, in_markdown
-from normlab.report.render import latex, markdown
+from normlab.report.render import markdown
 from normlab.report.results import results_of
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -125,16 +125,23 @@ def test_a_sweep_that_sigterm_ends_says_so(tmp_path):
 def test_wandbs_own_variables_are_obeyed(tmp_path):
     """In a process of its own: W&B keeps what it was told first."""
     script = (
-        "import sys; from pathlib import Path; from normlab.tracker import WandB\n"
+        "import sys; from pathlib import Path; from normlab.trackers.wandb import WandB\n"
         "for more in ({}, {'project': 'other'}):\n"
         "    tracker = WandB(Path(sys.argv[1]), '1a2b3c4d', 'name', {}, **more)\n"
-        "    print(tracker._run.project, tracker._run.name, tracker._run.group)\n"
+        "    run = tracker._run\n"
+        "    print(run.project, run.name, run.group, run.id, run.job_type, run.notes, *run.tags)\n"
         "    tracker.finish({})\n"
     )
-    own = {"WANDB_MODE": "offline", "WANDB_PROJECT": "mine", "WANDB_NAME": "called", "WANDB_RUN_GROUP": "those"}
+    own = {"MODE": "offline", "PROJECT": "mine", "NAME": "called", "RUN_GROUP": "those", "RUN_ID": "5e6f7a8b"}
+    own |= {"JOB_TYPE": "train", "NOTES": "why", "TAGS": "a,b"}
     words = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(words, env=os.environ | own, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == ["mine called those", "other called those"], done.stderr
+    done = subprocess.run(
+        words, env=os.environ | {f"WANDB_{k}": v for k, v in own.items()}, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == [
+        "mine called those 5e6f7a8b train why a b",
+        "other called those 5e6f7a8b-2 train why a b",
+    ], done.stderr
 
 
 # ---- what is printed is data ---------------------------------------------------------------------------------------

@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.dynamics.ratios import average, divergence, flatten, mean_by_part, mean_by_range, snapshot, switchable
+from normlab.dynamics.ratios import (
+    average,
+    averages_by_key,
+    divergence,
+    mean_by_part,
+    mean_by_range,
+    snapshot,
+    switchable,
+)
 from normlab.dynamics.receptive_field import NormSite, trace
 from normlab.norm.layer import Normalizer
 
@@ -73,19 +81,13 @@ def test_average_by_range():
     assert mean_by_range([]) == {}
 
 
-def test_flatten():
+def test_averages_have_keys_and_single_layers_have_none():
     rows = [row(50, {"bn": 1.0}, {"in": 0.25, "ln": 0.75}, layer="layer1.0.bn1")]
-    layers = {
-        "ratios/mean/bn/layer1.0.bn1": 1.0,
-        "ratios/var/in/layer1.0.bn1": 0.25,
-        "ratios/var/ln/layer1.0.bn1": 0.75,
-    }
-    ranges = {
+    assert averages_by_key(rows) == {
         f"ratios_rf/{key}/{name}": value
         for name in ("49-99", "all")
         for key, value in (("mean/bn", 1.0), ("var/in", 0.25), ("var/ln", 0.75))
     }
-    assert flatten(rows) == layers | ranges
 
 
 def test_averages_of_parts():
@@ -95,8 +97,7 @@ def test_averages_of_parts():
         {**row(7, {"bn": share}, {"in": 1.0}, layer=str(part)), "receptive_field": None, "part": part}
         for part, share in of.items()
     ]
-    found = {key: value for key, value in flatten(rows).items() if not key.startswith("ratios/")}
-    assert found == pytest.approx(
+    assert averages_by_key(rows) == pytest.approx(
         {"ratios_rf/mean/bn/all": 1.7 / 3, "ratios_rf/var/in/all": 1.0}
         | {f"ratios_part/mean/bn/{part or 'other'}": share for part, share in of.items()}
         | {f"ratios_part/var/in/{part or 'other'}": 1.0 for part in of}

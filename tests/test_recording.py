@@ -17,7 +17,7 @@ from normlab.reading import read_jsonl
 from normlab.replicas import permutation
 from normlab.runs import checkpoint
 from normlab.runs.folder import RunFolder
-from normlab.tracker import NoTracker
+from normlab.trackers.tracker import NoTracker
 
 RECORDED = ("record.statistics=3", "record.gradients=true", "record.estimators=true", "snapshots=[0.25,0.5]")
 PARTS = {"part": ["record.validation=10"], "whole": []}

@@ -19,7 +19,7 @@ from normlab.engine.loop import Loop
 from normlab.engine.session import open_session
 from normlab.replicas import Share, normalizers, passes, permutation, seed_dropout, set_replicas
 from normlab.runs.folder import RunFolder
-from normlab.tracker import NoTracker
+from normlab.trackers.tracker import NoTracker
 
 G, N, STEPS = 4, 2, 20
 NORMS = ("bn", "sn", "syncbn", "syncsn", "hn", "en", "gn", "brn", "group_sn")

@@ -6,19 +6,26 @@ import io
 import json
 import math
 import re
+import shutil
 import statistics
+import subprocess
+from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
 from normlab.errors import UserError
+from normlab.report import wording
 from normlab.report.claims import chosen
-from normlab.report.render import comma_separated, evidence_text, latex, markdown, report
-from normlab.report.results import load_results, results_of
+from normlab.report.latex import latex
+from normlab.report.markup import in_latex
+from normlab.report.render import comma_separated, markdown, report
+from normlab.report.results import Entry, load_results, results_of
 from normlab.report.table import Difference, cells
-from normlab.report.tables import load_table
+from normlab.report.tables import all_tables, load_table
 from normlab.report.verdicts import Evidence
+from normlab.report.wording import evidence_text
 
 TABLE = load_table("sn_table2")
 SCORES = {"bn": 98.0, "gn": 97.0, "sn": 99.0}
@@ -241,12 +248,53 @@ def test_comma_separated():
 
 
 def test_latex_is_regular():
-    text = latex(results_of(TABLE, "digits", records(bn_8x1=[None] * 3)))
+    """Columns that find no room beside each other stand below, or in another table; every number is there once."""
+    results = results_of(TABLE, "digits", records(bn_8x1=[None] * 3))
+    text = latex(results)
     assert text.isascii()
-    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 1 + 6 * 3 and {row.count(" & ") + row.startswith("& ") for row in rows} == {10}
-    assert text.count("{") == text.count("}") and not re.search(r"(?<!\\)[%_#]", text.partition("\n")[2])
+    assert text.count("{") == text.count("}") and not re.search(
+        r"(?<!\\)[%_#]", re.sub(r"\\label{[^}]*}", "", text.partition("\n")[2])
+    )
     assert r"98.1 $\pm$ 0.1" in text and "--" in text
+    assert text.count(r"\label{") == 1 and r"\label{tab:sn_table2-digits}" in text
+    found, header, label = [], [], ""
+    for line in text.splitlines():
+        if not line.endswith(r" \\"):
+            continue
+        first, whose, *values = (cell.strip() for cell in line.removesuffix(r" \\").split("&"))
+        if not whose:
+            header = values
+            continue
+        label = first.removeprefix(r"\raggedright ") or label
+        found += [(label, whose, column, value) for column, value in zip(header, values, strict=True)]
+    expected, label = [], ""
+    for name, whose, values in wording.lines_of(results):
+        label = name or label
+        columns = TABLE.column_labels.values()
+        expected += [(label, whose, c, in_latex(v)) for c, v in zip(columns, values, strict=True)]
+    assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX with booktabs")
+def test_every_table_fits_a_page_of_latex(tmp_path):
+    """With the numbers of our records, or, where there are none, three digits and a spread in each cell."""
+    kept = Path(__file__).parents[1] / "results"
+    shown = []
+    for table in all_tables():
+        has_records = (kept / f"{table.name}-digits" / "records.jsonl").is_file()
+        if has_records:
+            shown.append(load_results(table, "digits", kept))
+            continue
+        found = results_of(table, table.default_scale, [])
+        entries = {cell: Entry(e.printed, [77.12, 75.93, 76.4], 0, 0) for cell, e in found.entries.items()}
+        shown.append(dataclasses.replace(found, entries=entries))
+    head = "\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs}\\begin{document}\n"
+    body = "\\clearpage\n".join(map(latex, shown))
+    (tmp_path / "all.tex").write_text(f"{head}{body}\n\\end{{document}}\n", encoding="utf-8")
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "all.tex"], cwd=tmp_path, capture_output=True)
+    log = (tmp_path / "all.log").read_text(encoding="utf-8", errors="replace")
+    assert done.returncode == 0, log[-2000:]
+    assert not re.findall(r"(?:Overfull \\hbox|Float too large|multiply defined|undefined).*\n.*", log)
 
 
 def test_no_records_is_one_line(tmp_path):

@@ -23,7 +23,7 @@ from normlab.reading import read_json, read_jsonl
 from normlab.runs.checkpoint import save_tensors
 from normlab.runs.folder import RunFolder
 from normlab.tasks.metrics import info_of, metrics_of, value_of
-from normlab.tracker import NoTracker
+from normlab.trackers.tracker import NoTracker
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from normlab.replicas import normalizers
 from normlab.runs.checkpoint import load_tensors
 from normlab.runs.folder import RunFolder
 from normlab.tasks.metrics import metrics_of
-from normlab.tracker import NoTracker
+from normlab.trackers.tracker import NoTracker
 
 TASKS = ("dense.Dense", "unequal.Unequal", "search.Search", "vectors.Vectors", "style.Style")
 MODULES = [task.partition(".")[0] for task in TASKS]

@@ -3,12 +3,14 @@
 import json
 import secrets
 import struct
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from normlab.tracker import NoTracker, WandB, _attempt_id
+from normlab.trackers.tracker import NoTracker
+from normlab.trackers.wandb import WandB, _attempt_id
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,7 @@ def run_id():
 @pytest.fixture
 def warnings(caplog):
     """What the tracker said so far, W&B's own log left out."""
-    return lambda: [r.getMessage() for r in caplog.records if r.name == "normlab.tracker"]
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "normlab.trackers.wandb"]
 
 
 def history(folder: Path) -> dict[int, float]:
@@ -162,7 +164,7 @@ def test_attempt_id(tmp_path, earlier, online, offline):
 def test_what_cannot_start_online_is_kept_offline(tmp_path, run_id, monkeypatch, warnings, api_key):
     monkeypatch.setenv("WANDB_API_KEY", api_key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
-    monkeypatch.setattr("normlab.tracker._INIT_SECONDS", 1.0)
+    monkeypatch.setattr("normlab.trackers.wandb._INIT_SECONDS", 1.0)
     tracker = WandB(tmp_path, run_id, "resnet-sn", {})
     tracker.log({"train/loss": 1.5}, step=10)
     tracker.finish({"status": "finished"})
@@ -230,6 +232,117 @@ def test_wandb_mode_is_obeyed(tmp_path, run_id, monkeypatch):
     tracker.log({"train/loss": 1.5}, step=10)
     tracker.finish({})
     assert offline_folders(tmp_path) == []
+
+
+def layers(step: int) -> list[dict]:
+    """Of three layers, two of them small, whose ratios move with the step."""
+    share = step / 100
+    common = {"part": None, "kernel_size": [3, 3], "shortcut": False}
+    return [
+        {"layer": f"conv{k}", "index": k, "receptive_field": 20 * k, **common,
+         "mean": {"in": share, "bn": 1 - share}, "var": {"in": 1 - share, "bn": share}}
+        for k in (1, 2, 3)
+    ]  # fmt: skip
+
+
+def write_ratios(run: Path, steps) -> None:
+    rows = [{"step": step, "epoch": step / 10, "layers": layers(step)} for step in steps]
+    (run / "ratios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_ratios_are_few_charts_and_one_table(tmp_path, run_id):
+    """Averages by receptive field are charts; those of each layer at each moment are a table at the end."""
+    write_ratios(tmp_path, (10, 20))
+    tracker = WandB(tmp_path, run_id, "resnet-sn", {})
+    for step in (10, 20):
+        tracker.ratios(layers(step), step / 10, step)
+    tracker.finish({})
+    (folder,) = offline_folders(tmp_path)
+    found = [
+        {key(i): json.loads(i.value_json) for i in r.history.item} for r in records(folder) if r.HasField("history")
+    ]
+    charts = {
+        name for row in found for name in row if name.startswith("ratios") and not name.startswith("ratios_of_layers")
+    }
+    groups = ("<49", "49-99", "all")
+    assert charts == {f"ratios_rf/{m}/{s}/{g}" for m in ("mean", "var") for s in ("in", "bn") for g in groups}
+    (path,) = folder.glob("files/media/table/ratios_of_layers_*.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == [
+        "epoch",
+        "step",
+        "layer",
+        "index",
+        "part",
+        "receptive_field",
+        "moment",
+        "scope",
+        "ratio",
+    ]
+    assert len(table["data"]) == 2 * 3 * 2 * 2
+    assert [1.0, 10, "conv1", 1, None, 20, "mean", "in", 0.1] in table["data"]
+    assert [2.0, 20, "conv3", 3, None, 60, "var", "in", 0.8] in table["data"]
+
+
+def test_a_table_of_many_moments_has_the_last_one(tmp_path, run_id, monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(wandb.Table, "MAX_ARTIFACT_ROWS", 30)  # 12 a moment
+    write_ratios(tmp_path, (10, 20, 30, 40, 50))
+    tracker = WandB(tmp_path, run_id, "resnet-sn", {})
+    tracker.finish({})
+    (path,) = offline_folders(tmp_path)[0].glob("files/media/table/ratios_of_layers_*.json")
+    assert sorted({row[1] for row in json.loads(path.read_text())["data"]}) == [20, 50]
+
+
+def started(run: Path, run_id: str, **settings):
+    """What W&B has of a run with these settings."""
+    tracker = WandB(run, run_id, "resnet-sn", {}, mode="offline", **settings)
+    tracker.finish({})
+    return next(r.run for r in records(offline_folders(run)[-1]) if r.HasField("run"))
+
+
+def test_a_run_is_called_as_settings_say(tmp_path, run_id):
+    own = {
+        "name": "first",
+        "group": "ours",
+        "job_type": "train",
+        "notes": "a try",
+        "tags": ["a", "b"],
+        "id": f"own{run_id}",
+    }
+    found = started(tmp_path, run_id, **own)
+    assert (found.run_id, found.display_name, found.run_group) == (f"own{run_id}", "first", "ours")
+    assert (found.job_type, found.notes, list(found.tags)) == ("train", "a try", ["a", "b"])
+
+
+def test_a_cell_is_of_its_sweep(tmp_path, run_id):
+    """Unless it is told another group; an id that is given to all cells stays each one's own."""
+    assert started(tmp_path, run_id, sweep="12345678").run_group == "12345678"
+    found = started(tmp_path, run_id, sweep="12345678", group="ours", id="mine")
+    assert (found.run_group, found.run_id) == ("ours", f"mine-{run_id}")
+
+
+def test_it_measures_the_machine_and_notes_the_commit(tmp_path, run_id, monkeypatch):
+    """Of the working folder, without its code."""
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    monkeypatch.chdir(tmp_path)
+    for is_on in (True, False):
+        run = tmp_path / str(is_on)
+        run.mkdir()
+        tracker = WandB(run, run_id, "resnet-sn", {}, mode="offline", git=is_on, system_metrics=is_on)
+        assert tracker._run.settings.x_disable_stats != is_on
+        tracker.finish({})
+        found = records(offline_folders(run)[0])
+        (commit_of,) = {r.run.git.commit for r in found if r.HasField("run")}
+        assert (commit_of == commit.stdout.strip()) == is_on
+        assert is_on or not any(r.HasField("stats") for r in found)  # where they are on, W&B's first comes when it may
+        assert not list(run.rglob("*.patch")) and not list(run.rglob("code/*"))
 
 
 def test_no_tracker_writes_nothing(tmp_path, run_id):

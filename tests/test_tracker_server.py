@@ -12,7 +12,7 @@ import pytest
 from test_tracker import history, no_account, records, run_id, stored_records, warnings, write_rows  # noqa: F401
 from wandb_server import FAULTS, fake_server
 
-from normlab.tracker import WandB
+from normlab.trackers.wandb import WandB
 
 KEY = "0123456789" * 4
 ROWS = {step: float(step) for step in range(1, 41)}
@@ -21,8 +21,8 @@ NEVER_BLOCKS = 60  # seconds that a wait for a server would exceed by far
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr("normlab.tracker._INIT_SECONDS", 1.0)
-    monkeypatch.setattr("normlab.tracker._FINISH_SECONDS", 2.0)
+    monkeypatch.setattr("normlab.trackers.wandb._INIT_SECONDS", 1.0)
+    monkeypatch.setattr("normlab.trackers.wandb._FINISH_SECONDS", 2.0)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_killed_service_is_replaced_by_one_with_all_rows(
 
 
 TRAIN = """
-import normlab.tracker as tracker
+import normlab.trackers.wandb as tracker
 tracker._INIT_SECONDS = tracker._FINISH_SECONDS = 2.0
 import sys
 from normlab.cli import main

@@ -300,5 +300,5 @@ def test_norms_of_clips(tmp_path, norm) -> None:
     own = words(tmp_path, f"norm={norm}", "iterations=2")
     assert main(["train", *own]) == 0
     session = open_session(RunFolder.of(load(own)))
-    assert set(evaluate(session)) == {"top1", "top5"}
+    assert set(evaluate(session)) == {"top1", "top5", "loss"}
     assert sum(isinstance(m, Normalizer) for m in session.experiment.model.modules()) == 12

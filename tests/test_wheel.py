@@ -51,7 +51,8 @@ def test_it_holds_all_that_runs(wheel):
         found = {path.relative_to(root).as_posix() for pattern in patterns for path in root.rglob(pattern)}
         return {name for name in found if "__pycache__" not in name}
 
-    code = {f"normlab/{name}" for name in files(SOURCE / "normlab", "*.py", "*.cpp", "*.h", "py.typed")}
+    kinds = ("*.py", "*.cpp", "*.h", "py.typed", "*.html", "*.css", "*.js")
+    code = {f"normlab/{name}" for name in files(SOURCE / "normlab", *kinds)}
     conf = {f"normlab/conf/{name}" for name in (*files(SOURCE / "conf", "*.yaml"), "__init__.py")}
     papers = {f"normlab/paper/{name}" for name in files(SOURCE / "results" / "paper", "*.yaml")}
     plugins = {f"hydra_plugins/{name}" for name in files(SOURCE / "hydra_plugins", "*.py")}

@@ -27,7 +27,7 @@ from normlab.progress import Progress
 from normlab.replicas import Share, passes, set_replicas
 from normlab.runs.folder import RunFolder
 from normlab.schema import bind
-from normlab.tracker import NoTracker
+from normlab.trackers.tracker import NoTracker
 
 RUN, BARE, TORCH = "normlab train", "bare loop, our layers", "bare loop, torch BatchNorm2d"
 

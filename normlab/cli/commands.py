@@ -267,6 +267,12 @@ def _commands() -> list[_Verb]:
             "normlab figure ratio_curves 1a2b3c4d", kinds=["figures", "runs"],
         ),
         _command(
+            "site", verbs.site, "[results=FOLDER] [runs=FOLDER] [out=FOLDER]",
+            "Make pages of all that was measured. Claims, tables beside the papers', runs with curves and ratios, two "
+            "runs compared; a browser opens results/site/index.html as a file.",
+            "normlab site", "normlab site results=results runs=/scratch/runs out=site", kinds=["site"],
+        ),
+        _command(
             "import", verbs.import_, "FILE [KEY=VALUE]...",
             "Make a run of a released SN, SSN or WS checkpoint. What the file does not tell of is given as for train.",
             "normlab import ResNet50v1_SN8x2.pth data=imagenet", kinds=["settings"],

@@ -12,7 +12,18 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 from normlab.errors import UserError
 
 Kind = Literal[
-    "settings", "runs", "tables", "figures", "groups", "data", "benches", "estimate", "reproduce", "report", "export"
+    "settings",
+    "runs",
+    "tables",
+    "figures",
+    "groups",
+    "data",
+    "benches",
+    "estimate",
+    "reproduce",
+    "report",
+    "export",
+    "site",
 ]
 Values = Callable[[], Iterable[str]]
 
@@ -208,5 +219,6 @@ _OPTIONS: dict[str, dict[str, Values]] = {
                  "augment": lambda: ["true", "false"], "out": _anything},
     "reproduce": {"scale": _scales, "seeds": _anything, "jobs": _anything, "results": _anything},
     "report": {"scale": _scales, "results": _anything},
+    "site": {"results": _anything, "runs": _anything, "out": _anything},
     "export": {"estimator": lambda: ["paper", "moving_average", "batch_average"], "out": _anything, "runs": _anything},
 }  # fmt: skip

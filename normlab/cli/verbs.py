@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,6 +274,26 @@ def claims(words: list[str], run: bool) -> int:
         wanted = chosen(names, scale, results)
     print_claims(wanted, scale)
     return status
+
+
+def site(words: list[str]) -> int:
+    own = {"results": "results", "runs": DEFAULT_OUT, "out": None}
+    plain, options = _split(words, own)
+    if plain:
+        raise UserError(f"site {plain[0]}: expected results=FOLDER, runs=FOLDER or out=FOLDER")
+    for key in ("results", "runs"):
+        if options[key] != own[key]:
+            _existing(key, options[key])
+    if any(find_spec(package) is None for package in ("jinja2", "plotly")):
+        raise UserError("normlab site: its pages need further packages; pip install 'normlab[site]'")
+    from normlab.site.build import build
+
+    out = Path(options["out"] or Path(options["results"]) / "site")
+    problems = build(Path(options["results"]), Path(options["runs"]), out)
+    for problem in problems:
+        print(f"not shown: {problem}", file=sys.stderr)
+    print(f"written: {out / 'index.html'}")
+    return int(bool(problems))
 
 
 def figure(words: list[str]) -> int:

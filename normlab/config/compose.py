@@ -44,7 +44,13 @@ CALLS = {
 
 
 # Targets that runs were recorded with, and that have another place now. (All others that make a run stayed.)
-_MOVED = {"normlab.engine.launch.launch": "normlab.launch.elastic.launch"}
+_MOVED = {
+    "launch": {"normlab.engine.launch.launch": "normlab.launch.elastic.launch"},
+    "tracker": {
+        "normlab.tracker.WandB": "normlab.trackers.wandb.WandB",
+        "normlab.tracker.NoTracker": "normlab.trackers.tracker.NoTracker",
+    },
+}
 
 
 def load(overrides: list[str]) -> Config:
@@ -56,6 +62,8 @@ def load(overrides: list[str]) -> Config:
     _check_kinds(config, kinds)
     config.parts = {part: _resolve_part(part, value, config) for part, value in config.parts.items()}
     config.phases = {phase: _resolve_phase(phase, value, config) for phase, value in config.phases.items()}
+    if _is_several(config.tracker):
+        config.tracker["settings"] = _resolve_trackers(config.tracker["of"], config.tracker["settings"])
     check_values(config)
     check_paths(config)
     return config
@@ -74,10 +82,14 @@ def recorded(settings: dict[str, Any]) -> Config:
     Raises UserError on what cannot work, and on a `_target_` that the user does not trust (see schema.py).
     """
     settings = {"phases": {}} | settings
-    launch = settings.get("launch")
-    if isinstance(launch, dict) and launch.get("_target_") in _MOVED:
-        settings["launch"] = launch | {"_target_": _MOVED[launch["_target_"]]}
+    for group, moved in _MOVED.items():
+        node = settings.get(group)
+        if isinstance(node, dict) and node.get("_target_") in moved:
+            settings[group] = node | {"_target_": moved[node["_target_"]]}
     config = _check_types(settings, foreign=True)
+    if _is_several(config.tracker):
+        own = config.tracker["settings"]
+        config.tracker["settings"] = {n: _recorded_node(v, "tracker", f"tracker.settings.{n}") for n, v in own.items()}
     config.parts = {part: _check_own("parts", part, v, Part, _recorded_node) for part, v in config.parts.items()}
     config.phases = {
         phase: _check_own("phases", phase, v, PhaseSettings, _recorded_node) for phase, v in config.phases.items()
@@ -408,6 +420,25 @@ def _resolve_part(part: str, value: Any, config: Config) -> dict[str, Any]:
 def _resolve_phase(phase: str, value: Any, config: Config) -> dict[str, Any]:
     """`search: {optim: adam}` or `search: {optim: {lr: 0.1}}` -> {"optim": settings}."""
     return _check_own("phases", phase, value, PhaseSettings, partial(_chosen, config))
+
+
+def _is_several(tracker: Mapping[str, Any] | None) -> bool:
+    return tracker is not None and tracker["_target_"] == "normlab.trackers.tracker.Several"
+
+
+def _resolve_trackers(of: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`[wandb, csv]`, {"wandb": {"project": "mine"}} -> name -> settings with a target. Raises UserError."""
+    for name in settings:
+        if name not in of:
+            raise UserError(f"tracker.settings.{name}: it is none of tracker.of; {nearest(name, of)}")
+    found = {}
+    for name in of:
+        path = f"tracker.settings.{name}"
+        file = settings_of("tracker", _choice("tracker", name, "tracker.of")) or {}
+        found[name] = _check_node(file | coerce(settings.get(name, {}), dict[str, Any], path), "tracker", path, False)
+        if _is_several(found[name]):
+            raise UserError(f"tracker.of={name}: several trackers are none of several")
+    return found
 
 
 def _chosen(config: Config, value: Any, group: str, path: str) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ def triton() -> Checks:
 
 def wandb() -> Checks:
     """How runs would start; nobody is asked over the network."""
-    from normlab.tracker import usable_mode
+    from normlab.trackers.wandb import usable_mode
 
     try:
         mode = usable_mode("auto")

@@ -167,24 +167,18 @@ def num_disagreeing(rows: Iterable[Row]) -> int:
     return sum(choice(row["mean"]) != choice(row["var"]) for row in rows)
 
 
-def flatten(rows: Sequence[Row]) -> dict[str, float]:
-    """Flat keys for a tracker: "ratios/mean/bn/layer1.0.bn1" by layer, "ratios_rf/var/ln/49-99" by range of receptive
-    fields, "ratios_part/mean/bn/head" by part of the model."""
-    by_layer = {
-        f"ratios/{moment}/{scope}/{row['layer']}": ratio
-        for row in rows
-        for moment in MOMENTS
-        for scope, ratio in row[moment].items()
-    }
-    averages = {"rf": mean_by_range(rows), "part": mean_by_part(rows)}
-    averaged = {
+def averages_by_key(rows: Sequence[Row]) -> dict[str, float]:
+    """The averages as a tracker calls them: "ratios_rf/var/ln/49-99" by range of receptive fields, and "all", and
+    "ratios_part/mean/bn/head" by part of the model. Those of each layer would be hundreds.
+    """
+    averages = {"part": mean_by_part(rows), "rf": mean_by_range(rows)}
+    return {
         f"ratios_{kind}/{moment}/{scope}/{name}": ratio
         for kind, members in averages.items()
         for name, moments in members.items()
         for moment, ratios in moments.items()
         for scope, ratio in ratios.items()
     }
-    return by_layer | averaged
 
 
 def divergence(p: Mapping[str, float], q: Mapping[str, float]) -> float:

@@ -13,7 +13,7 @@ from normlab.engine.length import Length
 from normlab.engine.phase import Sums
 from normlab.engine.session import Session
 from normlab.processes import devices
-from normlab.tracker import Tracker
+from normlab.trackers.tracker import Tracker
 from normlab.writing import append_jsonl
 
 
@@ -87,7 +87,7 @@ class Journal:
         if self.session.is_first and ratios.switchable(rows):
             moment = {"epoch": self.length.epoch(updates), "step": updates}
             append_jsonl(self.session.folder.ratios, [moment | {"layers": rows}])
-            self.tracker.log(ratios.flatten(rows), updates)
+            self.tracker.ratios(rows, moment["epoch"], updates)
 
     def _named(self, phase: int, values: dict[str, float]) -> dict[str, float]:
         """The first phase's values are the run's; those of the others are called by their phase, as search/loss."""

@@ -21,7 +21,7 @@ from normlab.processes.signals import Interrupted
 from normlab.replicas import RunningStatistics, normalizers
 from normlab.runs import checkpoint, resumption
 from normlab.runs.folder import checkpoint_file
-from normlab.tracker import Tracker
+from normlab.trackers.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 

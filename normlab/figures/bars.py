@@ -100,6 +100,8 @@ def hard_ratios(runs: Sequence[Run], *, epochs: Sequence[Annotated[float, Ge(0)]
     """The scope of the largest ratio of mean and variance in every layer, at some epochs (Distinct, Fig. 2; SN-TPAMI,
     Fig. 8), and the share of layers in which mean and variance choose differently.
 
+    A pale top is the scope that came second, as high as its share of both ratios: half the bar where all is open.
+
     Args:
         runs: one.
         epochs: of the moments; the nearest recorded ones are taken. Empty: at 30%, 60% and 90% of what is recorded.
@@ -117,6 +119,7 @@ def hard_ratios(runs: Sequence[Run], *, epochs: Sequence[Annotated[float, Ge(0)]
             chosen = [choice(row[which]) for row in rows]
             bars = axis.bar(_places(rows), 0.86, 0.86, bottom, color=[colours[scope] for scope in chosen], linewidth=0)
             _hatch(bars, rows)
+            _draw_second(axis, rows, which, bottom + 0.86, colours)
         axis.set(ylim=(0, 2.3), yticks=(0.43, 1.43), yticklabels=("µ", "σ²"))
         axis.spines[["left", "bottom"]].set_visible(False)
         axis.tick_params(length=0)
@@ -127,7 +130,8 @@ def hard_ratios(runs: Sequence[Run], *, epochs: Sequence[Annotated[float, Ge(0)]
         )
         _label_layers(axis, rows, 2.12, title)
     axes[-1].set_xlabel(_order_label(moments[-1]["layers"]))
-    legend_above(figure, _legend([row for moment in moments for row in moment["layers"]], colours))
+    second = Patch(color="grey", alpha=0.45, label="came second")
+    legend_above(figure, [*_legend([row for moment in moments for row in moment["layers"]], colours), second])
     return figure
 
 
@@ -209,6 +213,19 @@ def _draw_layers(axis: Axes, layers: Sequence[Record], moment: str, colours: Map
         bottom = [b + height for b, height in zip(bottom, heights, strict=True)]
     _label_layers(axis, rows, 1.06, title)
     axis.set(ylim=(0, 1.12), yticks=(0, 0.5, 1), ylabel="ratio")
+
+
+def _draw_second(axis: Axes, rows: Sequence[Record], which: str, top: float, colours: Mapping[str, str]) -> None:
+    """How near a choice was, at the top of its bar."""
+    for place, row in zip(_places(rows), rows, strict=True):
+        first = choice(row[which])
+        others = {scope: ratio for scope, ratio in row[which].items() if scope != first}
+        if not others:
+            continue
+        second = choice(others)
+        height = 0.86 * others[second] / ((others[second] + row[which][first]) or 1.0)
+        axis.bar(place, -height, 0.86, top, color="white", linewidth=0)
+        axis.bar(place, -height, 0.86, top, color=colours[second], alpha=0.45, linewidth=0)
 
 
 def _hatch(bars: Any, rows: Sequence[Record]) -> None:

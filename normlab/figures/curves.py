@@ -42,7 +42,10 @@ Series = dict[str, list[float | None]]  # scope, or what else a line shows -> it
 
 _APART = {"mean": "#0072B2", "var": "#D55E00"}  # divergences of the means' and of the variances' ratios
 _DIVERGENCE = "divergence"
-_TITLES = MOMENT_NAMES | {_DIVERGENCE: "divergence of mean and variance (nats)"}
+_SCALE = "linear below 0.1 nats, logarithmic above"
+_TITLES = {moment: f"ratios of the {name}, from 0 to 1" for moment, name in MOMENT_NAMES.items()} | {
+    _DIVERGENCE: f"divergence of mean and variance ({_SCALE})"
+}
 _MARKS = "bold: behind a 3×3 convolution; ■: on a shortcut"
 _COLUMNS = 11
 _LINEAR = 0.1  # nats below which the axis of divergences is linear
@@ -73,8 +76,8 @@ def ratio_curves(
     moments = runs[0].ratios
     rows = moments[-1]["layers"]
     colours = _colours(moments)
-    columns = _columns(runs)
-    num_rows = math.ceil(len(rows) / _COLUMNS)
+    columns, across = _columns(runs), min(_COLUMNS, len(rows))
+    num_rows = math.ceil(len(rows) / across)
     block_height = _TITLE + _PANEL * num_rows + _SUMMARY
     height = 0.45 + block_height * len(show)
     figure = Figure(figsize=(PAGE, height))
@@ -82,11 +85,11 @@ def ratio_curves(
         top = 1 - (_TITLE + block_height * i) / height
         middle = top - _PANEL * num_rows / height
         grids = {"left": 0.05, "right": 0.99}
-        small = figure.add_gridspec(num_rows, _COLUMNS, **grids, top=top, bottom=middle, hspace=0.12, wspace=0.12)
+        small = figure.add_gridspec(num_rows, across, **grids, top=top, bottom=middle, hspace=0.12, wspace=0.12)
         large = figure.add_gridspec(
             1, len(columns), **grids, top=middle - 0.25 / height, bottom=middle - _SUMMARY / height, wspace=0.12
         )
-        panels = [figure.add_subplot(small[divmod(n, _COLUMNS)]) for n in range(len(rows))]
+        panels = [figure.add_subplot(small[divmod(n, across)]) for n in range(len(rows))]
         summaries = [figure.add_subplot(large[0, n]) for n in range(len(columns))]
         by_layer, by_group = _by_layer(moments, what), _by_group(moments, what)
         for axis, series, row, note in zip(panels, by_layer, rows, notes(rows), strict=True):
@@ -99,7 +102,7 @@ def ratio_curves(
         _share_scale(panels, what, by_layer, room=0.35)
         _share_scale(summaries, what, by_group.values())
         for n, axis in enumerate(panels):
-            axis.tick_params(length=1.5, labelbottom=False, labelleft=n % _COLUMNS == 0, labelsize=6)
+            axis.tick_params(length=1.5, labelbottom=False, labelleft=n % across == 0, labelsize=6)
             axis.grid(visible=False)
         for n, axis in enumerate(summaries):
             axis.tick_params(labelleft=n == 0, labelsize=6)
@@ -166,7 +169,8 @@ def run_divergence(runs: Sequence[Run]) -> Figure:
         _draw_groups(row, columns, moments, by_group, _APART)
         row[0].set_ylabel(f"{names[0]}\nand {name}")
     _share_scale(list(axes.flat), _DIVERGENCE, drawn)
-    legend_above(figure, _keys({f"ratios of the {MOMENT_NAMES[moment]}": colour for moment, colour in _APART.items()}))
+    keys = _keys({f"ratios of the {MOMENT_NAMES[moment]}": colour for moment, colour in _APART.items()})
+    legend_above(figure, [*keys, key_line(linestyle="none", label=_SCALE)])
     return figure
 
 
@@ -199,7 +203,7 @@ def _over_training(runs: Sequence[Run], columns: Sequence[str]) -> Figure:
         tied = all(row["mean"] == row["var"] for record in run.ratios for row in record["layers"])
         names = {"mean": "µ and σ²"} if tied else {"mean": "µ", "var": "σ²"}
         label = textwrap.fill(label, _LABEL, break_long_words=False)
-        lines += [(f"{label}\n{name}", run.ratios, moment) for moment, name in names.items()]
+        lines += [(f"{label}\nratio of {name}", run.ratios, moment) for moment, name in names.items()]
     figure, axes = _group_panels(len(lines), columns)
     for row, (label, moments, moment) in zip(axes, lines, strict=True):
         by_group, parts = _by_group(moments, moment), list(by_part(moments[-1]["layers"]))
@@ -245,15 +249,13 @@ def _divergences(pairs: Iterable[tuple[Record, float]]) -> dict[str, float]:
 
 
 def _columns(runs: Sequence[Run]) -> list[str]:
-    """The groups of layers that have a column: the ranges of receptive fields, without those that have no layer where
-    some layers have no receptive field; the parts where none has one. All layers are last.
+    """The groups of layers that have a column: the ranges of receptive fields in which a run has a layer, or the parts
+    where no layer has a receptive field. All layers are last.
     """
     rows = [row for run in runs for row in run.ratios[-1]["layers"]]
-    known = [row["receptive_field"] is not None for row in rows]
-    if all(known):
-        return list(RF_RANGES)
     found = mean_by_range(rows)
-    return [name for name in RF_RANGES if name in found] if any(known) else _parts(runs)
+    is_traced = any(row["receptive_field"] is not None for row in rows)
+    return [name for name in RF_RANGES if name in found] if is_traced else _parts(runs)
 
 
 def _parts(runs: Sequence[Run]) -> list[str]:
@@ -346,11 +348,10 @@ def _draw_groups(
     by_group: Mapping[str, Series],
     colours: Mapping[str, str],
 ) -> None:
-    """A panel for each group; where a run has no layer of it the panel says so, but for ranges of a run with fields."""
-    traced = all(row["receptive_field"] is not None for row in moments[-1]["layers"])
+    """A panel for each group; where a run has no layer of it the panel says so."""
     for axis, name in zip(axes, columns, strict=True):
         _draw(axis, moments, by_group.get(name, {}), colours)
-        if name not in by_group and not (traced and name in RF_RANGES):
+        if name not in by_group:
             axis.text(
                 0.5, 0.5, "no such layer", transform=axis.transAxes, ha="center", va="center", color="0.4", size=6
             )

@@ -3,12 +3,14 @@
 import io
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,7 +22,25 @@ from normlab.writing import write_bytes
 
 # Okabe and Ito's palette, told apart by colour-blind readers; BN green, IN blue, LN red as in Distinct, Fig. 2.
 COLOURS = {"bn": "#009E73", "in": "#0072B2", "ln": "#D55E00", "gn": "#CC79A7", "en": "#E69F00"}
-NORM_COLOURS = COLOURS | {"sn": "#000000", "hn": "#56B4E9"}
+_PALER = (0.0, 0.34, 0.46, 0.55, 0.62, 0.68, 0.73, 0.78, 0.82)  # shares of white
+
+
+def _paler(colour: str, step: int) -> str:
+    """A colour with more white in it at each step from 0 on."""
+    share = _PALER[min(step, len(_PALER) - 1)]
+    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part + (255 - part) * share):02X}" for part in parts)
+
+
+_FAMILIES = COLOURS | {"sn": "#000000", "hn": "#56B4E9"}
+_VARIANTS = {  # of a family, in the order in which they grow paler
+    "bn": ("syncbn", "brn", "bn_frozen", "bn_mean", "bn_std"),
+    "sn": ("syncsn", "sn_tied", "sn_hard", "group_sn", "sn_std", "sn_in_ln", "sn_in_bn", "sn_ln_bn"),
+    "hn": ("hn_g8", "hn_g32", "hn_sn", "hn_sn_in_ln"),
+}
+NORM_COLOURS = _FAMILIES | {
+    norm: _paler(_FAMILIES[family], step) for family, norms in _VARIANTS.items() for step, norm in enumerate(norms, 1)
+}
 SPARE_COLOURS = ("#000000", "#56B4E9", "#999999", "#F0E442")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -95,12 +115,20 @@ def scope_colours(scopes: Iterable[str]) -> dict[str, str]:
 
 
 def norm_colours(norms: Sequence[str]) -> list[str]:
-    """A colour for each normalizer, its own; if several share one, or one has none, the palette in order."""
-    own = [NORM_COLOURS.get(norm) for norm in norms]
-    if len(set(own)) == len(norms):
-        spare = (colour for colour in PALETTE if colour not in own)
-        return [colour or next(spare) for colour in own]
-    return [colour for colour, _ in zip(itertools.cycle(PALETTE), norms, strict=False)]
+    """The colour of each normalizer, the same in every figure: its family's, variants paler. What comes again, as a
+    normalizer at another batch, is paler still; what is none of conf/norm has the rest of the palette, in order.
+    """
+    spare = itertools.cycle([colour for colour in PALETTE if colour not in _of_norms(norms)] or PALETTE)
+    of_others = {norm: next(spare) for norm in dict.fromkeys(norms) if norm not in NORM_COLOURS}
+    found = []
+    for place, norm in enumerate(norms):
+        colour = NORM_COLOURS.get(norm) or of_others[norm]
+        found.append(_paler(colour, 2 * norms[:place].count(norm)))
+    return found
+
+
+def _of_norms(norms: Iterable[str]) -> set[str]:
+    return {NORM_COLOURS[norm] for norm in norms if norm in NORM_COLOURS}
 
 
 def draw_line(axis: Axes, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
@@ -108,6 +136,31 @@ def draw_line(axis: Axes, x: Sequence[float], y: Sequence[float], **style: Any) 
     axis.plot(x, y, **{"marker": "o" if len(x) <= 8 else None, "markersize": 2.5} | style)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
     axis.grid(alpha=0.3, linewidth=0.5)
+
+
+def draw_mean(axis: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], **style: Any) -> None:
+    """The mean of curves over seeds as a line, with a band of a standard deviation on either side of several."""
+    means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+    draw_line(axis, x, means, **style)
+    if len(curves) > 1 and len(x) > 0:
+        spreads = [statistics.stdev(values) for values in zip(*curves, strict=True)]
+        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+        axis.fill_between(x, low, high, color=style.get("color"), alpha=0.15, linewidth=0)
+
+
+def show_end(axis: Axes, share: float = 1 / 3) -> None:
+    """The last part of the curves alone, at a scale of its own: where they end close to each other, that is seen."""
+    drawn = [np.column_stack(line.get_data()).astype(float) for line in axis.lines]
+    points = np.concatenate([np.empty((0, 2)), *drawn])
+    points = points[np.isfinite(points).all(1)]
+    if len(np.unique(points[:, 0])) < 2:
+        return
+    last, first = points[:, 0].max(), points[:, 0].min()
+    start = last - share * (last - first)
+    inside = points[points[:, 0] >= start, 1]
+    room = 0.08 * (np.ptp(inside) or abs(inside[0]) or 1.0)
+    axis.set(xlim=(start, last + 0.02 * (last - start)), ylim=(inside.min() - room, inside.max() + room))
+    axis.set_title("the last third", loc="left", fontsize=7)
 
 
 def key_line(**look: Any) -> Line2D:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normlab.errors import UserError, nearest
-from normlab.figures.style import PAGE, at_print_size, draw_line, key_line, legend_above, norm_colours
+from normlab.figures.style import PAGE, at_print_size, draw_mean, key_line, legend_above, norm_colours, show_end
 from normlab.runs.records import NoRecordsError, Run, expect, labels
 from normlab.tasks.metrics import MetricInfo, info_of, value_of
 
@@ -24,9 +24,11 @@ def learning_curves(
     splits: Sequence[Literal["train", "val"]] = ("train", "val"),
     along: Literal["epoch", "iteration"] = "epoch",
 ) -> Figure:
-    """Loss and accuracy over training, a colour a run (SN, Figs. 2, 5; WS, Figs. 4-6; HN, Fig. 5).
+    """Loss and accuracy over training, a colour a normalizer (SN, Figs. 2, 5; WS, Figs. 4-6; HN, Fig. 5); below, the
+    last third at a scale of its own.
 
-    In training a value is the mean over the updates since the evaluation before, which is that of the last epoch unless
+    Runs that differ in their seed alone are one line, their mean, with a band of a standard deviation. In training a
+    value is the mean over the updates since the evaluation before, which is that of the last epoch unless
     evaluate_every says otherwise. A loss that is not finite leaves a gap.
 
     Args:
@@ -46,16 +48,22 @@ def learning_curves(
     for quantity in quantities:
         if quantity not in known:
             raise UserError(f"quantities={quantity}: no run has measured it; {nearest(quantity, known)}")
-    names = labels(runs)
-    colours = norm_colours([run.settings["norm"] for run in runs])
-    figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
-    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
-    for axis, quantity in zip(panels, quantities, strict=True):
-        for run, colour in zip(runs, colours, strict=True):
-            for split in splits:
-                _draw(axis, run, split, quantity, along, color=colour, linestyle=_SPLITS[split])
-        axis.set(xlabel=along, ylabel=_label(quantity, metrics))
-    handles = [key_line(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
+    groups = _by_seed(runs)
+    firsts = [group[0] for group in groups]
+    names = labels(firsts, [key for key in firsts[0].settings if key != "seed"])
+    colours = norm_colours([run.settings["norm"] for run in firsts])
+    figure = Figure(figsize=(PAGE, 4.6), layout="constrained")
+    panels = figure.subplots(2, len(quantities), squeeze=False)
+    for column, quantity in zip(panels.T, quantities, strict=True):
+        for axis in column:
+            for group, colour in zip(groups, colours, strict=True):
+                for split in splits:
+                    _draw(axis, group, split, quantity, along, color=colour, linestyle=_SPLITS[split])
+            axis.set(xlabel=along, ylabel=_label(quantity, metrics))
+        show_end(column[1])
+    counts = [f" ({len(group)} seeds)" * (len(group) > 1) for group in groups]
+    labelled = zip(colours, names, counts, strict=True)
+    handles = [key_line(color=colour, label=name + count) for colour, name, count in labelled]
     handles += [key_line(color="grey", linestyle=_SPLITS[split], label=split) for split in splits]
     legend_above(figure, handles)
     return figure
@@ -84,7 +92,7 @@ def estimators(runs: Sequence[Run], *, quantity: str | None = None) -> Figure:
     for run, name, colour in zip(runs, labels(runs), colours, strict=True):
         for prefix, (estimator, line) in _ESTIMATORS.items():
             if any(f"{prefix}/{quantity}" in row for row in run.epochs):
-                _draw(axis, run, prefix, quantity, "epoch", color=colour, linestyle=line)
+                _draw(axis, [run], prefix, quantity, "epoch", color=colour, linestyle=line)
                 handles.append(key_line(color=colour, linestyle=line, label=f"{name}, {estimator}"))
     axis.set(xlabel="epoch", ylabel=f"validation {_label(quantity, metrics)}")
     legend_above(figure, handles, columns=1)
@@ -100,12 +108,29 @@ def _label(quantity: str, metrics: Mapping[str, MetricInfo]) -> str:
     return info.label if info else quantity
 
 
-def _draw(axis: Axes, run: Run, split: str, quantity: str, along: Literal["epoch", "iteration"], **style: str) -> None:
+def _by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs that differ in their seed alone, together."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(tuple(value for key, value in run.settings.items() if key != "seed"), []).append(run)
+    return list(found.values())
+
+
+def _draw(
+    axis: Axes, runs: Sequence[Run], split: str, quantity: str, along: Literal["epoch", "iteration"], **style: str
+) -> None:
+    """A line of one run, or the mean of several where each has a value."""
+    curves = [_curve(run, split, quantity, along) for run in runs]
+    shared = [at for at in curves[0] if all(at in curve for curve in curves)]
+    draw_mean(axis, shared, [[curve[at] for at in shared] for curve in curves], **style)
+
+
+def _curve(run: Run, split: str, quantity: str, along: Literal["epoch", "iteration"]) -> dict[float, float]:
+    """Epoch or iteration -> value; not a number where it is not finite."""
     prefix, place = f"{split}/", {"epoch": "epoch", "iteration": "step"}[along]
     measured = [
         (row[place], {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix) and v is not None})
         for row in run.epochs
     ]
     points = [(at, value_of(values, quantity, run.metrics)) for at, values in measured]
-    known = [(at, value) for at, value in points if value is not None]
-    draw_line(axis, [at for at, _ in known], [v if math.isfinite(v) else math.nan for _, v in known], **style)
+    return {at: value if math.isfinite(value) else math.nan for at, value in points if value is not None}

@@ -15,7 +15,7 @@ from normlab.processes.signals import Interrupted, Stop
 from normlab.progress import Progress, silent
 from normlab.runs.folder import RunFolder, checkpoint_files
 from normlab.schema import bind
-from normlab.tracker import NoTracker, Tracker
+from normlab.trackers.tracker import NoTracker, Tracker
 from normlab.writing import write_json
 
 SUMMARY_FIGURES = ("learning_curves", "ratios", "predictions", "stylized")  # drawn of every run
@@ -84,7 +84,7 @@ def _conclude(session: Session, loop: Loop, status: str, tracker: Tracker) -> No
 
 def _figures(config: Config, tracker: Tracker) -> Iterable[str]:
     """Drawing all takes half a minute for 53 layers: for those who look at them in W&B; others ask for one by one."""
-    wants_all = config.figures == "all" or (config.figures == "auto" and not isinstance(tracker, NoTracker))
+    wants_all = config.figures == "all" or (config.figures == "auto" and tracker.shows_images)
     return choices("figure") if wants_all else SUMMARY_FIGURES
 
 

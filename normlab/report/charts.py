@@ -17,12 +17,14 @@ from normlab.figures.bars import stacked
 from normlab.figures.style import (
     MARKERS,
     MOMENT_NAMES,
+    NORM_COLOURS,
     PAGE,
     at_print_size,
-    draw_line,
+    draw_mean,
     legend_above,
     norm_colours,
     scope_colours,
+    show_end,
 )
 from normlab.report.results import Results
 from normlab.report.table import Line
@@ -32,6 +34,7 @@ Cell = tuple[str, str]  # row, column
 Values = Mapping[Cell, tuple[float | None, float | None]]  # mean (None: diverged), std
 
 _DASH = "–"  # as the papers print a run that failed
+_BELOW = " ↓"  # behind a number below the scale of colours
 _DARK = 0.65  # of the scale of colours: beyond it numbers are white
 
 
@@ -63,9 +66,10 @@ def accuracy(
             raise unknown(f"{table.name}: groups:", place, places)
     figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
     axes = figure.subplots(1, 2)
+    colours = _colours(results, list(lines), "row" if along == "columns" else "column")
     for axis, (values, title) in zip(axes, _panels(results), strict=True):
         turned = values if along == "columns" else {(c, r): v for (r, c), v in values.items()}
-        _draw_curves(axis, turned, lines, groups)
+        _draw_curves(axis, turned, lines, groups, colours)
         axis.set_xticks(axis.get_xticks(), [places[place].label for group in groups.values() for place in group])
         ideal, _ = values.get((reference[0], reference[1]), (None, None)) if reference else (None, None)
         if reference and ideal is not None:
@@ -117,8 +121,8 @@ def heat_map(results: Results) -> Figure:
     """Every cell's metric as a colour, ours beside the paper's; redder is higher (HN, Figs. 2 and 3).
 
     Cells on the diagonal, whose row and column have the same label but for the first word ("mean BN", "std BN"), have a
-    frame. A cell far below the others takes the palest colour: the scale begins at Tukey's lower fence. A dash:
-    diverged, or not printed; an empty cell was not run.
+    frame. The scale begins at Tukey's lower fence: a cell below it has the palest colour and an arrow, and the bar says
+    where the scale begins. A dash: diverged, or not printed; an empty cell was not run.
 
     Args:
         results: of a table.
@@ -133,13 +137,15 @@ def heat_map(results: Results) -> Figure:
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
             text = f"{shown[i, j]:.{table.decimals}f}"
             text = text if np.isfinite(shown[i, j]) else _DASH if (row, column) in values else ""
-            _write(axis, i, j, text, is_dark=shown[i, j] > low + _DARK * (high - low))
+            _write(
+                axis, i, j, text + _BELOW * bool(shown[i, j] < low), is_dark=shown[i, j] > low + _DARK * (high - low)
+            )
             if _last_words(table.rows[row]) == _last_words(table.columns[column]):
                 axis.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, linewidth=1.0))
         axis.set_xticks(range(len(columns)), [_last_words(table.columns[c]) for c in columns], fontsize=6)
         axis.set_yticks(range(len(rows)), [_last_words(table.rows[r]) for r in rows], fontsize=6)
         axis.set(xlabel=_first_word(table.columns), ylabel=_first_word(table.rows))
-        _add_bar(figure, image, axis, results.metric, is_cut=np.nanmin(shown, initial=high) < low)
+        _add_bar(figure, image, axis, _of_bar(results, shown, low))
     return figure
 
 
@@ -147,7 +153,7 @@ def heat_map(results: Results) -> Figure:
 def heat_maps(results: Results, *, panels: Mapping[str, Sequence[str]]) -> Figure:
     """The metric of some rows by the columns as a colour, a panel for each title; all panels have one scale.
 
-    An empty cell was not run, or diverged. The scale begins at Tukey's lower fence.
+    An empty cell was not run, or diverged. The scale begins at Tukey's lower fence, as in heat_map.
 
     Args:
         results: of a table.
@@ -167,11 +173,11 @@ def heat_maps(results: Results, *, panels: Mapping[str, Sequence[str]]) -> Figur
         image = _draw_heat(axis, shown, low, high, title)
         for (i, j), value in np.ndenumerate(shown):
             text = f"{value:.{table.decimals}f}" if np.isfinite(value) else ""
-            _write(axis, i, j, text, is_dark=value > low + _DARK * (high - low))
+            _write(axis, i, j, text + _BELOW * bool(value < low), is_dark=value > low + _DARK * (high - low))
         labels = [_without(title, table.rows[row].label) for row in panels[title]]
         axis.set_xticks(range(len(columns)), [table.columns[c].label for c in columns], fontsize=6)
         axis.set_yticks(range(len(labels)), labels, fontsize=6)
-    _add_bar(figure, image, list(axes), results.metric, is_cut=np.nanmin(known, initial=high) < low)
+    _add_bar(figure, image, list(axes), _of_bar(results, known, low))
     return figure
 
 
@@ -186,10 +192,18 @@ def _write(axis: Axes, row: int, column: int, text: str, *, is_dark: bool) -> No
     axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if is_dark else "black")
 
 
-def _add_bar(figure: Figure, image: AxesImage, axes: Any, metric: str, *, is_cut: bool) -> None:
-    """The scale of colours; `is_cut`: some values lie below it."""
+def _of_bar(results: Results, shown: np.ndarray, low: float) -> str:
+    """What a bar of colours says: the metric, and which cells lie below it."""
+    number = int(np.sum(shown < low))
+    below = f"; {number} cell{'s' * (number != 1)} below {low:.{results.table.decimals}f} marked {_BELOW.strip()}"
+    return results.metric + below * (number > 0)
+
+
+def _add_bar(figure: Figure, image: AxesImage, axes: Any, label: str) -> None:
+    """The scale of colours."""
+    is_cut = _BELOW.strip() in label
     bar = figure.colorbar(image, ax=axes, location="bottom", extend="min" if is_cut else "neither", aspect=40)
-    bar.set_label(metric, fontsize=7)
+    bar.set_label(label, fontsize=7)
     bar.outline.set_visible(False)
 
 
@@ -208,7 +222,8 @@ def learning(
     """A metric in validation, or the training loss, over training (SN, Figs. 5 and 6; WS, Fig. 6).
 
     A line is the mean over seeds, of all evaluations that each of them has, and a band their standard deviation to
-    either side. A loss in training is a mean over the updates since the evaluation before.
+    either side; below, the last third at a scale of its own. A loss in training is a mean over the updates since the
+    evaluation before.
 
     Args:
         results: of a table.
@@ -225,27 +240,26 @@ def learning(
         raise unknown(f"{table.name}: quantity", quantity, known)
     key = known[quantity]
     label = "training loss" if quantity == "loss" else table.metrics[key.partition("/")[2]].label
-    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
     of_row: dict[str, list[Mapping[str, Sequence[float]]]] = {}
-    norms = {record["row"]: record["norm"] for record in results.records}
     for record in results.records:
         needed = {key, "step"} if along == "iteration" else {key}  # older records do not say after which updates
         if record["column"] == next(iter(table.columns)) and needed <= record.get("epochs_of", {}).keys():
             of_row.setdefault(record["row"], []).append(record["epochs_of"])
-    for axis, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for row, colour in zip(rows, norm_colours([norms.get(row, row) for row in rows]), strict=True):
+    columns = zip(figure.subplots(2, len(panels), squeeze=False).T, panels.items(), strict=True)
+    for (whole, end), (title, rows) in columns:
+        for row, colour in zip(rows, _colours(results, rows, "row"), strict=True):
             curves = [found[key] for found in of_row.get(row, [])]
             length = min(map(len, curves), default=0)
-            values_SE = np.array([curve[:length] for curve in curves], float).reshape(len(curves), length)
             places = of_row[row][0]["step"][:length] if length and along == "iteration" else range(1, length + 1)
-            means_E = values_SE.mean(0) if length else values_SE.ravel()
-            draw_line(axis, places, means_E.tolist(), color=colour, label=table.rows[row].label)
-            if length and len(curves) > 1:
-                stds_E = values_SE.std(0, ddof=1)
-                axis.fill_between(places, means_E - stds_E, means_E + stds_E, color=colour, alpha=0.2, linewidth=0)
-        axis.set_title(title, loc="left", fontsize=7)
-        axis.set(xlabel=along, ylabel=label)
-        axis.legend(fontsize=6, frameon=False)
+            for axis in (whole, end):
+                cut = [curve[:length] for curve in curves]
+                draw_mean(axis, list(places), cut, color=colour, label=table.rows[row].label)
+        for axis in (whole, end):
+            axis.set(xlabel=along, ylabel=label)
+        show_end(end)
+        whole.set_title(title, loc="left", fontsize=7)
+        whole.legend(fontsize=6, frameon=False)
     return figure
 
 
@@ -266,7 +280,7 @@ def bars(results: Results, *, rows: Sequence[str], columns: Sequence[str]) -> Fi
             if name not in known:
                 raise unknown(f"{table.name}: {kind}", name, known)
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
-    colours = norm_colours(list(rows))
+    colours = _colours(results, rows, "row")
     for axis, (values, title) in zip(figure.subplots(1, 2), _panels(results), strict=True):
         width, heights = 0.8 / len(rows), []
         for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
@@ -300,14 +314,22 @@ def _panels(results: Results) -> list[tuple[Values, str]]:
     ]
 
 
-def _draw_curves(axis: Axes, values: Values, lines: Mapping[str, Line], groups: Mapping[str, Sequence[str]]) -> None:
+def _draw_curves(
+    axis: Axes,
+    values: Values,
+    lines: Mapping[str, Line],
+    groups: Mapping[str, Sequence[str]],
+    colours: Sequence[str],
+) -> None:
     """A line each, broken between groups of places, and a cross on the floor where one diverged."""
     positions = _positions(groups)
     floor = axis.get_xaxis_transform()
     crosses: dict[str, list[float]] = {}  # by place
-    looks = zip(lines.items(), norm_colours(list(lines)), itertools.cycle(MARKERS), strict=False)
-    for i, ((name, line), colour, marker) in enumerate(looks):
-        aside = 0.12 * (i - (len(lines) - 1) / 2)  # so that error bars do not hide each other
+    step = min(0.12, 0.4 / len(lines))  # apart, so that error bars do not hide each other, and near their place
+    for i, ((name, line), colour, marker) in enumerate(
+        zip(lines.items(), colours, itertools.cycle(MARKERS), strict=False)
+    ):
+        aside = step * (i - (len(lines) - 1) / 2)
         axis.plot([], [], color=colour, marker=marker, markersize=4, label=line.label)
         for places in groups.values():
             found = {place: values[name, place] for place in places if (name, place) in values}
@@ -324,6 +346,15 @@ def _draw_curves(axis: Axes, values: Values, lines: Mapping[str, Line], groups: 
     for at in crosses.values():  # a word for all of a place, which would hide each other
         axis.annotate("diverged", (sum(at) / len(at), 0.06), xycoords=floor, ha="center", fontsize=6)
     axis.set_xticks(list(positions.values()))
+
+
+def _colours(results: Results, names: Sequence[str], of: Literal["row", "column"]) -> list[str]:
+    """Of lines: those of the normalizers that they are called by, or else that their runs have, where it is one."""
+    norms: dict[str, set[str]] = {}
+    for record in results.records:
+        norms.setdefault(record[of], set()).add(record["norm"])
+    is_known = {name: name in NORM_COLOURS or len(norms.get(name, ())) != 1 for name in names}
+    return norm_colours([name if is_known[name] else next(iter(norms[name])) for name in names])
 
 
 def _positions(groups: Mapping[str, Sequence[str]]) -> dict[str, float]:

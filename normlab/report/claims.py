@@ -14,10 +14,10 @@ from normlab.reading import naming, read_mapping
 from normlab.report.judging import ALPHA, benjamini_hochberg
 from normlab.report.printed import paper_claims, papers
 from normlab.report.records import table_folder
-from normlab.report.render import verdict_text
 from normlab.report.results import load_results
 from normlab.report.table import Table
 from normlab.report.tables import all_tables
+from normlab.report.wording import verdict_text
 from normlab.values import coerce
 
 NOT_MEASURED = "not measured"

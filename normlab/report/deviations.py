@@ -1,12 +1,15 @@
 """The ledger of deviations, conf/deviations.yaml: where papers and released code differ, and what normlab does.
 
-deviations(table) -> ["variance of a map: ...", ...]      those that concern a table, a line each
-ledger() -> "# Deviations ..."                            all of them, docs/deviations.md
+concerning(table) -> [Deviation(...), ...]     those that concern a table
+ledger() -> "# Deviations ..."                 all of them, docs/deviations.md
 """
 
+import os
+import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from normlab import schema
@@ -15,7 +18,7 @@ from normlab.reading import naming, read_yaml
 from normlab.report.table import Table
 from normlab.values import coerce
 
-_PAPERS = {  # key in results/paper -> its name here, and how the names of its tables begin (conf/table)
+PAPERS = {  # key in results/paper -> its name here, and how the names of its tables begin (conf/table)
     "sn_distinct": ("Distinct", "distinct_"),
     "sn_iclr": ("SN", "sn_"),
     "sn_tpami": ("SN-TPAMI", "sn_"),
@@ -30,7 +33,7 @@ _OPENING = """\
 # Deviations
 
 Where the five papers differ from each other, from themselves or from the code that their authors released; what
-normlab does, and the settings for the other way. Reports of tables end with the entries that concern them. This file
+normlab does, and the settings for the other way. Reports of tables link the entries that concern them. This file
 is made from [conf/deviations.yaml](../conf/deviations.yaml) by `python scripts/deviations.py`; what the papers print,
 and what could not be read of it, is in [results/paper](../results/paper/README.md).
 
@@ -68,22 +71,25 @@ class Deviation:
 
     def concerns(self, table: Table) -> bool:
         sources = {source.file for source in table.paper}
-        begins = {paper for paper, (_, prefix) in _PAPERS.items() if table.name.startswith(prefix)}
+        begins = {paper for paper, (_, prefix) in PAPERS.items() if table.name.startswith(prefix)}
         listed = self.tables is None or any(fnmatch(table.name, pattern) for pattern in self.tables)
         return listed and not (sources or begins).isdisjoint(self.papers)
 
-    def line(self) -> str:
-        """As Markdown, on one line."""
-        says = "; ".join(f"{place}: {what}" for place, what in self.says.items())
-        return f"**{self.topic}**: {says}. Here: {self.default}.{self._option(' Else: ')}"
+    @property
+    def anchor(self) -> str:
+        """Of its entry in the ledger: variance-of-a-map."""
+        return re.sub(r"\W+", "-", self.topic.lower()).strip("-")
 
-    def _option(self, before: str) -> str:
-        return f"{before}`{' '.join(self.option)}`" if self.option else ""
+    @property
+    def words(self) -> str:
+        """Of a command line, for the other way; nothing where there is none."""
+        return " ".join(self.option or ())
 
     def row(self) -> str:
         says = "<br>".join(f"{place}: {what}" for place, what in self.says.items())
-        papers = ", ".join(_PAPERS[paper][0] for paper in self.papers)
-        return f"| {self.topic} | {papers} | {says} | {self.default} | {self._option('') or '–'} |"
+        papers = ", ".join(PAPERS[paper][0] for paper in self.papers)
+        option = f"`{self.words}`" if self.words else "–"
+        return f'| <a id="{self.anchor}"></a>{self.topic} | {papers} | {says} | {self.default} | {option} |'
 
 
 @cache
@@ -96,9 +102,17 @@ def load_deviations() -> tuple[Deviation, ...]:
         return tuple(Deviation(**schema.check(node, fields, f"deviations.{i}")) for i, node in enumerate(nodes))
 
 
-def deviations(table: Table) -> list[str]:
-    """What concerns a table, as lines of Markdown."""
-    return [deviation.line() for deviation in load_deviations() if deviation.concerns(table)]
+def concerning(table: Table) -> list[Deviation]:
+    return [deviation for deviation in load_deviations() if deviation.concerns(table)]
+
+
+def page_from(folder: Path) -> str | None:
+    """A link to docs/deviations.md from a folder of the same checkout; None elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    page, folder = root / "docs" / "deviations.md", folder.resolve()
+    if not page.is_file() or not folder.is_relative_to(root):
+        return None
+    return Path(os.path.relpath(page, folder)).as_posix()
 
 
 def ledger() -> str:

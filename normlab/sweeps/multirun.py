@@ -27,6 +27,7 @@ from hydra.errors import HydraException
 from normlab.config import EXPERIMENT, GROUPS, Config, check_hydra, choices, conf_dir, load, parse, search_path
 from normlab.errors import BusyError, UserError, nearest
 from normlab.reading import read_yaml
+from normlab.trackers.tracker import in_sweep
 
 if TYPE_CHECKING:
     from normlab.runs.folder import RunFolder
@@ -219,6 +220,7 @@ def _run_cell(_composed: Any) -> float | str:
 
     os.chdir(HydraConfig.get().runtime.cwd)  # where the words were typed, also under hydra.job.chdir=true
     config = load(list(HydraConfig.get().overrides.task))
+    config.tracker = in_sweep(config.tracker, Path(HydraConfig.get().sweep.dir).name)
     folder = RunFolder.of(config)
     if folder.is_over and not config.rerun:
         return reached(folder)

@@ -21,6 +21,7 @@ from normlab.report.runs import Plan, plan
 from normlab.report.table import Table
 from normlab.runs.folder import RunFolder
 from normlab.sweeps.pool import num_jobs, relative_time, sweep
+from normlab.trackers.tracker import in_sweep
 
 
 def reproduce(
@@ -94,6 +95,7 @@ def _shared(plans: Sequence[Plan]) -> dict[str, Config]:
             config = shared.setdefault(run_id, one.configs[run_id])
             config.snapshots = sorted({*config.snapshots, *one.configs[run_id].snapshots})
             config.record = _all_of(config.record, one.configs[run_id].record)
+            config.tracker = in_sweep(config.tracker, one.folder.name)
     for config in shared.values():
         folder = RunFolder.of(config)
         if folder.status()["status"] == "finished":

@@ -1,5 +1,6 @@
 """Image classification."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -35,7 +36,7 @@ class Classification(Task):
         "top5": {"words": "top-5 accuracy"},
         "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
         "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
-        "loss": {"words": "cross entropy", "unit": "", "better": "lower", "decimals": 4},
+        "loss": {"words": "cross entropy", "unit": "nats", "better": "lower", "decimals": 4, "partial": True},
     }
     takes: ClassVar = {"model": ["classifier"], "data": ["images"]}
 
@@ -114,4 +115,14 @@ class Classification(Task):
         for k in (1, 5):
             best_NK = predictions.topk(min(k, self.num_classes)).indices
             metric[f"top{k}"].update((best_NK == labels_N[:, None]).any(1) * 100)
-        metric["loss"].update(nn.functional.cross_entropy(predictions.float(), labels_N, reduction="none"))
+        if "loss" in metric:  # tasks that are made of this one may measure other things
+            metric["loss"].update(self.loss_of(predictions, labels_N))
+
+    def loss_of(self, predictions: Tensor, labels_N: Tensor) -> Tensor:
+        """Cross entropy of each sample of a test, (N,), without label smoothing."""
+        return nn.functional.cross_entropy(predictions.float(), labels_N, reduction="none")
+
+    def results(self, metric: Metric) -> dict[str, float]:
+        """A network whose logits are not finite has accuracies and no loss."""
+        found = super().results(metric)
+        return {name: value for name, value in found.items() if math.isfinite(value) or name != "loss"}

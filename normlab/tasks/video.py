@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from normlab.dynamics.receptive_field import NormSite, trace
@@ -27,6 +28,7 @@ class Video(Classification):
         "top5": {"words": "top-5 accuracy"},
         "error1": {"words": "top-1 error", "better": "lower", "complement": "top1"},
         "error5": {"words": "top-5 error", "better": "lower", "complement": "top5"},
+        "loss": {"words": "cross entropy", "unit": "nats", "better": "lower", "decimals": 4, "partial": True},
     }
     takes: ClassVar = {"model": ["video"], "data": ["clips"]}
 
@@ -85,3 +87,7 @@ class Video(Classification):
         clips_NKCTHW = batch[0]
         logits = model(clips_NKCTHW.flatten(0, 1)).float()
         return logits.softmax(1).unflatten(0, clips_NKCTHW.shape[:2]).mean(1)
+
+    def loss_of(self, predictions: Tensor, labels_N: Tensor) -> Tensor:
+        """Of the mean of the clips' softmax, which is what a test predicts."""
+        return super().loss_of(predictions.clamp_min(torch.finfo(predictions.dtype).tiny).log(), labels_N)

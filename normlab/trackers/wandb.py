@@ -1,6 +1,4 @@
-"""Mirrors of a run outside its folder: W&B, online or offline, or none. The run folder stays the truth, so no failure
-of a tracker stops or changes training: it is reported once, and the run goes on without.
-"""
+"""Weights & Biases, online or offline."""
 
 import contextlib
 import itertools
@@ -10,10 +8,11 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from normlab.dynamics.ratios import flatten
-from normlab.reading import STEP, read_jsonl, read_metrics
+from normlab.dynamics.ratios import MOMENTS, Row, averages_by_key
+from normlab.reading import EPOCH, read_jsonl, read_metrics
+from normlab.trackers.tracker import first_line
 from normlab.writing import is_full
 
 if TYPE_CHECKING:
@@ -23,40 +22,6 @@ _log = logging.getLogger(__name__)
 _INIT_SECONDS = 20.0
 _FINISH_SECONDS = 20.0  # what is not uploaded by then is on the disk, and nobody waits for a server that hangs
 _ATTEMPT_FOLDER = re.compile(r"(?P<offline>offline-)?run-[0-9_]+-(?P<id>.+)")
-
-
-class Tracker(Protocol):
-    """What the engine calls, on the first rank only.
-
-    It may say where it keeps a run, in words, as `place`.
-    """
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Metrics by key, such as "train/loss", at a training step. Steps never decrease."""
-
-    def image(self, key: str, path: Path, step: int) -> None:
-        """A PNG file."""
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """The last call: what summary.json says."""
-
-
-class NoTracker:
-    """Keeps nothing."""
-
-    place = "none"
-
-    def __init__(self, run: Path, run_id: str, name: str, config: dict[str, Any]) -> None:
-        pass
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        pass
-
-    def image(self, key: str, path: Path, step: int) -> None:
-        pass
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        pass
 
 
 class WandB:
@@ -70,30 +35,55 @@ class WandB:
     a run at most 20 seconds at its start and 20 at its end, and one line says how to upload later. Where that process
     dies, rows that it had not written yet die with it; another is started, offline, with all rows of the run so far.
 
+    Ratios are charts of their averages, by range of receptive fields and by part of the model; those of every layer at
+    every moment are one table, ratios_of_layers, that comes at the end.
+
     Args:
         run: folder of the run.
         run_id: the same for every attempt at this run.
-        name: shown in W&B.
+        title: what the run is called where nothing else says so.
         config: nested, as in config.yaml.
         project: W&B project; null: as WANDB_PROJECT says, else normlab.
-        entity: W&B user or team; None: as WANDB_ENTITY says, else the account's default.
+        entity: W&B user or team; null: as WANDB_ENTITY says, else the account's default.
         mode: auto obeys WANDB_MODE, else is online where `wandb login` or WANDB_API_KEY left a key, and offline
             elsewhere. What cannot start online is kept offline.
-        tags: of the W&B run.
+        name: of the W&B run; null: as WANDB_NAME says, else the run's folder.
+        group: null: as WANDB_RUN_GROUP says, else the sweep's.
+        job_type: null: as WANDB_JOB_TYPE says.
+        notes: null: as WANDB_NOTES says.
+        tags: none: as WANDB_TAGS says.
+        id: null: as WANDB_RUN_ID says, else the run's. In a sweep each cell's own id stands behind it.
+        system_metrics: whether W&B measures the machine, as its GPUs' load, beside the run.
+        git: whether W&B notes the commit of the working folder; the code itself is never sent.
+        sweep: of which the run is a cell; sweeps and tables set it.
     """
+
+    shows_images: ClassVar = True
 
     def __init__(
         self,
         run: Path,
         run_id: str,
-        name: str,
+        title: str,
         config: dict[str, Any],
         *,
         project: str | None = None,
         entity: str | None = None,
         mode: Literal["auto", "online", "offline"] = "auto",
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        notes: str | None = None,
         tags: Sequence[str] = (),
+        id: str | None = None,
+        system_metrics: bool = True,
+        git: bool = True,
+        sweep: str | None = None,
     ) -> None:
+        own_id = id or _environ("WANDB_RUN_ID")
+        if own_id is not None:
+            run_id = f"{own_id}-{run_id}" if sweep else own_id
+
         def start(mode: str | None) -> "wandb.Run":
             import wandb
 
@@ -101,15 +91,17 @@ class WandB:
             return wandb.init(
                 dir=run,
                 id=attempt,
-                name=_environ("WANDB_NAME") or name + attempt.removeprefix(run_id),
-                group=_environ("WANDB_RUN_GROUP") or (None if attempt == run_id else run_id),
+                name=name or _environ("WANDB_NAME") or title + attempt.removeprefix(run_id),
+                group=group or _environ("WANDB_RUN_GROUP") or sweep or (None if attempt == run_id else run_id),
+                job_type=job_type,  # where these are null, W&B reads its own variables
+                notes=notes,
                 config=config,
                 project=project or _environ("WANDB_PROJECT") or "normlab",
                 entity=entity,
-                tags=list(tags) or None,  # W&B's own variables then say which
+                tags=list(tags) or None,
                 mode=mode,  # type: ignore[arg-type]
                 resume="allow",
-                settings=_settings(),
+                settings=_settings(system_metrics=system_metrics, git=git),
             )
 
         logging.raiseExceptions = False  # where a disk is full, W&B's own log would be a traceback for each line of it
@@ -130,6 +122,9 @@ class WandB:
     def log(self, values: dict[str, float], step: int) -> None:
         self._try(lambda run: run.log(values, step=step))
 
+    def ratios(self, rows: Sequence[Row], epoch: float, step: int) -> None:
+        self.log(averages_by_key(rows), step)
+
     def image(self, key: str, path: Path, step: int) -> None:
         def log_image(run: "wandb.Run") -> None:
             import wandb
@@ -141,6 +136,7 @@ class WandB:
     def finish(self, summary: dict[str, Any]) -> None:
         def finish(run: "wandb.Run") -> None:
             run.summary.update(summary)
+            self._log_layers(run)
             try:
                 run.finish(exit_code=int(summary.get("status") in ("failed", "interrupted")))
             except TimeoutError:
@@ -159,7 +155,7 @@ class WandB:
         except Exception as error:
             if self._restarted or is_full(error):  # another start would take what room is left
                 again = " again" * self._restarted
-                _log.warning("W&B stopped%s, going on without: %s", again, _first_line(error))
+                _log.warning("W&B stopped%s, going on without: %s", again, first_line(error))
                 self._run = None
                 return
             self._restarted = True
@@ -175,16 +171,42 @@ class WandB:
             self._run = self._start("offline")
         except Exception as second:
             self._run = None
-            _log.warning("%s, going on without: %s; %s", what, _first_line(error), _first_line(second))
+            _log.warning("%s, going on without: %s; %s", what, first_line(error), first_line(second))
         else:
-            _log.warning("%s, keeping its data offline: %s; %s", what, _first_line(error), _how_to_sync(self._run))
+            _log.warning("%s, keeping its data offline: %s; %s", what, first_line(error), _how_to_sync(self._run))
+
+    def _log_layers(self, run: "wandb.Run") -> None:
+        """Every layer's ratios as one table; of more moments than it has room for, evenly spaced ones and the last."""
+        import wandb
+
+        moments = self._moments()
+        if not moments:
+            return
+        rows = [[row for layer in moment["layers"] for row in _layer_rows(moment, layer)] for moment in moments]
+        room = max(1, wandb.Table.MAX_ARTIFACT_ROWS // max(map(len, rows)))
+        every = -(-len(rows) // room)
+        kept = rows[::-1][::every][::-1]
+        table = wandb.Table(columns=list(_COLUMNS), data=[row for moment in kept for row in moment])
+        run.log({"ratios_of_layers": table}, step=moments[-1]["step"])
+
+    def _moments(self) -> list[dict[str, Any]]:
+        return read_jsonl(self._folder / "ratios.jsonl", EPOCH)
 
     def _replay(self, run: "wandb.Run") -> None:
         """All rows and ratios so far, in the order of their steps; W&B ignores those that come again."""
         rows = [(row["step"], row) for row in read_metrics(self._folder / "metrics.jsonl")]
-        rows += [(m["step"], flatten(m["layers"])) for m in read_jsonl(self._folder / "ratios.jsonl", STEP)]
+        rows += [(moment["step"], averages_by_key(moment["layers"])) for moment in self._moments()]
         for step, values in sorted(rows, key=lambda row: row[0]):
             run.log({key: value for key, value in values.items() if key != "step"}, step=step)
+
+
+_COLUMNS = ("epoch", "step", "layer", "index", "part", "receptive_field", "moment", "scope", "ratio")
+
+
+def _layer_rows(moment: dict[str, Any], layer: Row) -> list[list[Any]]:
+    """Of a layer at a moment, a row for each ratio."""
+    ahead = [moment["epoch"], moment["step"], *(layer.get(name) for name in _COLUMNS[2:6])]
+    return [[*ahead, which, scope, ratio] for which in MOMENTS for scope, ratio in layer[which].items()]
 
 
 def _environ(name: str) -> str | None:
@@ -226,8 +248,8 @@ def usable_mode(mode: str) -> str | None:
     return chosen if wandb.login(prompt=False, verify=False) else "offline"
 
 
-def _settings() -> "wandb.Settings":
-    """Quiet, bounded in time, and looking at nothing but what is logged."""
+def _settings(*, system_metrics: bool = False, git: bool = False) -> "wandb.Settings":
+    """Quiet, bounded in time, and taking no code."""
     import wandb
 
     return wandb.Settings(
@@ -235,8 +257,8 @@ def _settings() -> "wandb.Settings":
         reinit="create_new",  # not the run that just failed
         console="off",
         disable_code=True,
-        disable_git=True,
-        x_disable_stats=True,
+        disable_git=not git,
+        x_disable_stats=not system_metrics,
         init_timeout=_INIT_SECONDS,
         finish_timeout=_FINISH_SECONDS,
         finish_timeout_raises=True,
@@ -252,7 +274,3 @@ def _attempt_id(folder: Path, run_id: str, offline: bool) -> str:
     taken = {match["id"] for match in earlier}
     ids = itertools.chain([run_id], (f"{run_id}-{number}" for number in itertools.count(2)))
     return next(attempt for attempt in ids if attempt not in taken)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
