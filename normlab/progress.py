@@ -59,8 +59,10 @@ class _Bars(Progress):
 
 
 class _Lines(Progress):
+    """News go to standard output, as a log file wants them; how far work is goes to the console that was given."""
+
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self._console, self._news = console, PlainConsole()
         self._shown: dict[str, float] = {}
 
     def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
@@ -70,4 +72,4 @@ class _Lines(Progress):
             self._console.print(f"{what}: {done:.0f} of {total}{note and f', {note}'}")
 
     def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+        self._news.print(line, soft_wrap=True)

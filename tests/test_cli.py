@@ -253,7 +253,7 @@ def test_status_of_all_runs_in_a_folder(tmp_path: Path, capsys) -> None:
         assert {row[0]: row[1:] for row in rows if row} == {
             finished.path.name: ["finished", "1780", "top1 99.16"],
             diverged.path.name: ["diverged", "1780", "-"],
-            running.path.name: ["running", "41", ""],
+            running.path.name: ["killed", "41", "the same command goes on from the last checkpoint"],
         }
 
 

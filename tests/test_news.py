@@ -62,7 +62,7 @@ def test_a_run_that_goes_on_says_behind_what(tmp_path):
 
 def test_without_a_terminal_there_is_a_line_an_epoch(tmp_path, capsys):
     assert main(["train", *SMALL, f"out={tmp_path}"]) == 0
-    assert len(re.findall(r"^epoch [12] of 2 \|", capsys.readouterr().err, re.MULTILINE)) == 2
+    assert len(re.findall(r"^epoch [12] of 2 \|", capsys.readouterr().out, re.MULTILINE)) == 2
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0:00"), (61.2, "1:01"), (3723, "1:02:03")])

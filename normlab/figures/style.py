@@ -22,7 +22,7 @@ from normlab.writing import write_bytes
 
 # Okabe and Ito's palette, told apart by colour-blind readers; BN green, IN blue, LN red as in Distinct, Fig. 2.
 COLOURS = {"bn": "#009E73", "in": "#0072B2", "ln": "#D55E00", "gn": "#CC79A7", "en": "#E69F00"}
-_PALER = (0.0, 0.34, 0.46, 0.55, 0.62, 0.68, 0.73, 0.78, 0.82)  # shares of white
+_PALER = (0.0, 0.34, 0.46, 0.55, 0.62, 0.68, 0.73, 0.78, 0.82, 0.86)  # shares of white
 
 
 def _paler(colour: str, step: int) -> str:
@@ -35,7 +35,7 @@ def _paler(colour: str, step: int) -> str:
 _FAMILIES = COLOURS | {"sn": "#000000", "hn": "#56B4E9"}
 _VARIANTS = {  # of a family, in the order in which they grow paler
     "bn": ("syncbn", "brn", "bn_frozen", "bn_mean", "bn_std"),
-    "sn": ("syncsn", "sn_tied", "sn_hard", "group_sn", "sn_std", "sn_in_ln", "sn_in_bn", "sn_ln_bn"),
+    "sn": ("syncsn", "sn_tied", "sn_hard", "group_sn", "sn_std", "sn_in_ln", "sn_in_bn", "sn_ln_bn", "sn_ln_gn"),
     "hn": ("hn_g8", "hn_g32", "hn_sn", "hn_sn_in_ln"),
 }
 NORM_COLOURS = _FAMILIES | {
