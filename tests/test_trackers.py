@@ -149,6 +149,8 @@ def test_several_have_settings_of_their_own():
 
 @pytest.mark.parametrize(("words", "message"), [
     ("tracker.of=[wandb,cvs]", "tracker.of=cvs: there is no such tracker; did you mean 'csv'?"),
+    ("tracker.of=[csv,csv]", "tracker.of=[csv,csv]: expected one tracker or more, each once"),
+    ("tracker.of=[]", "tracker.of=[]: expected one tracker or more, each once"),
     ("tracker.of=[several]", "tracker.of=several: several trackers are none of several"),
     ("tracker.settings.wand.project=x", "tracker.settings.wand: it is none of tracker.of; did you mean 'wandb'?"),
     ("tracker.settings.wandb.projct=x", "settings.wandb.projct: there is no such setting; did you mean 'project'"),
