@@ -195,3 +195,21 @@ def test_a_sweep_and_its_trackers(tmp_path, monkeypatch):
         losses = [line["batch/loss"] for line in lines if "batch/loss" in line]
         assert [float(row["loss"]) for row in rows(run.path, "updates")] == losses
         assert list(run.path.glob("wandb/offline-run-*"))
+
+
+def test_csv_files_are_the_runs_own(tmp_path, caplog):
+    """A stranger's run folder leads to no other file, by a link in the place of a file or of the folder."""
+    other = tmp_path / "notes"
+    other.write_text("mine\n")
+    linked, run = tmp_path / "linked", tmp_path / "run"
+    linked.mkdir()
+    (run / "csv").mkdir(parents=True)
+    (run / "csv" / "updates.csv").symlink_to(other)
+    tracker = CSV(run, "id", "name", {})
+    for step in (1, 2):
+        tracker.log({"batch/loss": 1.0}, step)
+    assert other.read_text() == "mine\n"
+    assert (run / "csv" / "updates.csv").read_text().splitlines() == ["step,loss", "1,1.0", "2,1.0"]
+    (linked / "csv").symlink_to(tmp_path)
+    CSV(linked, "id", "name", {}).log({"batch/loss": 1.0}, 1)
+    assert "is a symbolic link" in caplog.text and not (tmp_path / "updates.csv").exists()
