@@ -437,6 +437,14 @@ def test_a_run_on_a_folder_with_a_damaged_image(tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "1.png").size == (48, 48)
 
 
+def test_images_whose_names_differ_in_their_kind_alone_are_written_apart(tmp_path):
+    (tmp_path / "val").mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "val" / name)
+    found = Pictures("val", 0, root=str(tmp_path), val_size=16)
+    assert {found.name(index) for index in range(3)} == {"a.png", "a.jpg", "b"}
+
+
 def test_a_plan_needs_no_images(tmp_path, capsys):
     given = [w for w in words(tmp_path) if not w.startswith("data.")]
     assert main(["plan", *given, "data=coco_images", f"data.root={tmp_path / 'none'}"]) == 0
