@@ -401,3 +401,24 @@ def test_what_is_standardized_already_stays(images=(1, 3, 32, 32)) -> None:
     expected = own.eval()(torch.ones(1, 3, 32, 32))
     assert convert(own, lambda channels: nn.GroupNorm(32, channels), weight_standardization).weights == ["head.fc"]
     assert convert(timm.create_model("nf_resnet26"), None, weight_standardization).weights == []
+
+
+class _Shaped(nn.Module):
+    """A norm of somebody's own: gamma as (C, 1, 1), and a bias that is one number."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels, 1, 1))
+        self.bias = nn.Parameter(torch.full((1,), 7.0))
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        return x_NCHW * self.weight + self.bias
+
+
+def test_gammas_go_into_another_shape_and_what_has_no_place_stays():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.arange(4.0))
+    convert(model, _Shaped)
+    assert model[1].weight.shape == (4, 1, 1) and torch.equal(model[1].weight.flatten(), torch.arange(4.0))
+    assert model[1].bias.item() == 7

@@ -112,10 +112,13 @@ def test_accuracies_are_those_of_torchmetrics() -> None:
     theirs = {f"top{k}": MulticlassAccuracy(K, top_k=k, average="micro") for k in (1, 5)}
     ours = task.metric("val")
     generator = torch.Generator().manual_seed(0)
+    losses: list[torch.Tensor] = []
     for rows in (7, 1, 16):
         logits, labels = torch.randn(rows, K, generator=generator), torch.randint(K, (rows,), generator=generator)
         task.update(ours, logits, (torch.empty(rows), labels), range(rows))
         for metric in theirs.values():
             metric.update(logits, labels)
+        losses += list(-logits.double().log_softmax(1)[range(rows), labels])
     expected = {name: 100 * metric.compute().item() for name, metric in theirs.items()}
+    expected["loss"] = torch.stack(losses).mean().item()
     assert task.results(ours) == pytest.approx(expected, abs=1e-5)

@@ -209,7 +209,9 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
     """Copy the tensors that mean the same in both layers, be they parameters or, in a frozen layer, buffers."""
     theirs, ours = _tensors(old), _tensors(new)
     for name in {"weight", "bias"} & theirs.keys() & ours.keys():
-        ours[name].copy_(theirs[name])
+        if ours[name].numel() != theirs[name].numel():  # of a user's own layer, which means something else by it
+            continue
+        ours[name].copy_(theirs[name].view_as(ours[name]))
         if isinstance(theirs[name], nn.Parameter):  # buffers do not say what a layer that learns them should do
             ours[name].requires_grad_(ours[name].requires_grad and theirs[name].requires_grad)
     if isinstance(old, _InstanceNorm | nn.GroupNorm) or not _has_measured(theirs):
