@@ -15,6 +15,8 @@ from normlab.report.printed import paper_claims
 from normlab.report.table import cells
 from normlab.report.tables import all_tables, load_table
 from normlab.site.build import build
+from normlab.site.charts import charts_of_run
+from normlab.site.shown import ShownRun
 
 SCRIPT = '<script>document.title="taken"</script>'
 EVIL = f"{SCRIPT}<img src=x onerror=alert(1)>"
@@ -201,6 +203,93 @@ def test_what_cannot_be_read_is_said_and_costs_nothing_else(tmp_path, capsys, mo
     assert "Not shown" in index.text and "ratios.jsonl" in index.text
     assert (tmp_path / "results" / "site" / "runs" / "aaaaaaaa.html").is_file()
     assert not (tmp_path / "results" / "site" / "runs" / "cccccccc.html").exists()
+
+
+def changed(file: Path, change) -> None:
+    """Each row of a file of JSON lines, changed in its place."""
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in found:
+        change(row)
+    file.write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+@pytest.mark.parametrize(("file", "change"), [
+    ("metrics.jsonl", lambda row: row.pop("epoch", None) if "batch/loss" in row else None),
+    ("ratios.jsonl", lambda row: [layer.update(mean={"in": 1e308, "bn": 1e308}) for layer in row["layers"]]),
+    ("predictions.safetensors", None),
+])  # fmt: skip
+def test_a_damaged_run_is_a_line_of_its_own(tmp_path, monkeypatch, file, change):
+    monkeypatch.setattr("normlab.site.build.all_tables", lambda: [])
+    folder = write_run(tmp_path / "runs", "aaaaaaaa")
+    if change is None:
+        (folder / file).write_bytes(b"none")
+    else:
+        changed(folder / file, change)
+    (problem,) = build(tmp_path / "results", tmp_path / "runs", tmp_path / "site")
+    assert str(folder / file) in problem
+
+
+def test_strange_words_of_a_run_cost_no_page(tmp_path, monkeypatch):
+    """Halves of characters, a target that is none, a picture of a name that no figure has."""
+    monkeypatch.setattr("normlab.site.build.all_tables", lambda: [])
+    target = {"task": {"_target_": 5}}
+    folder = write_run(tmp_path / "runs", "aaaaaaaa", config=target | {"\ud800": "\udfff"}, norm="\ud800")
+    (folder / f"{'a' * 250}.png").write_bytes(b"none")
+    changed(folder / "metrics.jsonl", lambda row: row.update({"val/\ud800": 1.0}))
+    folder.rename(folder.with_name("\udcff"))  # as Python has a name that is no UTF-8
+    assert build(tmp_path / "results", tmp_path / "runs", tmp_path / "site") == []
+    assert "charts" in (tmp_path / "site" / "runs" / "aaaaaaaa.js").read_text(encoding="utf-8")
+
+
+def test_a_copy_of_a_run_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("normlab.site.build.all_tables", lambda: [])
+    for name in ("one", "other"):
+        write_run(tmp_path / "runs", "aaaaaaaa", name=name)
+    assert build(tmp_path / "results", tmp_path / "runs", tmp_path / "site") == [
+        f"{tmp_path / 'runs' / 'other'}: the same run as one, which is shown"
+    ]
+
+
+def test_a_damaged_table_takes_no_verdict_from_others(tmp_path):
+    make_lab(tmp_path)
+    verdicts = Page(tmp_path / "site" / "index.html").text
+    damaged = tmp_path / "results" / "ws_table1-digits"
+    damaged.mkdir()
+    (damaged / "records.jsonl").write_text("no records\n")
+    (problem,) = build(tmp_path / "results", tmp_path / "runs", tmp_path / "site")
+    assert "ws_table1-digits" in problem
+    index = Page(tmp_path / "site" / "index.html").text
+    assert "bn 8x32 − bn 8x1" in index and index.count("Evidence") == verdicts.count("Evidence")
+
+
+def test_a_cell_opens_the_folder_of_a_run_that_goes_on(tmp_path):
+    """Its summary is of no use, and its record has the same id."""
+    folder = tmp_path / "results" / "sn_table2-digits"
+    folder.mkdir(parents=True)
+    found = records(bn_8x1=[90.0, None, 90.2], gn_8x1=[])
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+    run = write_run(tmp_path / "runs", found[0]["id"], name="own")
+    (run / "status.json").write_text('{"status": "interrupted"}')
+    build(tmp_path / "results", tmp_path / "runs", tmp_path / "site")
+    links = Page(tmp_path / "site" / "tables" / "sn_table2-digits.html").links
+    assert "../runs/.html" not in links and all(
+        (tmp_path / "site" / "tables" / x).is_file() for x in links if "/runs/" in x
+    )
+
+
+@pytest.mark.parametrize(("epochs", "clock", "moments"), [(2.0, "epoch", [0.5, 2.0]), (None, "update", [5, 20])])
+def test_evaluations_of_a_record_are_where_they_were(epochs, clock, moments):
+    """Not one an epoch, where it tells of updates."""
+    outcome = {"epochs": epochs, "updates": 20, "epochs_of": {"step": [5, 20], "train/loss": [2.0, 1.0]}}
+    run = ShownRun("a", "a", "finished", outcome, {})
+    assert [row["epoch"] for row in run.epochs] == moments and run.clock == clock
+
+
+@pytest.mark.parametrize("epochs", ["many", [1], float("inf"), -3])
+def test_the_last_ratios_of_a_record_need_no_number_of_epochs(epochs):
+    layer = {"layer": "a", "mean": {"in": 0.5, "bn": 0.5}, "var": {"in": 0.5, "bn": 0.5}}
+    run = ShownRun("a", "a", "finished", {"epochs": epochs, "updates": 20, "layers": [layer]}, {})
+    assert [row["epoch"] for row in run.moments] == [20] and charts_of_run(run)
 
 
 def test_runs_that_are_gone_leave_no_page(tmp_path, monkeypatch):

@@ -155,6 +155,8 @@ def test_what_blocks_take_is_what_the_start_adds():
 @pytest.mark.parametrize(("more", "message"), [
     (["data.size=30"], "have 30 pixels a side; expected a multiple of 4"),
     (["data.size=16", "model.code=johnson"], "16 pixels are reflected at each side of an image, and these have 16"),
+    (["data.size=4", "model.code=torch"], "have 4 pixels a side; expected a multiple of 4, and 8 or more"),
+    (["task.style_size=1000000000"], "task.style_size=1000000000: expected"),
     (["data.size=80"], "a crop takes 160 pixels of a photograph"),
     (["task.network=vgg16"], "task.network=vgg16: it has no weights; task.loss_weights=FILE names them"),
     (["task.network=vgg19"], "task.network=vgg19"),
@@ -227,11 +229,14 @@ def test_a_file_of_weights_is_checked(tmp_path, capsys, vgg16):
     less = {name: t for name, t in read_tensors(path).items() if name != "features.19.weight"}
     torch.save(less, tmp_path / "less.pth")
     (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:1000])
+    for dtype in (torch.complex64, torch.uint8, torch.float8_e4m3fn):  # whose values are no weights
+        torch.save({name: t.to(dtype) for name, t in read_tensors(path).items()}, tmp_path / f"{dtype}.pth")
     own = words(tmp_path / "runs", "task.network=vgg16")
     for file, message in (
         (renamed, "its SHA-256 begins with"),
         (tmp_path / "less.pth", "there is no features.19.weight"),
         (tmp_path / "torn.pth", "or it is damaged"),
+        *((p, "there is no features.0.weight of the shape") for p in tmp_path.glob("torch.*.pth")),
         (tmp_path / "none.pth", "there is no such file"),
     ):
         assert main(["plan", *own, f"task.loss_weights={file}"]) == 2
@@ -297,6 +302,14 @@ def test_a_style_image_makes_the_run_by_its_content(tmp_path, capsys):
 
 
 # ---- replicas --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (8, 7)])
+def test_a_style_image_too_small_for_the_loss_network_is_refused(tmp_path, capsys, size):
+    Image.new("RGB", size).save(tmp_path / "style.png")
+    more = [f"task.style={tmp_path / 'style.png'}", f"task.style_size={256 if size[0] > 256 else 'null'}"]
+    assert main(["plan", *words(tmp_path / "runs", *more)]) == 2
+    assert "pixels as it is used; expected 8 or more on each side" in capsys.readouterr().err
 
 
 def test_four_images_of_in_are_four_times_one():
@@ -422,6 +435,14 @@ def test_a_run_on_a_folder_with_a_damaged_image(tmp_path, capsys):
     assert main(["predict", str(run.path), f"out={tmp_path / 'out'}"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
     assert Image.open(tmp_path / "out" / "1.png").size == (48, 48)
+
+
+def test_images_whose_names_differ_in_their_kind_alone_are_written_apart(tmp_path):
+    (tmp_path / "val").mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "val" / name)
+    found = Pictures("val", 0, root=str(tmp_path), val_size=16)
+    assert {found.name(index) for index in range(3)} == {"a.png", "a.jpg", "b"}
 
 
 def test_a_plan_needs_no_images(tmp_path, capsys):

@@ -149,6 +149,8 @@ def test_several_have_settings_of_their_own():
 
 @pytest.mark.parametrize(("words", "message"), [
     ("tracker.of=[wandb,cvs]", "tracker.of=cvs: there is no such tracker; did you mean 'csv'?"),
+    ("tracker.of=[csv,csv]", "tracker.of=[csv,csv]: expected one tracker or more, each once"),
+    ("tracker.of=[]", "tracker.of=[]: expected one tracker or more, each once"),
     ("tracker.of=[several]", "tracker.of=several: several trackers are none of several"),
     ("tracker.settings.wand.project=x", "tracker.settings.wand: it is none of tracker.of; did you mean 'wandb'?"),
     ("tracker.settings.wandb.projct=x", "settings.wandb.projct: there is no such setting; did you mean 'project'"),
@@ -193,3 +195,21 @@ def test_a_sweep_and_its_trackers(tmp_path, monkeypatch):
         losses = [line["batch/loss"] for line in lines if "batch/loss" in line]
         assert [float(row["loss"]) for row in rows(run.path, "updates")] == losses
         assert list(run.path.glob("wandb/offline-run-*"))
+
+
+def test_csv_files_are_the_runs_own(tmp_path, caplog):
+    """A stranger's run folder leads to no other file, by a link in the place of a file or of the folder."""
+    other = tmp_path / "notes"
+    other.write_text("mine\n")
+    linked, run = tmp_path / "linked", tmp_path / "run"
+    linked.mkdir()
+    (run / "csv").mkdir(parents=True)
+    (run / "csv" / "updates.csv").symlink_to(other)
+    tracker = CSV(run, "id", "name", {})
+    for step in (1, 2):
+        tracker.log({"batch/loss": 1.0}, step)
+    assert other.read_text() == "mine\n"
+    assert (run / "csv" / "updates.csv").read_text().splitlines() == ["step,loss", "1,1.0", "2,1.0"]
+    (linked / "csv").symlink_to(tmp_path)
+    CSV(linked, "id", "name", {}).log({"batch/loss": 1.0}, 1)
+    assert "is a symbolic link" in caplog.text and not (tmp_path / "updates.csv").exists()

@@ -431,6 +431,8 @@ def _resolve_trackers(of: Sequence[str], settings: Mapping[str, Any]) -> dict[st
     for name in settings:
         if name not in of:
             raise UserError(f"tracker.settings.{name}: it is none of tracker.of; {nearest(name, of)}")
+    if not of or len(set(of)) < len(of):
+        raise UserError(f"tracker.of=[{','.join(of)}]: expected one tracker or more, each once")
     found = {}
     for name in of:
         path = f"tracker.settings.{name}"

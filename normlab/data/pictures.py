@@ -1,6 +1,8 @@
 """Image files without a label: COCO's, for networks that make images of images."""
 
 import os
+from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -91,8 +93,13 @@ class Pictures(Samples[None]):
         return len(self.files_N)
 
     def name(self, index: int) -> str:
-        """Of an image's file, without what follows the dot."""
-        return Path(os.fsdecode(self.files_N[index])).stem
+        """Of an image's file, without what follows the dot where no other file is called so."""
+        file = Path(os.fsdecode(self.files_N[index]))
+        return file.name if self._stems[file.stem] > 1 else file.stem
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(Path(os.fsdecode(file)).stem for file in self.files_N)
 
     def take(self, epoch: int | None, index: int, stored: int) -> tuple[Tensor, None]:
         file = os.fsdecode(self.files_N[stored])

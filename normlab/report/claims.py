@@ -14,7 +14,7 @@ from normlab.reading import naming, read_mapping
 from normlab.report.judging import ALPHA, benjamini_hochberg
 from normlab.report.printed import paper_claims, papers
 from normlab.report.records import table_folder
-from normlab.report.results import load_results
+from normlab.report.results import Results, load_results
 from normlab.report.table import Table
 from normlab.report.tables import all_tables
 from normlab.report.wording import verdict_text
@@ -154,21 +154,26 @@ def print_claims(standings: Sequence[Standing], scale: str | None) -> None:
 def _parts(table: Table, scale: str, results: Path) -> dict[str, Part]:
     """The claims of a table, from its records."""
 
-    def all_are(verdict: str, seeds: int = 0) -> dict[str, Part]:
-        return {name: Part(table.name, name, scale, verdict, seeds) for name in table.claims}
-
     if scale not in table.scales:
-        return all_are(f"has no scale {scale}")
+        return _all_are(f"has no scale {scale}", table, scale)
     if not (table_folder(table, scale, results) / "records.jsonl").is_file():
-        return all_are(NOT_MEASURED)
-    found = load_results(table, scale, results)
-    seeds = len(found.seeds)
+        return _all_are(NOT_MEASURED, table, scale)
+    return parts_of(load_results(table, scale, results))
+
+
+def parts_of(found: Results) -> dict[str, Part]:
+    """The claims of a table, from what was measured of it."""
+    table, scale, seeds = found.table, found.scale_name, len(found.seeds)
     if found.changed:
-        return all_are(f"measured with {' '.join(found.changed)} alone", seeds)
+        return _all_are(f"measured with {' '.join(found.changed)} alone", table, scale, seeds)
     return {
         name: Part(table.name, name, scale, verdict_text(judged), seeds, judged.p, judged.adjusted)
         for name, judged in found.judged.items()
     }
+
+
+def _all_are(verdict: str, table: Table, scale: str, seeds: int = 0) -> dict[str, Part]:
+    return {name: Part(table.name, name, scale, verdict, seeds) for name in table.claims}
 
 
 @cache

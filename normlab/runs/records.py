@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from normlab import schema
 from normlab.errors import UserError
-from normlab.reading import EPOCH, Fields, read_jsonl, read_metrics
+from normlab.reading import EPOCH, LAYER, Fields, read_jsonl, read_metrics
 from normlab.runs.folder import RunFolder
 from normlab.schema import Parameter
 from normlab.tasks.metrics import MetricInfo, metrics_of
@@ -32,8 +32,8 @@ _RATIO_ROW: Fields = {
     "receptive_field": Parameter(int | None),
     "kernel_size": Parameter(list[int] | None),
     "shortcut": Parameter(bool),
-    "mean": Parameter(dict[str, float]),
-    "var": Parameter(dict[str, float]),
+    "mean": LAYER["mean"],
+    "var": LAYER["var"],
 }
 _OPTIONAL: Fields = {"index": Parameter(int), "part": Parameter(str | None)}  # older records may lack them
 _STATISTICS_ROW: Fields = {
@@ -187,7 +187,7 @@ def metrics_of_run(folder: RunFolder) -> dict[str, MetricInfo]:
     """What the task of a run measures; nothing where there is no such task here. Nothing of it is imported."""
     task = folder.run()["config"].get("task")
     try:
-        return metrics_of(task["_target_"])
+        return metrics_of(str(task["_target_"]))
     except (UserError, TypeError, KeyError):
         return {}
 

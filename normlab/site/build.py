@@ -46,13 +46,13 @@ def build(results: Path, runs: Path, out: Path) -> list[str]:
     problems: list[str] = []
     measured, unmeasured = _tables(results, problems)
     shown = collect(measured, runs, problems)
-    site = _Site(out)
+    site = _Site(out, problems)
     site.start()
     site.add_run_pages(shown)
     tables = [TableView(one, shown) for one in (*measured, *unmeasured)]
     for view in tables:
         site.add_table_page(view, table_folder(view.results.table, view.results.scale_name, results))
-    claims = claim_views(measured, results, problems)
+    claims = claim_views(measured)
     site.page("index.html", claims=_by_paper(claims), counts=_counts(claims), problems=problems)
     site.page("tables.html", tables=tables)
     site.page("runs.html", runs=[RunView(run) for run in shown])
@@ -103,8 +103,8 @@ def _counts(claims: Iterable[ClaimView]) -> dict[str, int]:
 class _Site:
     """The folder that pages are written to."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, problems: list[str]) -> None:
+        self.out, self.problems = out, problems
         self.templates = Environment(
             loader=PackageLoader("normlab.site"),
             autoescape=True,
@@ -120,9 +120,9 @@ class _Site:
             shutil.rmtree(self.out / folder, ignore_errors=True)  # what is gone leaves no page
         for folder in ("static", "runs", "tables"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
+        self._write("static/plotly.min.js", get_plotlyjs())  # first, since it tells a site from other folders
         for name in _OWN:
             self._write(f"static/{name}", files("normlab.site").joinpath("static", name).read_text(encoding="utf-8"))
-        self._write("static/plotly.min.js", get_plotlyjs())
 
     def page(self, place: str, template: str = "", **context: Any) -> None:
         root = "../" * place.count("/")
@@ -134,8 +134,11 @@ class _Site:
         self._write(place, f"normlab.{name} = {json.dumps(value)};\n")
 
     def _write(self, place: str, text: str) -> None:
-        """Without waiting for the disk, as records do: a site is made again from them."""
-        (self.out / place).write_text(text, encoding="utf-8")
+        """Without waiting for the disk, as records do: a site is made again from them.
+
+        Names of files need be no text, and JSON can hold halves of characters: `?` stands for them.
+        """
+        (self.out / place).write_text(text, encoding="utf-8", errors="replace")
 
     def add_run_pages(self, runs: list[ShownRun]) -> None:
         self.script("static/runs.js", "index", [{"key": run.key, "name": plain(run.name)} for run in runs])
@@ -175,7 +178,10 @@ class _Site:
         place = f"runs/{run.key}-predictions.png"
         try:
             save(predictions([Run.load(run.folder)]), self.out / place)
-        except (NoRecordsError, UserError):
+        except NoRecordsError:
+            return {}
+        except UserError as error:
+            self.problems.append(str(error))
             return {}
         return {"predictions": place.rpartition("/")[2]}
 

@@ -124,7 +124,7 @@ def _curve(run: ShownRun, quantity: str) -> Chart:
             data.append(_line(points, name, colour, markers=len(points) <= 40))
     info = info_of(quantity, run.known)
     label = info.label if info else {"lr": "learning rate"}.get(quantity, quantity)
-    figure = _figure(data, xaxis={"title": "epoch"}, yaxis={"title": _text(label)}, hovermode="x unified")
+    figure = _figure(data, xaxis={"title": run.clock}, yaxis={"title": _text(label)}, hovermode="x unified")
     if quantity in ("loss", "lr"):
         figure.update_layout(updatemenus=[_scales()])
     return Chart(f"curve-{quantity}", label[:1].upper() + label[1:], figure, note=note)
@@ -144,7 +144,7 @@ def _ratio_charts(run: ShownRun) -> list[Chart]:
     moments = run.moments
     if not moments or not switchable(moments[-1]["layers"]):
         return []
-    found = [_last_ratios(moments)]
+    found = [_last_ratios(moments, run.clock)]
     return [*_averages(moments), _map(moments), *found] if len(moments) > 1 else found
 
 
@@ -208,7 +208,7 @@ def _map(moments: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart("ratio-map", "Ratios of every layer over training", figure, overlay=False)
 
 
-def _last_ratios(moments: Sequence[Mapping[str, Any]]) -> Chart:
+def _last_ratios(moments: Sequence[Mapping[str, Any]], clock: str) -> Chart:
     """Every layer's ratios at the last moment, stacked; a menu chooses mean or variance."""
     layers, colours = moments[-1]["layers"], _scope_colours(moments)
     numbers, texts = list(range(1, len(layers) + 1)), [_described(row) for row in layers]
@@ -226,7 +226,7 @@ def _last_ratios(moments: Sequence[Mapping[str, Any]]) -> Chart:
         data, barmode="stack", bargap=0.1, updatemenus=[_menu(choices)],
         xaxis={"title": "layer in network order"}, yaxis={"title": "ratio", "range": [0, 1]},
     )  # fmt: skip
-    return Chart("ratios-last", f"Ratios of every layer after epoch {moments[-1]['epoch']:g}", figure, overlay=False)
+    return Chart("ratios-last", f"Ratios of every layer after {clock} {moments[-1]['epoch']:g}", figure, overlay=False)
 
 
 def _scopes(layers: Sequence[Mapping[str, Any]], which: str) -> list[str]:

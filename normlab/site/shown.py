@@ -5,6 +5,8 @@ A run folder has its curves; a record has the end of a run, and one value an epo
 
 import hashlib
 import itertools
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +15,7 @@ from typing import Any
 
 from normlab.config.initial import RUN_ID
 from normlab.errors import UserError
-from normlab.reading import read_metrics
+from normlab.reading import EPOCH, read_metrics
 from normlab.report.records import Record, key_of
 from normlab.report.results import Results
 from normlab.runs.folder import RunFolder
@@ -65,6 +67,7 @@ class ShownRun:
         known: what its task measures.
         folder: None where only records tell of it.
         cells: of tables that show it.
+        identity: id, and the digest of what it read, where that is known.
     """
 
     key: str
@@ -75,6 +78,7 @@ class ShownRun:
     folder: RunFolder | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
+    identity: tuple[str, str] = ("", "")
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -111,16 +115,40 @@ class ShownRun:
                 return Run.load(self.folder).epochs
             except NoRecordsError:
                 return []
-        columns: Mapping[str, Sequence[float]] = self.outcome.get("epochs_of", {})
+        columns = self._columns
         length = max(map(len, columns.values()), default=0)
-        return [{"epoch": k + 1} | {n: v[k] for n, v in columns.items() if k < len(v)} for k in range(length)]
+        rows = [{n: v[k] for n, v in columns.items() if k < len(v)} for k in range(length)]
+        return [{"epoch": self._moment(row.get("step"), k + 1)} | row for k, row in enumerate(rows)]
+
+    @property
+    def clock(self) -> str:
+        """What its moments are counted in: a record that knows its updates, and not its epochs, has those alone."""
+        each_epoch = self._columns and "step" not in self._columns
+        return "update" if self.folder is None and not each_epoch and self._length is None else "epoch"
+
+    def _moment(self, step: float | None, epoch: int) -> float:
+        """Of an evaluation behind so many updates; a record without them has one each epoch."""
+        updates = self.outcome.get("updates")
+        if step is None:
+            return epoch
+        return step * self._length / updates if self._length is not None and updates else step
+
+    @property
+    def _columns(self) -> Mapping[str, Sequence[float]]:
+        return self.outcome.get("epochs_of", {})
+
+    @property
+    def _length(self) -> float | None:
+        """Epochs of training, as a record has them."""
+        found = self.outcome.get("epochs")
+        return float(found) if isinstance(found, int | float) and 0 < found < math.inf else None
 
     @cached_property
     def updates(self) -> Rows:
         """A row for each update: epoch, step and what its batch measured; a record has none."""
         if self.folder is None:
             return []
-        return read_metrics(self.folder.whole(self.folder.metrics), holding='"batch/')
+        return read_metrics(self.folder.whole(self.folder.metrics), EPOCH, holding='"batch/')
 
     @cached_property
     def moments(self) -> Rows:
@@ -131,7 +159,8 @@ class ShownRun:
             except NoRecordsError:
                 return []
         layers = self.outcome.get("layers", [])
-        epoch = self.outcome.get("epochs") or 0
+        updates = self.outcome.get("updates") or 0
+        epoch = self._length or (updates if self.clock == "update" else len(self.epochs))
         return [{"epoch": float(epoch), "layers": [_LAYER | dict(layer) for layer in layers]}] if layers else []
 
     def pictures(self) -> list[Path]:
@@ -139,9 +168,10 @@ class ShownRun:
         if self.folder is None:
             return []
         found = sorted(self.folder.path.glob("*.png"))
-        return [path for path in found if path.is_file() and not path.is_symlink() and path.stem.isidentifier()]
+        return [path for path in found if path.is_file() and not path.is_symlink() and _FIGURE.fullmatch(path.stem)]
 
 
+_FIGURE = re.compile("[A-Za-z0-9_]{1,80}")  # a name of one
 _LAYER = {"layer": "", "receptive_field": None, "kernel_size": None, "shortcut": False, "part": None}
 
 
@@ -150,45 +180,57 @@ def collect(results: Iterable[Results], runs: Path, problems: list[str]) -> list
     found: dict[tuple[str, str], ShownRun] = {}
     taken: set[str] = set()
 
-    def add(run_id: str, read: str, run: ShownRun) -> ShownRun:
+    def add(run: ShownRun) -> None:
+        run_id, read = run.identity
         place = run_id if RUN_ID.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:12]
         if read:
             place += "-" + hashlib.sha256(read.encode()).hexdigest()[:8]
         names = itertools.chain([place], (f"{place}-{number}" for number in itertools.count(2)))
         run.key = next(key for key in names if key not in taken)
         taken.add(run.key)
-        return found.setdefault((run_id, read), run)
+        found[run.identity] = run
 
     for file in sorted(runs.glob("*/run.json")):
         try:
-            add(*_of_folder(RunFolder(file.parent)))
+            run = _of_folder(RunFolder(file.parent))
+            if run.identity in found:
+                problems.append(f"{file.parent}: the same run as {found[run.identity].name}, which is shown")
+            else:
+                add(run)
         except (UserError, OSError) as error:
             problems.append(" ".join(str(error).split()))
     for one in results:
         for record in one.records:
-            run_id, read = str(record["id"]), str(record.get("inputs") or "")
-            if (run_id, read) not in found:
-                add(run_id, read, _of_record(record, one.table.metrics))
+            identity = identity_of(record)
+            if identity not in found:
+                add(_of_record(record, one.table.metrics))
             row, column, _ = key_of(record)
             table, labels = one.table, (one.table.row_labels, one.table.column_labels)
             cell = Cell(table.name, table.title, one.scale_name, labels[0][row], labels[1][column])
-            found[run_id, read].cells.append(cell)
+            found[identity].cells.append(cell)
     return sorted(found.values(), key=lambda run: run.name)
 
 
-def _of_folder(folder: RunFolder) -> tuple[str, str, ShownRun]:
+def identity_of(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a record or a run.json: id, and the digest of what the run read, where that is known."""
+    return str(record["id"]), str(record.get("inputs") or "")
+
+
+def _of_folder(folder: RunFolder) -> ShownRun:
     run, status = folder.run(), folder.status()["status"]
     loaded = Run.load(folder)
     outcome = (
         folder.summary() if folder.is_over and folder.summary_file.is_file() else {"versions": run.get("versions")}
     )
-    shown = ShownRun("", folder.path.name, status, outcome, loaded.metrics, folder, run["config"])
+    known, settings = loaded.metrics, run["config"]
+    shown = ShownRun("", folder.path.name, status, outcome, known, folder, settings, identity=identity_of(run))
     _ = shown.epochs, shown.updates, shown.moments  # what is wrong with them is said of the whole run, and now
-    return str(run["id"]), str(run.get("inputs") or ""), shown
+    return shown
 
 
 def _of_record(record: Record, known: Mapping[str, MetricInfo]) -> ShownRun:
-    return ShownRun("", str(record.get("name") or record["id"]), record["status"], record, known)
+    name = str(record.get("name") or record["id"])
+    return ShownRun("", name, record["status"], record, known, identity=identity_of(record))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from normlab.errors import UserError
 from normlab.report import wording
-from normlab.report.claims import NOT_MEASURED, Part, Standing, standings
+from normlab.report.claims import NOT_MEASURED, Part, Standing, parts_of, standings
 from normlab.report.deviations import Deviation, concerning
 from normlab.report.records import key_of, scores
 from normlab.report.results import Results
 from normlab.report.summary import ESTIMATORS
-from normlab.site.shown import ShownRun
+from normlab.site.shown import ShownRun, identity_of
 from normlab.tasks.metrics import info_of
 
 _GOOD, _BAD, _OPEN, _NONE = "good", "bad", "open", "none"  # classes of the style sheet
@@ -84,21 +83,19 @@ class ClaimView:
         return [part.table for part in self.standing.tested if part.table not in measured]
 
 
-def claim_views(measured: Sequence[Results], results: Path, problems: list[str]) -> list[ClaimView]:
-    """Every claim of the papers; what cannot be read is a line of `problems`."""
+def claim_views(measured: Sequence[Results]) -> list[ClaimView]:
+    """Every claim of the papers, with the verdict of the tables that were measured, at each scale."""
     found = {key: ClaimView(standing) for key, standing in standings(None, Path("/nowhere")).items()}
-    by_table = {(one.table.name, one.scale_name): one for one in measured}
-    for scale in dict.fromkeys(one.scale_name for one in measured):
-        try:
-            at_scale = standings(scale, results)
-        except (UserError, OSError) as error:
-            problems.append(" ".join(str(error).split()))
-            continue
-        for key, standing in at_scale.items():
-            parts = [part for part in standing.tested if (part.table, scale) in by_table]
-            if parts:
-                found[key].verdicts[scale] = Standing(key, "", "", parts).verdict
-                found[key].tested += [_tested(part, by_table[part.table, scale]) for part in parts]
+    for one in measured:
+        parts = parts_of(one)
+        for name, claim in one.table.claims.items():
+            for source in claim.sources:
+                found[source].tested.append(_tested(parts[name], one))
+    for key, view in found.items():
+        by_scale: dict[str, list[Part]] = {}
+        for tested in view.tested:
+            by_scale.setdefault(tested.part.scale, []).append(tested.part)
+        view.verdicts = {scale: Standing(key, "", "", parts).verdict for scale, parts in by_scale.items()}
     return list(found.values())
 
 
@@ -154,7 +151,7 @@ class TableView:
 
     @cached_property
     def _runs(self) -> Mapping[tuple[str, str], list[CellRun]]:
-        pages = {(str(run.outcome.get("id")), str(run.outcome.get("inputs") or "")): run.key for run in self.shown}
+        pages = {run.identity: run.key for run in self.shown}
         decimals = self.results.table.decimals
         values = scores(self.results.records, self.results.table)
         found: dict[tuple[str, str], list[CellRun]] = {}
@@ -162,8 +159,8 @@ class TableView:
             row, column, seed = key_of(record)
             value = values[row, column, seed]
             text = record["status"] if value is None else wording.number(value, decimals)
-            key = pages.get((str(record["id"]), str(record.get("inputs") or "")), "")
-            found.setdefault((row, column), []).append(CellRun(seed, text, key, str(record.get("name", ""))))
+            name = str(record.get("name", ""))
+            found.setdefault((row, column), []).append(CellRun(seed, text, pages[identity_of(record)], name))
         return {cell: sorted(runs, key=lambda run: run.seed) for cell, runs in found.items()}
 
     @property

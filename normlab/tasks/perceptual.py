@@ -16,6 +16,8 @@ from normlab.errors import UserError
 from normlab.models.tensor_files import check_hash, read_tensors
 from normlab.models.vgg import RELUS, vgg_features
 
+LEAST_SIDE = 8  # pixels: sides are halved three times
+_WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what weights may be stored in
 Network = Literal["scenes_vgg", "vgg16", "vgg16_caffe"]
 
 
@@ -104,7 +106,10 @@ class LossNetwork(nn.Module):
         check_hash(path)
         if not self.take(tensors := read_tensors(path)):
             lacking = next(name for name, own in self.state_dict().items() if not _fits(own, tensors.get(name)))
-            raise UserError(f"task.loss_weights={path}: there is no {lacking} of the shape that the loss network has")
+            raise UserError(
+                f"task.loss_weights={path}: there is no {lacking} of the shape that the loss network has, with finite "
+                "floating-point numbers"
+            )
 
     def take(self, tensors: Mapping[str, Tensor]) -> bool:
         """Its own among tensors, all or none; whether they are there."""
@@ -116,7 +121,9 @@ class LossNetwork(nn.Module):
 
 
 def _fits(own: Tensor, found: Tensor | None) -> bool:
-    return found is not None and found.shape == own.shape and bool(found.isfinite().all())
+    if found is None or found.shape != own.shape or found.dtype not in _WEIGHTS:
+        return False
+    return bool(found.isfinite().all())
 
 
 def gram(features_NCHW: Tensor) -> Tensor:

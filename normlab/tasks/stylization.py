@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from normlab.data.decode import DecodeError, decode
@@ -15,7 +15,7 @@ from normlab.data.photographs import painting
 from normlab.errors import UserError
 from normlab.models.stylizers import STEP
 from normlab.schema import bind
-from normlab.tasks.perceptual import KINDS, LossNetwork, gram, perceptual_losses
+from normlab.tasks.perceptual import KINDS, LEAST_SIDE, LossNetwork, gram, perceptual_losses
 from normlab.tasks.task import Declaration, Evaluation, Metric, Outcome, Task, Traced, by_replica
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Stylization(Task):
         seed: int,
         *,
         style: Path | None = None,
-        style_size: Annotated[int, Ge(16)] | None = 256,
+        style_size: Annotated[int, Ge(16), Le(2**13)] | None = 256,
         network: Literal["scenes_vgg", "vgg16", "vgg16_caffe"] = "scenes_vgg",
         loss_weights: Path | None = None,
         content_weight: Annotated[float, Ge(0)] | None = None,
@@ -95,9 +95,10 @@ class Stylization(Task):
     def build(self, declared: Mapping[str, Declaration]) -> nn.Module:
         for split in self.splits:
             side = self.dataset(split).shape[-1]  # type: ignore[attr-defined]
-            if side % STEP:
+            if side % STEP or side < LEAST_SIDE:
                 raise UserError(
-                    f"data: images for {self.splits[split]} have {side} pixels a side; expected a multiple of {STEP}"
+                    f"data: images for {self.splits[split]} have {side} pixels a side; expected a multiple of {STEP}, "
+                    f"and {LEAST_SIDE} or more"
                 )
         return bind(self.model)(self.example, 3)
 
@@ -193,7 +194,7 @@ def _as_bytes(pixels_N3HW: Tensor) -> Tensor:
 
 
 def _style(path: Path | None, longer: int | None) -> Tensor:
-    """The style image (1, 3, H, W), from 0 to 255. Raises UserError on a file that is none."""
+    """The style image (1, 3, H, W), from 0 to 255. Raises UserError on a file that is none, or on one too small."""
     if path is None:
         image_HW3 = painting(longer or 256)
     else:
@@ -205,5 +206,11 @@ def _style(path: Path | None, longer: int | None) -> Tensor:
             factor = longer / max(image.size)
             width, height = (max(1, round(side * factor)) for side in image.size)
             image = image.resize((width, height))
+        if min(image.size) < LEAST_SIDE:
+            width, height = image.size
+            raise UserError(
+                f"task.style={path}: it has {width} x {height} pixels as it is used; expected {LEAST_SIDE} or more on "
+                "each side"
+            )
         image_HW3 = np.array(image)
     return torch.from_numpy(image_HW3).permute(2, 0, 1)[None].float()

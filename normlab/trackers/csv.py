@@ -1,12 +1,16 @@
 """CSV files in <run>/csv, for a spreadsheet or any other program, up to date while a run trains."""
 
 import csv
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from normlab.dynamics.ratios import MOMENTS, Row
+from normlab.errors import UserError
 from normlab.trackers.tracker import Guard
+from normlab.writing import open_own, write_text
 
 _LAYER = ("layer", "index", "part", "receptive_field")
 _UPDATE = "batch/"  # begins the keys of what an update measured
@@ -58,25 +62,31 @@ class CSV:
         self._try(lambda: self._write("summary", found))
 
     def _write(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows of one step; the file is written anew where columns are, or where an attempt begins."""
+        """Append rows of one step; the file is written anew where columns are, or where an attempt begins.
+
+        The run's folder may come from anyone: raises UserError on a link, which is never followed.
+        """
         if not rows:
             return
+        if self._folder.is_symlink():
+            raise UserError(f"{self._folder} is a symbolic link, and folders of a run are its own; remove it")
         file, columns = self._folder / f"{name}.csv", self._columns.get(name)
         if columns is not None and set(rows[0]) <= set(columns):
-            with file.open("a", newline="", encoding="utf-8") as out:
+            with os.fdopen(open_own(file, os.O_WRONLY | os.O_APPEND), "a", newline="", encoding="utf-8") as out:
                 csv.DictWriter(out, columns, lineterminator="\n").writerows(rows)
             return
         earlier = self._earlier(file, rows[0]["step"] if columns is None else None)
         self._columns[name] = columns = list(dict.fromkeys(key for row in [*earlier[:1], rows[0]] for key in row))
         self._folder.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*earlier, *rows])
+        written = io.StringIO()
+        writer = csv.DictWriter(written, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*earlier, *rows])
+        write_text(file, written.getvalue())
 
     def _earlier(self, file: Path, before: int | None) -> list[dict[str, Any]]:
         """What the file has, of steps before this one alone; None: all of it."""
-        if not file.is_file():
+        if not file.is_file() or file.is_symlink():
             return []
         with file.open(newline="", encoding="utf-8") as lines:
             rows = [row for row in csv.DictReader(lines) if row.get("step", "").isdecimal()]

@@ -89,10 +89,11 @@
     place.append(differences("Settings", one.settings, other.settings));
     place.append(differences("Made by", one.made, other.made));
     place.append(make("h2", "Curves and ratios"));
+    const clock = (chart) => chart.layout.xaxis?.title?.text;
     const of = (run, id) => run.charts.find((chart) => chart.id === id);
     for (const id of new Set(runs.flatMap((run) => run.charts.map((chart) => chart.id)))) {
       const [x, y] = runs.map((run) => of(run, id));
-      if (x && y && x.overlay) {
+      if (x && y && x.overlay && clock(x) === clock(y)) {
         normlab.draw(panel(x.title), ...overlaid(x, y));
       } else {
         for (const [chart, name] of [[x, "A"], [y, "B"]]) {
