@@ -19,7 +19,7 @@ from normlab.site.charts import charts_of_run
 from normlab.site.shown import ShownRun
 
 SCRIPT = '<script>document.title="taken"</script>'
-EVIL = f"{SCRIPT}<img src=x onerror=alert(1)>"
+EVIL = f"{SCRIPT}<img src=x onerror=alert(1)><a href='//elsewhere'>here</a>"  # plotly makes links of texts
 SUMMARY = {
     "status": "finished", "norm": "sn", "weight": "none", "model": "digits_resnet", "data": "digits", "batch": "8x2",
     "task": "classification", "seed": 0, "updates": 20, "seconds": 3.0, "diverged_at": None,

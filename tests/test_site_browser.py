@@ -95,8 +95,9 @@ def test_curves_tell_their_values_and_axes_change(browser, site):
 def test_names_of_layers_are_text_where_the_pointer_is(browser, site):
     open_page(browser, site, "runs/bbbbbbbb.html")
     plot = "document.querySelector('[data-chart=\"ratio-map\"] .plot')"
-    browser.execute_script(f"Plotly.Fx.hover({plot}, [{{curveNumber: 0, pointNumber: [0, 0]}}])")
+    browser.execute_script(f"Plotly.Fx.hover({plot}, {{xval: 0, yval: 1}})")  # the first layer at the first moment
     assert EVIL in wait(browser, f"return {plot}.querySelector('.hoverlayer').textContent")
+    assert not browser.find_elements("css selector", ".hoverlayer a, .hoverlayer image, .hoverlayer script")
 
 
 def test_two_runs_are_ticked_and_compared(browser, site):
