@@ -160,7 +160,8 @@ def read_yaml(path: Path) -> Any:
             raise ValueError(f"settings that are nested more than {_DEEPEST} deep")
         return yaml.load(text, _YAML)
     except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError on an impossible date
-        raise UserError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None
+        says = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise UserError(f"{path}: this is no YAML: {says}") from None
 
 
 def _is_shallow(text: str) -> bool:

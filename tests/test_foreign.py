@@ -178,7 +178,7 @@ def test_checkpoints_execute_nothing(trained: Path, theirs: RunFolder, monkeypat
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"# a norm\nmean: [bn\n", "norm/mine.yaml: this is no YAML"),
+        (b"# a norm\nmean: [bn\n", "mine.yaml: this is no YAML: while parsing a flow sequence at line 2, column 7"),
         (b"# a norm\nmean: " + 10**6 * b"[", "norm/mine.yaml: this is no YAML: settings that are nested more than"),
         (b"# a norm\nmean: " + 10**6 * b"- ", "norm/mine.yaml: this is no YAML"),
         (b"# a norm \xff\nmean: [bn]\n", "norm/mine.yaml: this is no text"),

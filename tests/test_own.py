@@ -9,6 +9,7 @@ import pytest
 
 from normlab.cli import main
 from normlab.config import choices, files, load
+from normlab.config.compose import recorded
 from normlab.errors import UserError
 from normlab.report.tables import load_table
 from normlab.runs.folder import RunFolder
@@ -149,6 +150,16 @@ def test_modules_of_the_working_folder_are_for_words_that_name_them(lab, tmp_pat
 def test_a_task_of_ones_own_names_the_run(tmp_path):
     config = load(["task._target_=toy_reading.Styled", f"task.style={__file__}", f"out={tmp_path}"])
     assert config.choices["task"] == "styled"
+
+
+def test_a_file_that_is_wrong_matters_only_to_a_run_that_asks_for_it(lab, monkeypatch):
+    (lab / "norm" / "half.yaml").write_text("mean: [bn")
+    (lab / "norm" / "bare.yaml").write_text("mean: [bn]\n")
+    monkeypatch.setenv(files.OWN, str(lab))
+    config = load(["norm=own_norm", "batch=2x4"])
+    assert recorded(config.to_dict()).norm == config.norm
+    with pytest.raises(UserError, match=r"half\.yaml: .*no YAML"):
+        load(["norm=half"])
 
 
 def test_own_tables_are_found(lab, capsys):

@@ -4,6 +4,7 @@ The reference below knows nothing of the engine: plain DDP, each rank with its o
 statistics averaged over the ranks after each step.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def rank_main(rank: int, ranks: int, work, out: Path, arguments: tuple, trusted:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=ranks)
     results = work(out, *arguments)
+    gc.collect()  # as ranks do at their end: see normlab.launch.peer
     if rank == 0:
         torch.save(results, out / "results.pt")
     dist.destroy_process_group()

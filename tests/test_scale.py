@@ -169,7 +169,9 @@ def test_a_stopped_cell_ends_as_its_scheduler_expects(tmp_path, monkeypatch, num
     heard: list[int] = []
     previous = {n: signal.signal(n, lambda n, frame: heard.append(n)) for n in (signal.SIGUSR2, signal.SIGTERM)}
     composed = SimpleNamespace(
-        overrides=SimpleNamespace(task=[*SMALL, f"out={tmp_path}"]), runtime=SimpleNamespace(cwd=str(tmp_path))
+        overrides=SimpleNamespace(task=[*SMALL, f"out={tmp_path}"]),
+        runtime=SimpleNamespace(cwd=str(tmp_path)),
+        sweep=SimpleNamespace(dir=str(tmp_path / "sweeps" / "1a2b3c4d")),
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("normlab.launch.start.start", interrupted)

@@ -84,7 +84,7 @@ def test_the_plan_begins_with_them(own, tmp_path):
 def test_from_one_command_to_the_report(own, tmp_path, capsys):
     words = ["mine", "scale=small", "seeds=1", "jobs=1", f"results={tmp_path}", f"out={tmp_path / 'runs'}"]
     assert main(["reproduce", *words, "--dry-run"]) == 0
-    assert "6 cells of 6 runs, 6 of them missing\n    they begin from 2 runs more, 2 of them missing" in (
+    assert "6 cells of 6 runs, 6 of them missing\n    they begin from 2 more, 2 of them missing" in (
         capsys.readouterr().out
     )
     assert main(["reproduce", *words]) == 0

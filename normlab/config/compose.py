@@ -42,6 +42,7 @@ CALLS = {
     "launch": ("folder", "devices", "progress"),
 }
 
+_OWNERS = 4  # more of them say nothing: a setting of many models
 
 # Targets that runs were recorded with, and that have another place now. (All others that make a run stayed.)
 _MOVED = {
@@ -306,7 +307,7 @@ def _nested_settings() -> dict[str, set[str]]:
 def _settings_of(group: str, name: str) -> Iterable[str]:
     """None of a file that is wrong, or whose target cannot be found: that matters only to a run that asks for it."""
     try:
-        target = files.target_of(group, name)
+        target = _target_of(group, name)
         return schema.signature(target) if target is not None else ()
     except UserError:
         return ()
@@ -361,15 +362,36 @@ def _check_types(settings: dict[str, Any], foreign: bool = False) -> Config:
 
 
 def _check_node(node: Any, group: str, path: str, foreign: bool) -> dict[str, Any] | None:
+    if not foreign:
+        _check_owner(node, group, path)
     checked = schema.check_target(node, path, _targets_of(group) if foreign else None)
     if checked is not None:
         schema.check_call(checked["_target_"], CALLS[group], path)
     return checked
 
 
+def _check_owner(node: Any, group: str, path: str) -> None:
+    """Raise UserError on a setting that what was chosen lacks and a few others of its group have: it names those."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str):
+        return
+    own = {"_target_", *schema.signature(target)}
+    for key in (key for key in node if key not in own):
+        owners = [f"{group}={name}" for name in choices(group) if key in _settings_of(group, name)]
+        if 0 < len(owners) <= _OWNERS:
+            raise UserError(f"{path}.{key}: there is no such setting; it belongs to {' and '.join(owners)}")
+
+
 def _targets_of(group: str) -> set[str]:
-    """What the files of a group name: all that a run's own file may name there."""
-    return {target for name in choices(group) if (target := files.target_of(group, name)) is not None}
+    """What the files of a group name: all that a run's own file may name there. A file that is wrong names nothing."""
+    return {target for name in choices(group) if (target := _target_of(group, name)) is not None}
+
+
+def _target_of(group: str, name: str) -> str | None:
+    try:
+        return files.target_of(group, name)
+    except UserError:
+        return None
 
 
 def _check_kinds(config: Config, kinds: Mapping[str, list[str]]) -> None:

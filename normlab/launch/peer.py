@@ -4,6 +4,7 @@ Ends with status 0, STOPPED + the signal after saving (0 where the launcher woul
 the error's exit_status.
 """
 
+import gc
 import os
 import secrets
 from contextlib import nullcontext
@@ -63,6 +64,7 @@ def _train(folder: RunFolder, timeout: timedelta) -> None:
         folder.set_status("failed", error=str(error))
         raise
     finally:
+        gc.collect()  # networks in a circle of references would keep the group, and its threads may abort the process
         dist.destroy_process_group()
 
 

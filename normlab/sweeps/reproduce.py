@@ -180,7 +180,7 @@ def _print_plan(
         console.print(f"    {len(one.cells)} cells of {len(ids)} runs, {len(ids & missing.keys())} of them missing")
         first = {one.ids[cell.row, cell.column, cell.seed] for cell in one.pretraining}
         if first:
-            console.print(f"    they begin from {len(first)} runs more, {len(first & missing.keys())} of them missing")
+            console.print(f"    they begin from {len(first)} more, {len(first & missing.keys())} of them missing")
     expected = _expected(missing, shared, seconds, num_jobs(jobs))
     console.print(f"{len(shared)} runs, {len(missing)} of them missing{expected}", soft_wrap=True)
 
