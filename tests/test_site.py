@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_figures import moments
+from figure_runs import moments
 from test_table_report import records
 
 from normlab.cli import main
