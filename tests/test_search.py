@@ -467,3 +467,5 @@ def test_cosines_begin_again():
     assert smooth == pytest.approx(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 10.5 / 20)))
     thirds = [cosine_restarts(u, 30, 10, first=1 / 3, times=1, least=0, unit="fraction") for u in range(30)]
     assert thirds[:10] == thirds[10:20] == thirds[20:]
+    tiny = cosine_restarts(10**6, 10**7, 10, first=1e-300, times=1)  # an update at least, and an answer at once
+    assert tiny == cosine_restarts(10**6, 10**7, 10, first=1, times=1, unit="iterations")

@@ -59,17 +59,18 @@ def cosine_restarts(
 
     Args:
         update, total, per_epoch: as above.
-        first: length of the first cosine, in `unit`.
+        first: length of the first cosine, in `unit`; an update at least.
         times: by which each is longer than the one before.
         least: the smallest factor of the rate, that each ends in.
         each: when the rate moves: at each update, or once an epoch, as in ENAS's code.
         unit: of `first`.
     """
     done: float = update if each == "update" else update // per_epoch * per_epoch
-    length = _updates(first, unit, total, per_epoch)
+    length = max(1.0, _updates(first, unit, total, per_epoch))
+    if times == 1:
+        done %= length
     while done >= length:
         done, length = done - length, length * times
-
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * done / length))
 
 
