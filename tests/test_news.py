@@ -46,7 +46,7 @@ def test_a_run_says_what_it_is_and_how_it_goes(tmp_path):
     assert epochs[0].endswith(" left") and not epochs[1].endswith(" left")
 
 
-def test_a_run_that_goes_on_says_behind_what(tmp_path):
+def test_a_run_that_goes_on_says_after_what(tmp_path):
     settings, heard = load([*SMALL, f"out={tmp_path}", "checkpoint.every=0.25"]), Heard()
     folder = RunFolder.of(settings)
 
@@ -57,7 +57,7 @@ def test_a_run_that_goes_on_says_behind_what(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         start(settings, folder, Told(stop))
     start(settings, folder, heard)
-    assert any("going on behind 4" in line for line in heard.lines)
+    assert any("going on after 4" in line for line in heard.lines)
 
 
 def test_without_a_terminal_there_is_a_line_an_epoch(tmp_path, capsys):
@@ -129,7 +129,7 @@ def test_what_differs_between_cells_is_what_was_swept(tmp_path):
     words = [
         [*SMALL, f"out={tmp_path}", f"norm={norm}", f"optim.lr={lr}"] for norm in ("bn", "gn") for lr in (0.1, 0.2)
     ]
-    assert [dict(cell.swept) for cell in outcomes(words)] == [
+    assert [dict(cell.swept) for cell in outcomes(words, [load(own) for own in words])] == [
         {"norm": norm, "optim.lr": lr} for norm in ("bn", "gn") for lr in ("0.1", "0.2")
     ]
 

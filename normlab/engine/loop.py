@@ -41,8 +41,7 @@ class Loop:
             for number in range(len(task.phases))
         ]
         self.journal = Journal(session, tracker, self.length)
-        self.news = News(session, self.length)
-        self._mirror = getattr(tracker, "place", type(tracker).__name__)
+        self.news = News(session, self.length, getattr(tracker, "place", type(tracker).__name__))
         self.observer = Observer(session, self.length.per_epoch, self.length.total)
         self.updates = 0
         self.seconds = 0.0
@@ -57,7 +56,7 @@ class Loop:
         """Raises Interrupted where nothing needs to be finished; what was done before is saved."""
         self._resume()
         if self.session.is_first:
-            self.news.begin(self.updates, self._mirror)
+            self.news.begin(self.updates)
         start = time.monotonic() - self.seconds
         if self.updates == 0:
             self.journal.ratios(0)

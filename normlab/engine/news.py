@@ -15,26 +15,27 @@ _SHOWN = 3  # metrics of a line; all are in metrics.jsonl
 class News:
     """Of the session's run, by its first rank."""
 
-    def __init__(self, session: Session, length: Length) -> None:
-        self._session, self._length = session, length
+    def __init__(self, session: Session, length: Length, mirror: str) -> None:
+        """`mirror` says where else the records go."""
+        self._session, self._length, self._mirror = session, length, mirror
         self._known = metrics_of(session.config.task["_target_"])
         self._began = self._since = (time.monotonic(), 0)
         self._rate = 0.0
 
-    def begin(self, updates: int, mirror: str) -> None:
-        """Training begins behind so many updates; `mirror` says where else its records go."""
+    def begin(self, updates: int) -> None:
+        """Training begins after so many updates."""
         session, length = self._session, self._length
         config, device = session.config, session.device
         threads = f", {_number(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
         processes = f" on {session.share.ranks} processes" if session.share.ranks > 1 else ""
-        behind = f", going on behind {updates:,}" if updates else ""
+        before = f", going on after {updates:,}" if updates else ""
         session.progress.say(f"run      {session.folder.path}")
         session.progress.say(
             f"batch    {config.replicas} x {config.per_replica} samples{processes}, {device.type}{threads}"
         )
         epochs = f"{length.epoch(length.total):.4g}"
-        session.progress.say(f"length   {_number(length.total, 'update')}, epochs: {epochs}{behind}")
-        session.progress.say(f"tracker  {mirror}")
+        session.progress.say(f"length   {_number(length.total, 'update')}, epochs: {epochs}{before}")
+        session.progress.say(f"tracker  {self._mirror}")
         self._began = self._since = (time.monotonic(), updates)
 
     def pause(self, updates: int) -> None:
@@ -56,10 +57,9 @@ class News:
         self._since = (now, updates)
 
     def _values(self, measured: Mapping[str, float]) -> str:
-        names = [name for name in measured if "/" not in name]
-        shown = [*(name for name in names if name not in ("loss", "lr"))][:_SHOWN]
-        ordered = [name for name in ("loss", "lr") if name in names] + shown
-        return "  ".join(f"{name} {self._spelled(name, measured[name])}" for name in ordered)
+        first = [name for name in ("loss", "lr") if name in measured]
+        others = [name for name in measured if "/" not in name and name not in first]
+        return "  ".join(f"{name} {self._spelled(name, measured[name])}" for name in first + others[:_SHOWN])
 
     def _spelled(self, name: str, value: float) -> str:
         if name == "lr":

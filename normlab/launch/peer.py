@@ -64,7 +64,7 @@ def _train(folder: RunFolder, timeout: timedelta) -> None:
         folder.set_status("failed", error=str(error))
         raise
     finally:
-        gc.collect()  # networks in a circle of references would keep the group, and its threads may abort the process
+        gc.collect()  # DDP holds itself in a circle, and would keep the group, whose threads may abort the process
         dist.destroy_process_group()
 
 

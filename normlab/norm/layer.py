@@ -1,8 +1,8 @@
 """The one layer: a normalizer declared by the scopes of its mean and of its variance, and how several are mixed.
 
     Normalizer(64, mean=["bn"], var=["bn"])                           BN
-    Normalizer(64, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])   SN, SN Eq. 3
-    Normalizer(64, mean=["bn"], var=["en"], groups=1)                 HN, HN Eq. 5
+    Normalizer(64, mean=["in", "ln", "bn"], var=["in", "ln", "bn"])   SN, Eq. 3
+    Normalizer(64, mean=["bn"], var=["en"], groups=1)                 HN, Eq. 5
 
     y = weight * (x - sum_k ratio_k mean_k) / sqrt(sum_k ratio'_k var_k + eps) + bias
 

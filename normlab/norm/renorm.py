@@ -1,4 +1,4 @@
-"""Batch Renormalization (Ioffe 2017), compared with SN in SN, Sec. 4.1 (r_max 1.5, d_max 0.5)."""
+"""Batch Renormalization (Ioffe 2017), which SN is compared with (SN, Sec. 4.1: r_max 1.5, d_max 0.5)."""
 
 from typing import Annotated
 

@@ -79,9 +79,7 @@ class ExceptionalCell:
 class Pretraining:
     """Runs that cells begin from and that no cell shows, as classifiers of the same pictures; of each cell's seed."""
 
-    scales: dict[
-        str, str | None
-    ]  # scale of the table -> file of conf/scale: the protocol of these runs; null: none there
+    scales: dict[str, str | None]  # scale of the table -> file of conf/scale, their protocol; null: there are none
     runs: dict[str, list[str]]  # name -> overrides
     by_scale: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # name -> scale -> more overrides
     task: str | None = None  # of conf/task; null: the default one

@@ -99,7 +99,7 @@ def multirun(words: list[str]) -> int:
     if not searches:
         from normlab.sweeps.outcome import show
 
-        show(words_of, place)
+        show(words_of, cells, place)
     return status or int(failure is not None)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from normlab.config import load, parse
+from normlab.config import Config, parse
 from normlab.console import PlainConsole
 from normlab.errors import DiskFullError, plain
 from normlab.runs.folder import RunFolder
@@ -32,14 +32,14 @@ class Outcome:
     metrics: Mapping[str, float]  # under the statistics that the run is known by; none before its end
 
 
-def outcomes(cells: Sequence[Sequence[str]]) -> list[Outcome]:
-    """Of the cells of a sweep, each given by its words."""
-    values = [{parse(word).get_key_element().lstrip("+~"): word.partition("=")[2] for word in own} for own in cells]
+def outcomes(words: Sequence[Sequence[str]], cells: Sequence[Config]) -> list[Outcome]:
+    """Of the cells of a sweep, each with the words that it was given by."""
+    values = [{parse(word).get_key_element().lstrip("+~"): word.partition("=")[2] for word in own} for own in words]
     keys = list(dict.fromkeys(key for own in values for key in own))
     swept = [key for key in keys if key != SEED and len({own.get(key, "") for own in values}) > 1]
     found = []
-    for words, own in zip(cells, values, strict=True):
-        folder = RunFolder.of(load(list(words)))
+    for config, own in zip(cells, values, strict=True):
+        folder = RunFolder.of(config)
         status = folder.status()["status"]
         summary = folder.summary() if status in ("finished", "diverged") else {"headline": {}, "metrics": {}}
         headline = summary["headline"]
@@ -49,9 +49,9 @@ def outcomes(cells: Sequence[Sequence[str]]) -> list[Outcome]:
     return found
 
 
-def show(cells: Sequence[Sequence[str]], place: Path) -> None:
+def show(words: Sequence[Sequence[str]], cells: Sequence[Config], place: Path) -> None:
     """Print the table of a sweep that has been run, and write its cells to results.csv in `place`."""
-    found = outcomes(cells)
+    found = outcomes(words, cells)
     if not any(cell.metrics for cell in found):
         return
     console = PlainConsole()
